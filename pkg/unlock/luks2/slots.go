@@ -1,0 +1,98 @@
+package luks2
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"slices"
+)
+
+// Segment returns the crypt segment, of which a valid header has exactly one.
+func (h *Header) Segment() Segment {
+	_, s := h.segment()
+	return s
+}
+
+func (h *Header) segment() (int, Segment) {
+	for _, id := range sortedKeys(h.Metadata.Segments) {
+		return id, h.Metadata.Segments[id]
+	}
+	return -1, Segment{}
+}
+
+// volumeDigest returns the digest of the volume key.
+func (h *Header) volumeDigest() (Digest, bool) {
+	segment, _ := h.segment()
+	for _, id := range sortedKeys(h.Metadata.Digests) {
+		if d := h.Metadata.Digests[id]; slices.Contains(d.Segments, segment) {
+			return d, true
+		}
+	}
+	return Digest{}, false
+}
+
+// VolumeKeyDigest identifies the volume key: the hexadecimal SHA-256 of its
+// digest object, with all parameters, so that none of it can be exchanged for
+// something weaker. It stays the same while keyslots come and go, and is empty
+// if the header has no digest of the volume key.
+func (h *Header) VolumeKeyDigest() string {
+	d, ok := h.volumeDigest()
+	if !ok {
+		return ""
+	}
+	encode := base64.StdEncoding.EncodeToString
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s %d %s %s",
+		d.Type, d.Hash, d.Iterations, encode(d.Salt), encode(d.Digest)))
+	return hex.EncodeToString(sum[:])
+}
+
+// Slots returns the keyslots that open the volume, ascending.
+func (h *Header) Slots() []int {
+	d, _ := h.volumeDigest()
+	return slices.Clone(d.Keyslots)
+}
+
+// Tokens returns the tokens of a type, ascending by number, with only those of
+// their keyslots that open the volume. A token may be left with none.
+func (h *Header) Tokens(kind string) []Token {
+	slots := h.Slots()
+	var tokens []Token
+	for _, id := range sortedKeys(h.Metadata.Tokens) {
+		t := h.Metadata.Tokens[id]
+		if t.Type != kind {
+			continue
+		}
+		t.Keyslots = slices.DeleteFunc(slices.Clone(t.Keyslots), func(slot int) bool {
+			return !slices.Contains(slots, slot)
+		})
+		tokens = append(tokens, t)
+	}
+	return tokens
+}
+
+// SlotsByToken returns the keyslots that tokens of a type open, ascending.
+func (h *Header) SlotsByToken(kind string) []int {
+	var slots []int
+	for _, t := range h.Tokens(kind) {
+		slots = append(slots, t.Keyslots...)
+	}
+	slices.Sort(slots)
+	return slices.Compact(slots)
+}
+
+// UntokenedSlots returns the keyslots which open the volume and which no token
+// speaks for, those with the cheapest KDF first. Slots that only open when
+// asked for by number come last.
+func (h *Header) UntokenedSlots() []int {
+	slots := h.Slots()
+	for _, t := range h.Metadata.Tokens {
+		slots = slices.DeleteFunc(slots, func(slot int) bool { return slices.Contains(t.Keyslots, slot) })
+	}
+	slices.SortStableFunc(slots, func(a, b int) int {
+		x, y := h.Metadata.Keyslots[a], h.Metadata.Keyslots[b]
+		return cmp.Or(cmp.Compare(min(y.Priority, 1), min(x.Priority, 1)), cmp.Compare(x.KDF.cost(), y.KDF.cost()))
+	})
+	return slots
+}
