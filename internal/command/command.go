@@ -1,0 +1,149 @@
+// Package command runs the programs that luksmediad depends on: cryptsetup, mkfs and fsck.
+//
+// It is the only package that starts processes. A program gets a fixed environment, an explicit standard input and
+// exactly the descriptors it is handed; no shell is involved. Arguments are always safe to log: key material reaches
+// a program by descriptor only.
+package command
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+)
+
+const (
+	// DefaultGrace is how long a program has to end after SIGTERM.
+	DefaultGrace = 5 * time.Second
+
+	maxOutput = 1 << 20 // bytes of standard output
+	maxStderr = 64 << 10
+)
+
+// Runner runs programs. The zero value is ready to use.
+type Runner struct {
+	// Grace is the time between SIGTERM and SIGKILL once the context has ended; 0 means DefaultGrace.
+	Grace time.Duration
+}
+
+// Run starts name, waits for it and returns its standard output, also when the program has failed.
+//
+// name is an absolute path or a bare name, which is looked up in Path and nowhere else. A nil stdin is /dev/null; the
+// extra files become descriptors 3, 4 and so on. When ctx ends, the program's process group gets SIGTERM and after
+// Grace SIGKILL; Run returns within twice Grace even if the program hangs in the kernel.
+//
+// Every error is an *Error. It wraps ErrNotFound, ErrOutputTooLarge, ErrStuck, or the context's error where one of
+// them is the reason.
+func (r Runner) Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error) {
+	failure := &Error{Program: name, Args: args, Code: -1}
+	if err := ctx.Err(); err != nil {
+		return nil, failure.because(err)
+	}
+	path, err := lookup(name)
+	if err != nil {
+		return nil, failure.because(err)
+	}
+	p := r.prepare(ctx, stdin, extra, path, args)
+	if err := p.cmd.Start(); err != nil {
+		return nil, failure.because(err)
+	}
+	if err := p.wait(ctx); errors.Is(err, ErrStuck) {
+		return nil, failure.because(err)
+	} else if err != nil {
+		return p.stdout.data, p.explain(ctx, failure, err)
+	}
+	if p.stdout.overflown {
+		return nil, failure.because(ErrOutputTooLarge)
+	}
+	return p.stdout.data, nil
+}
+
+// process is one started program and what it has written.
+type process struct {
+	cmd         *exec.Cmd
+	stdout      head
+	stderr      tail
+	grace       time.Duration
+	interrupted bool // SIGTERM was sent; written before cmd.Wait returns
+}
+
+func (r Runner) prepare(ctx context.Context, stdin *os.File, extra []*os.File, path string, args []string) *process {
+	p := &process{
+		cmd:    exec.CommandContext(ctx, path, args...),
+		stdout: head{limit: maxOutput},
+		stderr: tail{limit: maxStderr},
+		grace:  r.Grace,
+	}
+	if p.grace == 0 {
+		p.grace = DefaultGrace
+	}
+	p.cmd.Env = []string{"PATH=" + Path, "LC_ALL=C"}
+	p.cmd.Dir = "/"
+	if stdin != nil {
+		p.cmd.Stdin = stdin
+	}
+	p.cmd.ExtraFiles = extra
+	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	p.cmd.WaitDelay = p.grace
+	p.cmd.Cancel = func() error {
+		err := p.signalGroup(syscall.SIGTERM)
+		p.interrupted = err == nil
+		return err
+	}
+	return p
+}
+
+// wait waits for the program, but not for ever: a process in uninterruptible sleep (state D, a suspended
+// device-mapper table) does not even end by SIGKILL, and os/exec would wait for it.
+func (p *process) wait(ctx context.Context) error {
+	done := make(chan error, 1)
+	go func() { done <- p.cmd.Wait() }()
+	select {
+	case err := <-done:
+		return p.reap(ctx, err)
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return p.reap(ctx, err)
+	case <-time.After(2 * p.grace):
+		return errors.Join(ErrStuck, ctx.Err())
+	}
+}
+
+// reap ends what the program has left behind in its group. The group's number cannot have been reused as long as it
+// has members; when it has none, the signal finds nobody.
+func (p *process) reap(ctx context.Context, err error) error {
+	if ctx.Err() != nil || errors.Is(err, exec.ErrWaitDelay) {
+		_ = p.signalGroup(syscall.SIGKILL)
+	}
+	return err
+}
+
+func (p *process) signalGroup(signal syscall.Signal) error {
+	err := syscall.Kill(-p.cmd.Process.Pid, signal)
+	if errors.Is(err, syscall.ESRCH) {
+		return os.ErrProcessDone
+	}
+	return err
+}
+
+// explain adds how the program ended.
+func (p *process) explain(ctx context.Context, failure *Error, err error) error {
+	failure.Stderr = string(p.stderr.data)
+	exited, ok := errors.AsType[*exec.ExitError](err)
+	if !ok {
+		return failure.because(err)
+	}
+	failure.Code = exited.ExitCode()
+	if status, ok := exited.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		failure.Signal = status.Signal()
+	}
+	if p.interrupted {
+		failure.Err = ctx.Err()
+	}
+	return failure
+}
