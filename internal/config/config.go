@@ -1,0 +1,155 @@
+// Package config reads /etc/luksmediad/config.yaml.
+//
+// The file is read strictly: an unknown key, a second value for a key, or a value out of bounds is an error, and all
+// errors are reported at once. Every scalar is taken as the text that stands in the file, so a name may look like a
+// number. What Load returns is complete, with all defaults filled in, and is not changed afterwards.
+package config
+
+import "time"
+
+const (
+	// DefaultPath is where the configuration is looked for.
+	DefaultPath = "/etc/luksmediad/config.yaml"
+	// StateDir holds what luksmediad remembers and, by default, the container.
+	StateDir = "/var/lib/luksmediad"
+	// VolumesDir holds the private mountpoints of the volumes.
+	VolumesDir = StateDir + "/volumes"
+)
+
+// Config is the effective configuration.
+type Config struct {
+	Volume Volume      `yaml:"volume"`
+	Stores []Store     `yaml:"stores"`
+	Unlock []KeySource `yaml:"unlock"` // tried in this order
+	Probes Probes      `yaml:"probes"`
+	HTTP   HTTP        `yaml:"http"`
+}
+
+// Volume is the encrypted volume.
+type Volume struct {
+	Name       string     `yaml:"name"`
+	Container  string     `yaml:"container"` // absolute path of the container file
+	Size       Size       `yaml:"size"`      // of a new container
+	Filesystem Filesystem `yaml:"filesystem"`
+}
+
+// Mapping is the name of the open container below /dev/mapper.
+func (v Volume) Mapping() string { return "luksmediad-" + v.Name }
+
+// Root is the private mountpoint of the volume.
+func (v Volume) Root() string { return VolumesDir + "/" + v.Name }
+
+// Filesystem is the kind of filesystem in the volume.
+type Filesystem string
+
+// The filesystems that a volume can have.
+const (
+	Ext4 Filesystem = "ext4"
+	XFS  Filesystem = "xfs"
+)
+
+// Store is a directory of the volume and the path at which a service expects it.
+type Store struct {
+	Name    string   `yaml:"name"`
+	Path    string   `yaml:"path"` // absolute
+	Owner   Owner    `yaml:"owner"`
+	Service *Service `yaml:"service,omitempty"` // nil: nothing is stopped or started for this store
+}
+
+// Service is what uses a store. Exactly one field is set.
+type Service struct {
+	Docker  string `yaml:"docker,omitempty"`  // container name
+	Systemd string `yaml:"systemd,omitempty"` // unit name with its suffix
+}
+
+// Unit is the systemd unit that must be stopped before the store can be unmounted: Docker's own for a container, whose
+// restart policy would bring it back otherwise. It is empty where the store has no service.
+func (s Store) Unit() string {
+	switch {
+	case s.Service == nil:
+		return ""
+	case s.Service.Docker != "":
+		return "docker.service"
+	}
+	return s.Service.Systemd
+}
+
+// KeySource is one way to get a key. Exactly one field is set.
+type KeySource struct {
+	TPM2    *TPM2    `yaml:"tpm2,omitempty"`
+	Keyfile *Keyfile `yaml:"keyfile,omitempty"`
+}
+
+// Kind is the word for the source in the configuration.
+func (s KeySource) Kind() string {
+	if s.TPM2 != nil {
+		return "tpm2"
+	}
+	return "keyfile"
+}
+
+// TPM2 is a key sealed in a TPM.
+type TPM2 struct {
+	// Device is "auto", a path like /dev/tpmrm0, or a TCTI: device:/dev/tpmrm0, swtpm:path=SOCKET, swtpm:host=HOST,port=N.
+	Device string `yaml:"device"`
+	PCRs   []int  `yaml:"pcrs,flow"` // 0 to 23, ascending; the policy of a new keyslot
+}
+
+// Keyfile is a file whose content is a key.
+type Keyfile struct {
+	Path string `yaml:"path"` // absolute
+}
+
+// Probes says how often and how health is probed.
+type Probes struct {
+	Interval time.Duration `yaml:"interval"`
+	Timeout  time.Duration `yaml:"timeout"` // of one run; at most the interval
+	Synapse  *Synapse      `yaml:"synapse,omitempty"`
+}
+
+// Synapse is the homeserver that is asked for a thumbnail.
+type Synapse struct {
+	URL       string `yaml:"url"`        // scheme and authority only
+	TokenFile string `yaml:"token_file"` // holds the access token of an application service
+	Store     string `yaml:"store"`      // name of the store that is its media_store
+}
+
+// HTTP is the read-only listener.
+type HTTP struct {
+	Listen string `yaml:"listen"` // IP address and port; a loopback address
+}
+
+// withDefaults is the configuration without stores and before anything is derived from what the file says.
+func withDefaults() Config {
+	return Config{
+		Volume: Volume{Name: "synapse-media", Size: 50 * GiB, Filesystem: Ext4},
+		Probes: Probes{Interval: time.Minute},
+		HTTP:   HTTP{Listen: "127.0.0.1:10165"},
+	}
+}
+
+func defaultStore() Store { return Store{Name: "media", Owner: Owner{UID: 991, GID: 991}} }
+
+func defaultTPM2() *TPM2 { return &TPM2{Device: "auto", PCRs: []int{}} }
+
+func defaultKeyfile() *Keyfile { return &Keyfile{Path: "/root/.luks-media.key"} }
+
+func defaultSynapse() *Synapse {
+	return &Synapse{URL: "http://127.0.0.1:8008", TokenFile: "/etc/luksmediad/synapse.token"}
+}
+
+// derive fills the defaults that depend on other values.
+func (c *Config) derive() {
+	if c.Volume.Container == "" {
+		c.Volume.Container = StateDir + "/" + c.Volume.Name + ".luks"
+	}
+	if len(c.Unlock) == 0 {
+		c.Unlock = []KeySource{{TPM2: defaultTPM2()}}
+	}
+	if c.Probes.Timeout == 0 {
+		c.Probes.Timeout = min(10*time.Second, c.Probes.Interval)
+	}
+	if s := c.Probes.Synapse; s != nil && s.Store == "" && len(c.Stores) > 0 {
+		s.Store = c.Stores[0].Name
+	}
+}

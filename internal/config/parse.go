@@ -1,0 +1,160 @@
+package config
+
+import (
+	"errors"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
+)
+
+// Parse reads a configuration; name stands for the file in errors. The error is an *Error.
+func Parse(name string, content []byte) (*Config, error) {
+	d := &document{file: name, places: map[string]*token.Position{}}
+	c := withDefaults()
+	if body, ok := d.tree(content); ok {
+		c.read(value{d, "", body})
+		c.derive()
+		c.validate(d)
+	}
+	if len(d.problems) > 0 {
+		sortProblems(d.problems)
+		return nil, &Error{Problems: d.problems}
+	}
+	return &c, nil
+}
+
+// tree returns the only document of the file, nil if it is empty. After a syntax error there is nothing more to say.
+func (d *document) tree(content []byte) (ast.Node, bool) {
+	file, err := parser.ParseBytes(content, 0, parser.AllowDuplicateMapKey())
+	if err != nil {
+		d.reportSyntax(err)
+		return nil, false
+	}
+	if len(file.Docs) > 1 {
+		d.report("", "", "%d YAML documents stand where one is expected", len(file.Docs))
+		return nil, false
+	}
+	if len(file.Docs) == 0 {
+		return nil, true
+	}
+	return file.Docs[0].Body, true
+}
+
+func (d *document) reportSyntax(err error) {
+	p := Problem{File: d.file, Reason: "not YAML: " + err.Error()}
+	var located yaml.Error
+	if errors.As(err, &located) {
+		p.Reason = "not YAML: " + located.GetMessage()
+		if at := located.GetToken(); at != nil {
+			p.Line, p.Column = at.Position.Line, at.Position.Column
+		}
+	}
+	d.problems = append(d.problems, p)
+}
+
+func (c *Config) read(v value) {
+	v.mapping(fields{
+		"volume": c.Volume.read,
+		"stores": func(v value) { v.list("[{path: "+examplePath+"}]", c.readStore) },
+		"unlock": c.readUnlock,
+		"probes": c.Probes.read,
+		"http":   func(v value) { v.mapping(fields{"listen": parsed(&c.HTTP.Listen, "127.0.0.1:10165", parseListen)}) },
+	})
+}
+
+func (volume *Volume) read(v value) {
+	v.mapping(fields{
+		"name":       parsed(&volume.Name, "synapse-media", parseName),
+		"container":  parsed(&volume.Container, StateDir+"/synapse-media.luks", parseContainer),
+		"size":       parsed(&volume.Size, "50GiB", parseVolumeSize),
+		"filesystem": parsed(&volume.Filesystem, "ext4", parseFilesystem),
+	})
+}
+
+func (c *Config) readStore(v value) {
+	store := defaultStore()
+	v.mapping(fields{
+		"name":  parsed(&store.Name, "media", parseName),
+		"path":  parsed(&store.Path, examplePath, parsePath),
+		"owner": parsed(&store.Owner, "991:991", ParseOwner),
+		"service": func(v value) {
+			store.Service = &Service{}
+			store.Service.read(v)
+		},
+	})
+	c.Stores = append(c.Stores, store)
+}
+
+func (service *Service) read(v value) {
+	before := len(v.problems)
+	v.mapping(fields{
+		"docker":  parsed(&service.Docker, "synapse", parseDocker),
+		"systemd": parsed(&service.Systemd, "matrix-synapse.service", parseUnit),
+	})
+	if len(v.problems) == before && (service.Docker == "") == (service.Systemd == "") {
+		v.report(v.key, "{docker: synapse}", "needs exactly one of: docker, systemd")
+	}
+}
+
+// readUnlock tells "nothing said", which means the default, from "no source", which would be a machine that never
+// opens its volume by itself.
+func (c *Config) readUnlock(v value) {
+	const example = "[{tpm2: {}}]"
+	v.list(example, c.readSource)
+	if list, ok := v.node.(*ast.SequenceNode); ok && len(list.Values) == 0 {
+		v.report(v.key, example, "there is no key source")
+	}
+}
+
+func (c *Config) readSource(v value) {
+	before := len(v.problems)
+	var source KeySource
+	v.mapping(fields{
+		"tpm2": func(v value) {
+			source.TPM2 = defaultTPM2()
+			source.TPM2.read(v)
+		},
+		"keyfile": func(v value) {
+			source.Keyfile = defaultKeyfile()
+			v.mapping(fields{"path": parsed(&source.Keyfile.Path, "/root/.luks-media.key", parsePath)})
+		},
+	})
+	if len(v.problems) == before && (source.TPM2 == nil) == (source.Keyfile == nil) {
+		v.report(v.key, "{tpm2: {}}", "needs exactly one of: keyfile, tpm2")
+	}
+	c.Unlock = append(c.Unlock, source)
+}
+
+func (tpm2 *TPM2) read(v value) {
+	v.mapping(fields{
+		"device": parsed(&tpm2.Device, "auto", parseTPMDevice),
+		"pcrs": func(v value) {
+			v.list("[7, 14]", func(v value) {
+				pcr := -1
+				parsed(&pcr, "7", parsePCR)(v)
+				tpm2.addPCR(v, pcr)
+			})
+		},
+	})
+}
+
+func (probes *Probes) read(v value) {
+	v.mapping(fields{
+		"interval": parsed(&probes.Interval, "60s", parseInterval),
+		"timeout":  parsed(&probes.Timeout, "10s", parseTimeout),
+		"synapse": func(v value) {
+			probes.Synapse = defaultSynapse()
+			probes.Synapse.read(v)
+		},
+	})
+}
+
+func (synapse *Synapse) read(v value) {
+	v.mapping(fields{
+		"url":        parsed(&synapse.URL, "http://127.0.0.1:8008", parseURL),
+		"token_file": parsed(&synapse.TokenFile, "/etc/luksmediad/synapse.token", parsePath),
+		"store":      parsed(&synapse.Store, "media", parseName),
+	})
+}

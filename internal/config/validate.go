@@ -1,0 +1,133 @@
+package config
+
+import "fmt"
+
+// validate checks what concerns more than one value. Values that are wrong by themselves are reported already and are
+// empty here.
+func (c *Config) validate(d *document) {
+	c.checkStores(d)
+	c.checkContainer(d)
+	c.checkSources(d)
+	c.checkProbes(d)
+	if c.Volume.Filesystem == XFS && c.Volume.Size < minXFS {
+		d.report("volume.size", "1GiB", "%q is less than xfs needs, %v", c.Volume.Size, minXFS)
+	}
+}
+
+// minXFS leaves 300 MiB, the least that mkfs.xfs makes since xfsprogs 5.19, after the LUKS2 header.
+const minXFS = 320 * MiB
+
+func (c *Config) checkStores(d *document) {
+	if len(c.Stores) == 0 && !d.reported("stores") {
+		d.report("stores", "[{path: "+examplePath+"}]", "there is no store")
+	}
+	for i, store := range c.Stores {
+		key := fmt.Sprintf("stores[%d]", i)
+		if store.Path == "" {
+			d.requirePath(key)
+			continue
+		}
+		if inside(store.Path, StateDir) || inside(StateDir, store.Path) {
+			d.report(key+".path", examplePath, "%q and luksmediad's own directory %s overlap", store.Path, StateDir)
+		}
+		for j, other := range c.Stores[:i] {
+			c.checkPair(d, key, store, fmt.Sprintf("stores[%d]", j), other)
+		}
+	}
+}
+
+// requirePath reports a missing path, unless there was one and it is reported already.
+func (d *document) requirePath(key string) {
+	if d.places[key+".path"] == nil {
+		d.report(key+".path", examplePath, "is missing")
+	}
+}
+
+func (c *Config) checkPair(d *document, key string, store Store, otherKey string, other Store) {
+	if store.Name == other.Name {
+		d.report(key+".name", store.Name+"-2", "%q is the name of %s too", store.Name, otherKey)
+	}
+	switch {
+	case other.Path == "":
+	case store.Path == other.Path:
+		d.report(key+".path", "", "%q is the path of %s too", store.Path, otherKey)
+	case inside(store.Path, other.Path):
+		d.report(key+".path", "", "%q lies inside the path of %s, %q", store.Path, otherKey, other.Path)
+	case inside(other.Path, store.Path):
+		d.report(key+".path", "", "%q contains the path of %s, %q", store.Path, otherKey, other.Path)
+	}
+}
+
+// checkContainer refuses a container that would be hidden by its own volume.
+func (c *Config) checkContainer(d *document) {
+	const key, example = "volume.container", StateDir + "/synapse-media.luks"
+	if inside(c.Volume.Container, VolumesDir) {
+		d.report(key, example, "%q lies in %s, where volumes are mounted", c.Volume.Container, VolumesDir)
+	}
+	if d.places[key] != nil { // else the store overlaps with StateDir, which says it better
+		c.checkOutsideStores(d, key, c.Volume.Container, example)
+	}
+}
+
+// checkOutsideStores refuses a path that is only readable once the volume is open.
+func (c *Config) checkOutsideStores(d *document, key, path, example string) {
+	for i, store := range c.Stores {
+		if store.Path != "" && inside(path, store.Path) {
+			d.report(key, example, "%q lies inside the path of stores[%d], %q", path, i, store.Path)
+		}
+	}
+}
+
+func (c *Config) checkSources(d *document) {
+	first := map[string]int{}
+	for i, source := range c.Unlock {
+		key := fmt.Sprintf("unlock[%d]", i)
+		same := source.identity()
+		if j, ok := first[same]; ok && same != "" {
+			d.report(key, "", "is the same source as unlock[%d]", j)
+		} else {
+			first[same] = i
+		}
+		if source.Keyfile != nil {
+			c.checkKeyfile(d, key+".keyfile.path", source.Keyfile.Path)
+		}
+	}
+}
+
+// identity is what makes two sources the same one; two PCR policies of one TPM are not.
+func (s KeySource) identity() string {
+	switch {
+	case s.TPM2 != nil:
+		return fmt.Sprint("tpm2 ", s.TPM2.Device, s.TPM2.PCRs)
+	case s.Keyfile != nil:
+		return "keyfile " + s.Keyfile.Path
+	default:
+		return ""
+	}
+}
+
+func (c *Config) checkKeyfile(d *document, key, path string) {
+	const example = "/root/.luks-media.key"
+	if path == c.Volume.Container {
+		d.report(key, example, "%q is the container", path)
+	}
+	if inside(path, VolumesDir) {
+		d.report(key, example, "%q lies in %s, where volumes are mounted", path, VolumesDir)
+	}
+	c.checkOutsideStores(d, key, path, example)
+}
+
+func (c *Config) checkProbes(d *document) {
+	if c.Probes.Timeout > c.Probes.Interval {
+		d.report("probes.timeout", c.Probes.Interval.String(), "%q is more than the interval, %v", c.Probes.Timeout, c.Probes.Interval)
+	}
+	if c.Probes.Synapse == nil || len(c.Stores) == 0 {
+		return
+	}
+	for _, store := range c.Stores {
+		if store.Name == c.Probes.Synapse.Store {
+			return
+		}
+	}
+	d.report("probes.synapse.store", c.Stores[0].Name, "%q is not the name of a store", c.Probes.Synapse.Store)
+}
