@@ -1,0 +1,151 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/pkg/mount"
+)
+
+// container is the opened container: everything that is read of it or attached goes through this one descriptor, so
+// that a path that changes its meaning changes nothing.
+type container struct {
+	*os.File
+	bytes int64
+	// block: the container is a block device and needs no loop device.
+	block  bool
+	device uint64 // of the block device itself
+}
+
+// openContainer opens what is at path; flag is os.O_RDWR or os.O_RDONLY. A symbolic link is followed only to a block
+// device: /dev/disk/by-id consists of them, a file container behind one could be exchanged.
+func openContainer(path string, flag int) (*container, error) {
+	file, err := os.OpenFile(path, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ELOOP) {
+		file, err = openLinkedDevice(path, flag)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, wrongf(ErrContainerMissing, "cannot open container %s", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot open container: %w", err)
+	}
+	c, err := inspectContainer(file)
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return c, nil
+}
+
+func openLinkedDevice(path string, flag int) (*os.File, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode().Type() != fs.ModeDevice {
+		return nil, wrongf(ErrContainerForeign, "%s is a symbolic link to something other than a block device", path)
+	}
+	return os.OpenFile(path, flag|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+}
+
+func inspectContainer(file *os.File) (*container, error) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
+		return nil, fmt.Errorf("cannot inspect container %s: %w", file.Name(), err)
+	}
+	switch stat.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return &container{File: file, bytes: stat.Size}, nil
+	case unix.S_IFBLK:
+		bytes, err := file.Seek(0, io.SeekEnd)
+		if err != nil {
+			return nil, fmt.Errorf("cannot tell the size of %s: %w", file.Name(), err)
+		}
+		return &container{File: file, bytes: bytes, block: true, device: stat.Rdev}, nil
+	}
+	return nil, wrongf(ErrContainerForeign, "cannot use container %s: it is neither a file nor a block device", file.Name())
+}
+
+// checkAllocated refuses a file container with holes.
+func (c *container) checkAllocated() error {
+	if c.block {
+		return nil
+	}
+	allocated, size, err := mount.Allocation(c.File)
+	if err != nil {
+		return err
+	}
+	if allocated < size {
+		return wrongf(ErrContainerSparse, "cannot use container %s: %d of its %d bytes are allocated", c.Name(), allocated, size)
+	}
+	return nil
+}
+
+// backing is the device that carries the container.
+type backing struct {
+	// path is /dev/loopN or the container itself; number its "major:minor".
+	path, number string
+	release      func() error
+}
+
+// attach gives the container a block device: itself, the loop device it already has, or a new one.
+func (c *container) attach(ctx context.Context) (*backing, bool, error) {
+	if c.block {
+		return &backing{path: c.Name(), number: deviceNumber(c.device), release: noRelease}, false, nil
+	}
+	loops, err := mount.FindLoops(c.File)
+	if err != nil {
+		return nil, false, err
+	}
+	switch len(loops) {
+	case 0:
+		return c.attachLoop(ctx)
+	case 1:
+		loop, err := mount.OpenLoop(c.File, loops[0])
+		if err != nil {
+			return nil, false, err
+		}
+		backing, err := heldBy(loop)
+		return backing, true, err
+	}
+	return nil, false, wrongf(ErrContainerForeign, "cannot use container %s: %d loop devices carry it", c.Name(), len(loops))
+}
+
+func (c *container) attachLoop(ctx context.Context) (*backing, bool, error) {
+	loop, err := mount.AttachLoop(ctx, c.File, mount.LoopOptions{BlockBytes: sectorBytes, DirectIO: true, AutoClear: true})
+	if err != nil {
+		return nil, false, err
+	}
+	backing, err := heldBy(loop)
+	return backing, false, err
+}
+
+// heldBy keeps the loop device from vanishing until the mapping holds it.
+func heldBy(loop *mount.Loop) (*backing, error) {
+	number, err := numberOf(loop.Path())
+	if err != nil {
+		return nil, errors.Join(err, loop.Close())
+	}
+	return &backing{path: loop.Path(), number: number, release: loop.Close}, nil
+}
+
+func noRelease() error { return nil }
+
+// numberOf is the "major:minor" of the device node at path.
+func numberOf(path string) (string, error) {
+	var stat unix.Stat_t
+	if err := unix.Stat(path, &stat); err != nil {
+		return "", fmt.Errorf("cannot inspect %s: %w", path, err)
+	}
+	return deviceNumber(stat.Rdev), nil
+}
+
+func deviceNumber(device uint64) string {
+	return fmt.Sprintf("%d:%d", unix.Major(device), unix.Minor(device))
+}

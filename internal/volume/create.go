@@ -1,0 +1,221 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+
+	"github.com/google/uuid"
+
+	"luksmediad/internal/journal"
+	"luksmediad/pkg/mount"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
+	"luksmediad/pkg/unlock/secret"
+)
+
+const (
+	// sectorBytes is the encryption sector size and the block size of the loop device: they must agree.
+	sectorBytes = 4096
+	// recoveryKeyslot opens with the recovery passphrase; the sources of the configuration follow it.
+	recoveryKeyslot = 0
+	// formatKeyslot carries the throw-away key that the container is formatted with; it is empty afterwards.
+	formatKeyslot = 31
+)
+
+// CreateOptions are the decisions of a create that are not in the configuration.
+type CreateOptions struct {
+	// Recovery is the recovery passphrase; nil generates a recovery key. Create wipes it.
+	Recovery *secret.Key
+	// Deliver gets the generated recovery key once, when everything but the last step is done. If it fails the
+	// creation does.
+	Deliver func(*secret.Key) error
+}
+
+// creating is what the steps of one Create have found out so far.
+type creating struct {
+	*Volume
+	observer  Observer
+	options   CreateOptions
+	journal   *creation
+	container *container
+	backing   *backing
+	formatKey *secret.Key
+	recovery  *secret.Key
+	generated bool
+	record    Record
+	// undoable: this run has begun to change things that are its own to take back.
+	undoable bool
+}
+
+// Create makes the container, its keys, its filesystem and its stores, and records it. Until the last step there is
+// no record and nothing is used. What a crash left is finished by the next Create; what a failure left is removed.
+func (v *Volume) Create(ctx context.Context, options CreateOptions, observer Observer) (*Record, error) {
+	c := &creating{Volume: v, observer: observer, options: options}
+	defer c.release()
+	err := runSteps(ctx, observer, []step{
+		{StepPreflight, c.preflight},
+		{StepAllocate, c.allocate},
+		{StepAttach, c.attach},
+		{StepFormat, c.format},
+		{StepKeys, c.addKeys},
+		{StepUnlock, c.unlock},
+		{StepMakeFS, c.makeFilesystem},
+		{StepMount, c.fill},
+		{StepLock, c.lockAgain},
+		{StepHeader, c.finishHeader},
+		{StepGuard, c.guardPaths},
+		{StepRecord, c.commit},
+	})
+	if err != nil && c.undoable {
+		err = errors.Join(err, c.undo(context.WithoutCancel(ctx)))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &c.record, nil
+}
+
+// attach gives the container its loop device. One left by a crash is adopted.
+func (c *creating) attach(ctx context.Context) (err error) {
+	c.backing, _, err = c.container.attach(ctx)
+	return err
+}
+
+// format writes a new header over whatever an interrupted create has left.
+func (c *creating) format(ctx context.Context) (err error) {
+	if c.formatKey, err = secret.Random(64); err != nil {
+		return err
+	}
+	return c.cryptsetup.Format(ctx, c.backing.path, c.formatKey, unlock.FormatOptions{
+		UUID:        c.journal.UUID,
+		Label:       c.MappingName(),
+		Keyslot:     formatKeyslot,
+		SectorBytes: sectorBytes,
+	})
+}
+
+// unlock opens the new container with the throw-away key, through the same validation as every later boot.
+func (c *creating) unlock(ctx context.Context) error {
+	header, err := c.readOwnHeader()
+	if err != nil {
+		return err
+	}
+	if err := c.cryptsetup.Activate(ctx, c.backing.path, c.MappingName(), header, formatKeyslot, c.formatKey); err != nil {
+		return err
+	}
+	mapping, err := unlock.FindMapping(c.MappingName())
+	if err != nil {
+		return err
+	}
+	return mapping.Matches(header, c.backing.number)
+}
+
+func (c *creating) readOwnHeader() (*luks2.Header, error) {
+	header, err := luks2.Read(c.container, c.container.bytes)
+	if err != nil {
+		return nil, err
+	}
+	return header, header.Validate(c.container.bytes)
+}
+
+func (c *creating) makeFilesystem(ctx context.Context) error {
+	mapping, err := unlock.FindMapping(c.MappingName())
+	if err != nil {
+		return err
+	}
+	c.record.Filesystem = mount.Kind(c.config.Volume.Filesystem)
+	c.record.FilesystemUUID, err = mount.Make(ctx, c.runner, mapping.Path, mount.MakeOptions{
+		Kind: c.record.Filesystem, Label: "luksmediad", UUID: c.journal.FilesystemUUID,
+	})
+	return err
+}
+
+// fill puts stores, marker and canary into the new filesystem.
+func (c *creating) fill(context.Context) error {
+	mapping, err := unlock.FindMapping(c.MappingName())
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(os.MkdirAll(c.Root(), 0o700), mount.Mount(mapping.Path, c.record.Filesystem, c.Root())); err != nil {
+		return err
+	}
+	for _, store := range c.config.Stores {
+		if err := c.makeStore(store); err != nil {
+			return err
+		}
+		c.record.Encrypted = append(c.record.Encrypted, store.Name)
+	}
+	return c.populate(c.journal.Marker)
+}
+
+// lockAgain leaves everything closed, and requires that neither mkfs nor the mount punched holes into the file.
+func (c *creating) lockAgain(ctx context.Context) error {
+	if err := c.closeMapping(ctx); err != nil {
+		return err
+	}
+	return c.container.checkAllocated()
+}
+
+// closeMapping undoes unlock and fill; what a crash has left of them too.
+func (c *creating) closeMapping(ctx context.Context) error {
+	mapping, err := unlock.FindMapping(c.MappingName())
+	if err != nil || mapping == nil {
+		return err
+	}
+	if err := c.unmount(mapping, silent{}); err != nil {
+		return err
+	}
+	return c.cryptsetup.Deactivate(ctx, mapping.Name)
+}
+
+// finishHeader removes the throw-away key, which takes the recovery passphrase, and pins and saves what is left.
+func (c *creating) finishHeader(ctx context.Context) error {
+	if err := c.cryptsetup.RemoveKeyslot(ctx, c.backing.path, c.recovery, formatKeyslot); err != nil {
+		return err
+	}
+	header, err := c.readOwnHeader()
+	if err != nil {
+		return err
+	}
+	c.record.Container = c.config.Volume.Container
+	c.record.Pin = header.Pin(c.container.bytes)
+	c.record.Marker = c.journal.Marker
+	c.record.Created = time.Now().UTC().Truncate(time.Second)
+	return c.backUpHeader(ctx)
+}
+
+func (c *creating) guardPaths(context.Context) error { return c.guardAll(&c.record, c.observer) }
+
+// commit hands out the recovery key and makes the volume usable, in this order: a volume whose recovery key nobody
+// has seen must not exist.
+func (c *creating) commit(context.Context) error {
+	if c.generated {
+		if err := c.options.Deliver(c.recovery); err != nil {
+			return err
+		}
+	}
+	if err := c.saveRecord(&c.record); err != nil {
+		return err
+	}
+	c.observer.Event(journal.Created, journal.F("CONTAINER", c.record.Container))
+	return c.states.Remove(c.creationName())
+}
+
+func (c *creating) release() {
+	c.formatKey.Wipe()
+	c.recovery.Wipe()
+	c.options.Recovery.Wipe()
+	if c.backing != nil {
+		c.backing.release()
+	}
+	if c.container != nil {
+		c.container.Close()
+	}
+}
+
+// newCreation draws the identities of a volume to be.
+func (v *Volume) newCreation() *creation {
+	return &creation{Container: v.config.Volume.Container, UUID: uuid.NewString(), FilesystemUUID: uuid.NewString(), Marker: uuid.NewString()}
+}

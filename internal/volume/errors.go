@@ -1,0 +1,74 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+)
+
+// The classes of failure of this package, besides those of the packages below it.
+var (
+	// ErrNotSetUp: there is no record of a created volume.
+	ErrNotSetUp = errors.New("it has not been created")
+	// ErrUnfinished: a create was interrupted and its container must not be used.
+	ErrUnfinished = errors.New("its creation was interrupted")
+	// ErrAlreadySetUp: the volume has been created before.
+	ErrAlreadySetUp = errors.New("volume already set up")
+	// ErrContainerMissing: nothing is at the container's path.
+	ErrContainerMissing = errors.New("nothing is there")
+	// ErrContainerForeign: what is at the container's path is not ours.
+	ErrContainerForeign = errors.New("container foreign")
+	// ErrContainerSparse: blocks of the container are not allocated, so that a full disk below would lose data.
+	ErrContainerSparse = errors.New("container sparse")
+	// ErrFilesystemForeign: the filesystem or the marker in it is not the recorded one.
+	ErrFilesystemForeign = errors.New("filesystem foreign")
+	// ErrStoreNotEmpty: files lie in clear text where an encrypted store belongs.
+	ErrStoreNotEmpty = errors.New("it is not empty")
+	// ErrMountForeign: something else is mounted where the volume or a store belongs.
+	ErrMountForeign = errors.New("foreign mount")
+	// ErrSettings: the configuration contradicts what was created.
+	ErrSettings = errors.New("configuration contradicts the volume")
+	// ErrConfirmation: the caller would not go on.
+	ErrConfirmation = errors.New("not confirmed")
+)
+
+// Step names a step of an operation; STATUS=, conditions and progress go by it.
+type Step string
+
+// The steps of opening, in their order, then those of closing and creating.
+const (
+	StepRecord    Step = "record"
+	StepGuard     Step = "guard"
+	StepContainer Step = "container"
+	StepHeader    Step = "header"
+	StepAttach    Step = "attach"
+	StepUnlock    Step = "unlock"
+	StepCheck     Step = "filesystem"
+	StepMount     Step = "mount"
+	StepBind      Step = "bind"
+
+	StepUnbind  Step = "unbind"
+	StepUnmount Step = "unmount"
+	StepLock    Step = "lock"
+
+	StepPreflight Step = "preflight"
+	StepAllocate  Step = "allocate"
+	StepFormat    Step = "format"
+	StepKeys      Step = "keys"
+	StepMakeFS    Step = "make filesystem"
+)
+
+// StepError says in which step an operation failed. It wraps the cause.
+type StepError struct {
+	Step Step
+	Err  error
+}
+
+func (e *StepError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the cause.
+func (e *StepError) Unwrap() error { return e.Err }
+
+// wrongf makes an error of class with a message of its own.
+func wrongf(class error, format string, args ...any) error {
+	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), class)
+}

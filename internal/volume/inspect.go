@@ -1,0 +1,74 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"luksmediad/pkg/mount"
+	"luksmediad/pkg/unlock"
+)
+
+// State is what can be seen of the volume without a key and without changing anything.
+type State struct {
+	// Record is nil if the volume was not created.
+	Record *Record
+	// ContainerBytes is 0 if the container is not there.
+	ContainerBytes int64
+	// Mapping is nil while the container is locked; Backing is the device below it.
+	Mapping *unlock.Mapping
+	Backing string
+	// Mounted: the filesystem is at the private root.
+	Mounted bool
+	Stores  []StoreStatus
+}
+
+// Inspect looks at the volume. Where this process may not look, or nothing is there, the fields stay zero.
+func (v *Volume) Inspect() (*State, error) {
+	state := &State{}
+	var err error
+	if state.Record, err = v.loadRecord(); err != nil && !errors.Is(err, ErrNotSetUp) && !errors.Is(err, ErrUnfinished) {
+		return nil, err
+	}
+	if state.Mapping, err = unlock.FindMapping(v.MappingName()); err != nil && !errors.Is(err, unlock.ErrNoDeviceMapper) {
+		return nil, err
+	}
+	mounted, err := mount.At(v.Root())
+	if err != nil {
+		return nil, fmt.Errorf("cannot inspect volume %s: %w", v.Name(), err)
+	}
+	state.Mounted = mounted != nil && state.Mapping != nil && deviceOf(mounted) == state.Mapping.Device
+	v.inspectContainer(state)
+	return state, v.inspectStores(state)
+}
+
+func (v *Volume) inspectContainer(state *State) {
+	container, err := openContainer(v.config.Volume.Container, os.O_RDONLY)
+	if err != nil {
+		return
+	}
+	defer container.Close()
+	state.ContainerBytes = container.bytes
+	if loops, err := mount.FindLoops(container.File); err == nil && len(loops) == 1 {
+		state.Backing = loops[0].Path
+	}
+}
+
+func (v *Volume) inspectStores(state *State) error {
+	for _, store := range v.config.Stores {
+		status, err := v.storeStatus(store, state.Record)
+		if err != nil {
+			return err
+		}
+		state.Stores = append(state.Stores, status)
+	}
+	return nil
+}
+
+// Opened is the open volume as it was found; nil while it is closed.
+func (s *State) Opened(v *Volume) *Opened {
+	if s.Mapping == nil || s.Record == nil {
+		return nil
+	}
+	return &Opened{Record: s.Record, Root: v.Root(), PrivateDir: v.PrivateDir(), Mapping: s.Mapping, Backing: s.Backing, Stores: s.Stores}
+}

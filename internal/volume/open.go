@@ -1,0 +1,280 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+
+	"luksmediad/internal/journal"
+	"luksmediad/pkg/mount"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
+)
+
+// Opened describes the open volume.
+type Opened struct {
+	Record *Record
+	// Root is where the volume is mounted, PrivateDir a root-only folder in it.
+	Root, PrivateDir string
+	// Header is the validated header, with what is damaged of it.
+	Header *luks2.Header
+	// Mapping is the open container, Backing the device that carries it.
+	Mapping *unlock.Mapping
+	Backing string
+	// Source opened the container by Keyslot; empty if the mapping was adopted.
+	Source  string
+	Keyslot int
+	// Failed lists the sources that were tried before.
+	Failed []unlock.Attempt
+	Stores []StoreStatus
+	// Took is how long the source that fitted took.
+	Took time.Duration
+}
+
+// Adopted: the mapping was open already.
+func (o *Opened) Adopted() bool { return o.Source == "" }
+
+// StorePath is where the store called name is bound; empty if it is not configured.
+func (o *Opened) StorePath(name string) string {
+	for _, store := range o.Stores {
+		if store.Name == name {
+			return store.Path
+		}
+	}
+	return ""
+}
+
+// opening is what the steps of one Open have found out so far.
+type opening struct {
+	*Volume
+	observer  Observer
+	sources   []unlock.Source
+	container *container
+	backing   *backing
+	opened    Opened
+}
+
+// Open brings the volume from whatever state it is in to mounted with its stores bound, asking sources in order if
+// a key is needed. It fails with a [StepError]. What it opened itself it closes again when a later step fails.
+func (v *Volume) Open(ctx context.Context, sources []unlock.Source, observer Observer) (*Opened, error) {
+	o := &opening{Volume: v, observer: observer, sources: sources}
+	defer o.release()
+	err := o.run(ctx, []step{
+		{StepRecord, o.loadRecord},
+		{StepGuard, o.guard},
+		{StepContainer, o.open},
+		{StepHeader, o.readHeader},
+		{StepAttach, o.attach},
+		{StepUnlock, o.unlock},
+		{StepCheck, o.checkFilesystem},
+		{StepMount, o.mount},
+		{StepBind, o.bindStores},
+	})
+	if err != nil {
+		return nil, errors.Join(err, o.undo(context.WithoutCancel(ctx)))
+	}
+	o.opened.Root, o.opened.PrivateDir = o.Root(), o.PrivateDir()
+	return &o.opened, nil
+}
+
+// Unlock does the part of Open that needs a key: the mapping is there afterwards, nothing is mounted.
+func (v *Volume) Unlock(ctx context.Context, sources []unlock.Source, observer Observer) error {
+	o := &opening{Volume: v, observer: observer, sources: sources}
+	defer o.release()
+	return o.run(ctx, []step{
+		{StepRecord, o.loadRecord},
+		{StepGuard, o.guard},
+		{StepContainer, o.open},
+		{StepHeader, o.readHeader},
+		{StepAttach, o.attach},
+		{StepUnlock, o.unlock},
+	})
+}
+
+// step is a named part of an operation.
+type step struct {
+	name Step
+	do   func(context.Context) error
+}
+
+func (o *opening) run(ctx context.Context, steps []step) error {
+	return runSteps(ctx, o.observer, steps)
+}
+
+func runSteps(ctx context.Context, observer Observer, steps []step) error {
+	for _, step := range steps {
+		observer.Step(step.name)
+		err := context.Cause(ctx)
+		if err == nil {
+			err = step.do(ctx)
+		}
+		if err != nil {
+			return &StepError{Step: step.name, Err: err}
+		}
+	}
+	return nil
+}
+
+func (o *opening) loadRecord(context.Context) (err error) {
+	o.opened.Record, err = o.Volume.loadRecord()
+	return err
+}
+
+// guard makes the bare mount points useless before anything else can fail.
+func (o *opening) guard(context.Context) error { return o.guardAll(o.opened.Record, o.observer) }
+
+func (o *opening) open(context.Context) (err error) {
+	if o.container, err = openContainer(o.config.Volume.Container, os.O_RDWR); err != nil {
+		return err
+	}
+	return o.container.checkAllocated()
+}
+
+// readHeader validates the header and compares it with the pin; from here on only these bytes are used.
+func (o *opening) readHeader(context.Context) error {
+	header, err := luks2.Read(o.container, o.container.bytes)
+	if err != nil {
+		return err
+	}
+	if err := header.Validate(o.container.bytes); err != nil {
+		return err
+	}
+	if err := o.opened.Record.Pin.Check(header, o.container.bytes); err != nil {
+		return err
+	}
+	for _, damage := range header.Damage {
+		o.observer.Event(journal.HeaderDamaged, journal.F("DAMAGE", damage.Error()))
+	}
+	o.opened.Header = header
+	return nil
+}
+
+func (o *opening) attach(ctx context.Context) error {
+	backing, adopted, err := o.container.attach(ctx)
+	if err != nil {
+		return err
+	}
+	o.backing, o.opened.Backing = backing, backing.path
+	if !adopted {
+		o.observer.Event(journal.ContainerAttached, journal.F("CONTAINER", o.container.Name()), journal.F("DEVICE", backing.path))
+	}
+	return nil
+}
+
+// unlock adopts the mapping if it is the one the header describes, else it opens it.
+func (o *opening) unlock(ctx context.Context) error {
+	mapping, err := unlock.FindMapping(o.MappingName())
+	if err != nil {
+		return err
+	}
+	if mapping == nil {
+		return o.openMapping(ctx)
+	}
+	if err := mapping.Matches(o.opened.Header, o.backing.number); err != nil {
+		return err
+	}
+	o.opened.Mapping = mapping
+	o.observer.Event(journal.Adopted, journal.F("MAPPING", mapping.Name), journal.F("DEVICE", mapping.Path))
+	return nil
+}
+
+func (o *opening) openMapping(ctx context.Context) error {
+	opener := unlock.Opener{Cryptsetup: o.cryptsetup, Sources: o.sources}
+	opened, err := opener.Open(ctx, unlock.Target{
+		Container: o.container.Name(),
+		Device:    o.backing.path,
+		Backing:   o.backing.number,
+		Name:      o.MappingName(),
+		Header:    o.opened.Header,
+	})
+	o.reportAttempts(opened, err)
+	if err != nil {
+		return err
+	}
+	o.opened.Mapping, o.opened.Source, o.opened.Keyslot, o.opened.Failed = opened.Mapping, opened.Source, opened.Keyslot, opened.Failed
+	o.opened.Took = opened.Took
+	o.observer.Event(journal.Unlocked, journal.F("MAPPING", o.MappingName()),
+		journal.F("SOURCE", opened.Source), journal.F("KEYSLOT", opened.Keyslot))
+	return nil
+}
+
+func (o *opening) reportAttempts(opened *unlock.Opened, err error) {
+	var attempts []unlock.Attempt
+	var noKey *unlock.NoKeyError
+	switch {
+	case opened != nil:
+		attempts = opened.Failed
+	case errors.As(err, &noKey):
+		attempts = noKey.Attempts
+	}
+	for _, attempt := range attempts {
+		o.observer.Attempt(attempt)
+	}
+}
+
+// checkFilesystem repairs what can be repaired without a question; a mounted filesystem has been through it.
+func (o *opening) checkFilesystem(ctx context.Context) error {
+	mounted, err := mount.At(o.Root())
+	if err != nil || mounted != nil {
+		return err
+	}
+	record := o.opened.Record
+	identity, err := mount.Identify(o.opened.Mapping.Path)
+	if err != nil {
+		return err
+	}
+	if identity.Kind != record.Filesystem || identity.UUID != record.FilesystemUUID {
+		return wrongf(ErrFilesystemForeign, "cannot use the filesystem on %s: it is %s %s, not %s %s", o.opened.Mapping.Path,
+			identity.Kind, identity.UUID, record.Filesystem, record.FilesystemUUID)
+	}
+	result, err := mount.Check(ctx, o.runner, o.opened.Mapping.Path, record.Filesystem)
+	if err != nil {
+		return err
+	}
+	o.observer.Event(journal.FilesystemChecked, journal.F("DEVICE", o.opened.Mapping.Path), journal.F("REPAIRED", result.Repaired))
+	return nil
+}
+
+// mount adopts our mount at the private root or makes it, and requires the recorded marker in it.
+func (o *opening) mount(context.Context) error {
+	mounted, err := mount.At(o.Root())
+	if err != nil {
+		return err
+	}
+	if mounted == nil {
+		if err := mount.Mount(o.opened.Mapping.Path, o.opened.Record.Filesystem, o.Root()); err != nil {
+			return err
+		}
+		o.observer.Event(journal.Mounted, journal.F("DEVICE", o.opened.Mapping.Path), journal.F("PATH", o.Root()))
+	} else if deviceOf(mounted) != o.opened.Mapping.Device || mounted.Root != "/" {
+		return wrongf(ErrMountForeign, "cannot mount the volume at %s: %s is mounted there", o.Root(), mounted.Source)
+	}
+	return o.checkMarker(o.opened.Record.Marker)
+}
+
+// undo closes what this Open opened itself.
+func (o *opening) undo(ctx context.Context) error {
+	if o.opened.Mapping == nil || o.opened.Adopted() {
+		return nil
+	}
+	return o.Close(ctx, silent{})
+}
+
+func (o *opening) release() {
+	if o.backing != nil {
+		// dm-crypt holds the loop device by now; otherwise this frees it.
+		o.backing.release()
+	}
+	if o.container != nil {
+		o.container.Close()
+	}
+}
+
+// silent observes nothing.
+type silent struct{}
+
+func (silent) Step(Step)                             {}
+func (silent) Progress(int64, int64)                 {}
+func (silent) Attempt(unlock.Attempt)                {}
+func (silent) Event(journal.Event, ...journal.Field) {}

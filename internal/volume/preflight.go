@@ -1,0 +1,156 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/config"
+	"luksmediad/pkg/mount"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/tpm2"
+)
+
+// Preflight finds what would stop a Create, and changes nothing.
+func (v *Volume) Preflight(ctx context.Context) error {
+	return (&creating{Volume: v, observer: silent{}}).preflight(ctx)
+}
+
+// preflight finds everything that would stop the creation before anything is changed, all of it at once.
+func (c *creating) preflight(ctx context.Context) error {
+	if err := c.checkAbsent(); err != nil {
+		return err
+	}
+	faults := []error{c.CheckHost(), c.cryptsetup.CheckVersion(ctx), c.checkContainerPath()}
+	for _, store := range c.config.Stores {
+		faults = append(faults, checkStorePath(store))
+	}
+	for _, source := range c.config.Unlock {
+		faults = append(faults, c.checkSource(ctx, source))
+	}
+	return errors.Join(faults...)
+}
+
+// checkAbsent refuses a second creation. A crash after the record was written left only the journal to remove.
+func (c *creating) checkAbsent() error {
+	_, err := c.loadRecord()
+	switch {
+	case err == nil:
+		return errors.Join(
+			wrongf(ErrAlreadySetUp, "cannot create volume %s: it exists in %s", c.Name(), c.config.Volume.Container),
+			c.states.Remove(c.creationName()))
+	case errors.Is(err, ErrNotSetUp), errors.Is(err, ErrUnfinished):
+		return nil
+	}
+	return err
+}
+
+// checkContainerPath accepts nothing at the path, a blank block device, or what an interrupted create has left.
+func (c *creating) checkContainerPath() error {
+	path := c.config.Volume.Container
+	container, err := openContainer(path, os.O_RDONLY)
+	if errors.Is(err, ErrContainerMissing) {
+		return c.checkSpace(filepath.Dir(path))
+	}
+	if err != nil {
+		return err
+	}
+	defer container.Close()
+	unfinished, err := c.loadCreation()
+	if err == nil && unfinished.Container == path {
+		return c.checkLeftover(unfinished, container)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if container.block {
+		return checkBlank(container)
+	}
+	return wrongf(ErrContainerForeign, "cannot create container %s: a file is there already", path)
+}
+
+func (c *creating) checkLeftover(unfinished *creation, container *container) error {
+	if container.block {
+		return nil // it was blank when the journal was begun
+	}
+	ours, err := unfinished.owns(container.File)
+	if err == nil && !ours {
+		err = wrongf(ErrContainerForeign, "cannot create container %s: the file there is not the one that the interrupted creation made", container.Name())
+	}
+	return err
+}
+
+// checkBlank refuses a device that carries anything.
+func checkBlank(container *container) error {
+	identity, err := mount.Identify(container.Name())
+	if err != nil || identity.Blank() {
+		return err
+	}
+	return wrongf(ErrContainerForeign, "cannot create container %s: it holds %s", container.Name(), identity.Kind)
+}
+
+// spareBytes stay free on the disk below: a full root disk takes the machine down.
+const spareBytes = 64 << 20
+
+func (c *creating) checkSpace(folder string) error {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(folder, &stat); err != nil {
+		return fmt.Errorf("cannot create a container in %s: %w", folder, err)
+	}
+	need := int64(c.config.Volume.Size) + spareBytes
+	if free := int64(stat.Bavail) * stat.Bsize; free < need {
+		return fmt.Errorf("cannot create a container in %s: %d bytes are free, %d are needed: %w", folder, free, need, mount.ErrNoSpace)
+	}
+	return nil
+}
+
+// checkStorePath refuses a path at which binding the store would hide or lose something.
+func checkStorePath(store config.Store) error {
+	state, err := mount.GuardState(store.Path)
+	switch {
+	case err != nil:
+		return err
+	case state == mount.PointNotEmpty:
+		return wrongf(ErrStoreNotEmpty, "cannot put store %s at %s: it is not empty", store.Name, store.Path)
+	case state == mount.PointMounted:
+		return wrongf(ErrMountForeign, "cannot put store %s at %s: something is mounted there", store.Name, store.Path)
+	}
+	parent, err := os.Stat(filepath.Dir(store.Path))
+	if err != nil {
+		return fmt.Errorf("cannot put store %s at %s: %w", store.Name, store.Path, err)
+	}
+	if !parent.IsDir() {
+		return fmt.Errorf("cannot put store %s at %s: %w", store.Name, store.Path, unix.ENOTDIR)
+	}
+	return nil
+}
+
+// checkSource requires a TPM that answers and a key file that is safe or can be made.
+func (c *creating) checkSource(ctx context.Context, source config.KeySource) error {
+	if source.TPM2 != nil {
+		device, err := tpm2.Open(ctx, source.TPM2.Device)
+		if err != nil {
+			return err
+		}
+		return device.Close()
+	}
+	path := source.Keyfile.Path
+	if unfinished, err := c.loadCreation(); err == nil && slices.Contains(unfinished.KeyFiles, path) {
+		return nil // made by the interrupted creation and made anew by this one
+	}
+	key, err := unlock.KeyFile{Path: path}.Read()
+	key.Wipe()
+	if !errors.Is(err, unlock.ErrKeyFileMissing) {
+		return err
+	}
+	if _, err := os.Stat(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("cannot make key file %s: %w", path, err)
+	}
+	return nil
+}

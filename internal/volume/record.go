@@ -1,0 +1,65 @@
+package volume
+
+import (
+	"errors"
+	"io/fs"
+	"time"
+
+	"luksmediad/pkg/mount"
+	"luksmediad/pkg/unlock/luks2"
+)
+
+// recordVersion is raised when a field changes its meaning; an unknown newer version is refused.
+const recordVersion = 1
+
+// Record is what luksmediad wrote down about a volume when it was complete: no record, no use.
+type Record struct {
+	// Container is the configured path; Pin what must be found there.
+	Container string    `json:"container"`
+	Pin       luks2.Pin `json:"pin"`
+	// Filesystem is the kind, FilesystemUUID its identity, Marker the content of the marker file in it.
+	Filesystem     mount.Kind `json:"filesystem"`
+	FilesystemUUID string     `json:"filesystem_uuid"`
+	Marker         string     `json:"marker"`
+	// Keyslots lists the slots that luksmediad made; it never touches another.
+	Keyslots []Keyslot `json:"keyslots"`
+	// Encrypted lists the names of the stores that have moved in: they never fall back to clear text.
+	Encrypted []string  `json:"encrypted"`
+	Created   time.Time `json:"created"`
+}
+
+// Keyslot is a keyslot that luksmediad made.
+type Keyslot struct {
+	Slot   int    `json:"slot"`
+	Source string `json:"source"`
+}
+
+// loadRecord fails with [ErrUnfinished] or [ErrNotSetUp] if there is none.
+func (v *Volume) loadRecord() (*Record, error) {
+	var record Record
+	err := v.states.Load(v.recordName(), recordVersion, &record)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, v.whyNoRecord()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if record.Container != v.config.Volume.Container {
+		return nil, wrongf(ErrSettings, "cannot use volume %s: it was created in %s, not %s",
+			v.Name(), record.Container, v.config.Volume.Container)
+	}
+	return &record, nil
+}
+
+func (v *Volume) whyNoRecord() error {
+	if _, err := v.loadCreation(); err == nil {
+		return wrongf(ErrUnfinished, "cannot use volume %s", v.Name())
+	}
+	return wrongf(ErrNotSetUp, "cannot use volume %s", v.Name())
+}
+
+func (v *Volume) saveRecord(record *Record) error {
+	return v.states.Save(v.recordName(), recordVersion, record)
+}
+
+func (v *Volume) recordName() string { return "volume-" + v.Name() }

@@ -1,0 +1,178 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/config"
+	"luksmediad/internal/journal"
+	"luksmediad/pkg/mount"
+)
+
+// StoreState is where the files of a store are.
+type StoreState string
+
+const (
+	// StoreNew: the path is empty and is bound as soon as the volume is open.
+	StoreNew StoreState = "new"
+	// StorePlaintext: files lie at the path that have not moved in; they are left alone.
+	StorePlaintext StoreState = "plaintext"
+	// StoreEncrypted: the store is in the volume and never falls back.
+	StoreEncrypted StoreState = "encrypted"
+)
+
+// StoreStatus is what can be seen of a store without opening anything.
+type StoreStatus struct {
+	Name, Path string
+	State      StoreState
+	// Mounted: the volume's folder is bound at Path. Guarded: the bare mount point refuses writes.
+	Mounted, Guarded bool
+}
+
+// storeMode keeps other users out; Synapse is the owner.
+const storeMode = 0o750
+
+// guardAll guards every bare mount point of the volume: the private root and the encrypted stores.
+func (v *Volume) guardAll(record *Record, observer Observer) error {
+	if err := os.MkdirAll(filepath.Dir(v.Root()), 0o700); err != nil {
+		return fmt.Errorf("cannot make the folder for mount points: %w", err)
+	}
+	faults := []error{v.guardPath(v.Root(), observer)}
+	for _, store := range v.config.Stores {
+		if slices.Contains(record.Encrypted, store.Name) {
+			faults = append(faults, v.guardPath(store.Path, observer))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// guardPath leaves a mounted or guarded path alone and refuses one that has files under it.
+func (v *Volume) guardPath(path string, observer Observer) error {
+	state, err := mount.GuardState(path)
+	if err != nil {
+		return err
+	}
+	switch state {
+	case mount.PointMounted, mount.PointGuarded:
+		return nil
+	case mount.PointNotEmpty:
+		return wrongf(ErrStoreNotEmpty, "cannot guard %s: it holds files that are not in the volume", path)
+	case mount.PointMissing:
+		if err := os.Mkdir(path, 0); err != nil {
+			return fmt.Errorf("cannot make mount point: %w", err)
+		}
+	}
+	if err := mount.Guard(path); err != nil {
+		return err
+	}
+	observer.Event(journal.Guarded, journal.F("PATH", path))
+	return nil
+}
+
+// bindStores binds every store that is in the volume or can be without a migration.
+func (o *opening) bindStores(context.Context) error {
+	for _, store := range o.config.Stores {
+		status, err := o.storeStatus(store, o.opened.Record)
+		if err == nil && status.State == StoreNew {
+			status, err = o.adoptNewStore(store)
+		}
+		if err == nil && status.State == StoreEncrypted {
+			err = o.bindStore(store)
+			status.Mounted = true
+		}
+		if err != nil {
+			return err
+		}
+		o.opened.Stores = append(o.opened.Stores, status)
+	}
+	return nil
+}
+
+// adoptNewStore records the store as encrypted before it is bound: a crash in between must not let it fall back.
+func (o *opening) adoptNewStore(store config.Store) (StoreStatus, error) {
+	if err := o.makeStore(store); err != nil {
+		return StoreStatus{}, err
+	}
+	if err := o.guardPath(store.Path, o.observer); err != nil {
+		return StoreStatus{}, err
+	}
+	o.opened.Record.Encrypted = append(o.opened.Record.Encrypted, store.Name)
+	if err := o.saveRecord(o.opened.Record); err != nil {
+		return StoreStatus{}, err
+	}
+	return o.storeStatus(store, o.opened.Record)
+}
+
+func (o *opening) bindStore(store config.Store) error {
+	mounted, err := mount.At(store.Path)
+	if err != nil {
+		return err
+	}
+	if mounted == nil {
+		source, err := mount.OpenDirectory(o.Store(store.Name))
+		if err != nil {
+			return err
+		}
+		defer source.Close()
+		if err := mount.Bind(source, store.Path); err != nil {
+			return err
+		}
+		o.observer.Event(journal.StoreBound, journal.F("STORE", store.Name), journal.F("PATH", store.Path))
+		return nil
+	}
+	if !o.isStore(mounted, store.Name, o.opened.Mapping.Device) {
+		return wrongf(ErrMountForeign, "cannot bind store %s at %s: %s is mounted there", store.Name, store.Path, mounted.Source)
+	}
+	return nil
+}
+
+func (v *Volume) isStore(mounted *mount.Info, name string, device uint64) bool {
+	return deviceOf(mounted) == device && mounted.Root == "/stores/"+name
+}
+
+func deviceOf(mounted *mount.Info) uint64 {
+	return unix.Mkdev(uint32(mounted.Major), uint32(mounted.Minor))
+}
+
+// makeStore creates the folder of a store in the mounted volume.
+func (v *Volume) makeStore(store config.Store) error {
+	path := v.Store(store.Name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return fmt.Errorf("cannot make store %s: %w", store.Name, err)
+	}
+	if err := os.Mkdir(path, storeMode); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("cannot make store %s: %w", store.Name, err)
+	}
+	folder, err := os.OpenFile(path, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("cannot open store %s: %w", store.Name, err)
+	}
+	defer folder.Close()
+	if err := folder.Chown(store.Owner.UID, store.Owner.GID); err != nil {
+		return fmt.Errorf("cannot give store %s to its owner: %w", store.Name, err)
+	}
+	return errors.Join(folder.Chmod(storeMode), folder.Sync())
+}
+
+// storeStatus looks at the path of a store. A store without record is new where there is nothing to lose.
+func (v *Volume) storeStatus(store config.Store, record *Record) (StoreStatus, error) {
+	status := StoreStatus{Name: store.Name, Path: store.Path, State: StoreNew}
+	state, err := mount.GuardState(store.Path)
+	if err != nil {
+		return status, err
+	}
+	status.Mounted, status.Guarded = state == mount.PointMounted, state == mount.PointGuarded
+	switch {
+	case record != nil && slices.Contains(record.Encrypted, store.Name):
+		status.State = StoreEncrypted
+	case state == mount.PointNotEmpty, state == mount.PointMounted:
+		status.State = StorePlaintext
+	}
+	return status, nil
+}

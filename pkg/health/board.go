@@ -1,0 +1,252 @@
+package health
+
+import (
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+)
+
+// Status is the outcome of a condition, or of a whole Report.
+type Status int
+
+const (
+	Unknown Status = iota // not reported yet
+	OK
+	Warn // fails, but costs no more than a warning
+	Fail
+)
+
+// staleAfter is how many intervals an outcome of a probe stays valid.
+const staleAfter = 3
+
+// maxText bounds the text of a condition, which may quote what another program said, in bytes.
+const maxText = 400
+
+func (s Status) String() string {
+	switch s {
+	case OK:
+		return "ok"
+	case Warn:
+		return "degraded"
+	case Fail:
+		return "failed"
+	}
+	return "unknown"
+}
+
+// Condition is one row of a Snapshot.
+type Condition struct {
+	Code      Code
+	Title     string
+	Status    Status
+	Impact    Impact
+	Reason    Reason // empty if the condition holds
+	Text      string // one line; what happened, or what was proven
+	Next      string // the command to type; empty if it holds or is unknown
+	DependsOn []Code
+	Cause     Code      // the failing condition that hides this one; empty if it is visible
+	Probed    bool      // by a probe, not by a lifecycle step
+	Since     time.Time // of the present status and reason
+	Checked   time.Time // of the last report; zero if there was none
+}
+
+// Hidden says whether the condition is left out because its cause is shown.
+func (c Condition) Hidden() bool { return c.Cause != "" }
+
+// cost is the status that the condition contributes to the whole. What readiness needs and
+// nobody has reported yet counts as a failure.
+func (c Condition) cost() Status {
+	switch {
+	case c.Status != Unknown:
+		return c.Status
+	case c.Impact == FailsReady:
+		return Fail
+	}
+	return Warn
+}
+
+// Options of a Board. All may be left zero.
+type Options struct {
+	Now      func() time.Time                      // time.Now by default
+	Advise   func(code Code, reason Reason) string // the next command to type for a condition that does not hold
+	OnChange func(Condition)                       // called in order, after each change of a status or reason; must not call Set
+	Without  []Code                                // conditions that do not apply, such as Thumbnail where there is no Synapse
+}
+
+// Board holds the present outcome of every condition. Its methods may be called from any goroutine
+// and never block on I/O.
+type Board struct {
+	options   Options
+	reporting sync.Mutex // keeps the calls of OnChange in order
+	mu        sync.Mutex
+	entries   []*entry
+}
+
+// entry is a condition as it was last reported, before staleness and dependencies are looked at.
+type entry struct {
+	definition
+	status  Status
+	reason  Reason
+	text    string
+	since   time.Time
+	checked time.Time
+	maxAge  time.Duration // 0: the outcome never gets stale
+	awaited time.Time     // since when outcomes are expected
+}
+
+// NewBoard returns a Board on which every condition is Unknown.
+func NewBoard(options Options) *Board {
+	if options.Now == nil {
+		options.Now = time.Now
+	}
+	if options.Advise == nil {
+		options.Advise = func(Code, Reason) string { return "" }
+	}
+	if options.OnChange == nil {
+		options.OnChange = func(Condition) {}
+	}
+	b := &Board{options: options}
+	for _, d := range conditions {
+		if !slices.Contains(options.Without, d.code) {
+			b.entries = append(b.entries, &entry{definition: d, since: options.Now()})
+		}
+	}
+	return b
+}
+
+// Set reports the outcome of a condition. A failure whose impact or reason only degrades becomes
+// a warning. A condition that the Board is without is ignored.
+func (b *Board) Set(code Code, status Status, reason Reason, text string) {
+	b.reporting.Lock()
+	defer b.reporting.Unlock()
+	if changed, ok := b.set(code, status, reason, text); ok {
+		b.options.OnChange(changed)
+	}
+}
+
+// set returns the condition if its status or reason is another than before.
+func (b *Board) set(code Code, status Status, reason Reason, text string) (Condition, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e := b.entry(code)
+	if e == nil {
+		return Condition{}, false
+	}
+	if status == OK || status == Unknown {
+		reason = ""
+	}
+	status = e.soften(status, reason)
+	now := b.options.Now()
+	changed := status != e.status || reason != e.reason
+	if changed {
+		e.since = now
+	}
+	e.status, e.reason, e.text, e.checked = status, reason, oneLine(text), now
+	snapshot := b.snapshot()
+	i := slices.IndexFunc(snapshot, func(c Condition) bool { return c.Code == code })
+	return snapshot[i], changed
+}
+
+// Expect makes outcomes of a condition stale, and thereby a failure, when none has been
+// reported for three intervals.
+func (b *Board) Expect(code Code, interval time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if e := b.entry(code); e != nil {
+		e.maxAge, e.awaited = staleAfter*interval, b.options.Now()
+	}
+}
+
+func (b *Board) entry(code Code) *entry {
+	for _, e := range b.entries {
+		if e.code == code {
+			return e
+		}
+	}
+	return nil
+}
+
+// Snapshot returns all conditions in the order of Codes.
+func (b *Board) Snapshot() []Condition {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.snapshot()
+}
+
+func (b *Board) snapshot() []Condition {
+	now := b.options.Now()
+	snapshot := make([]Condition, 0, len(b.entries))
+	causes := map[Code]Code{} // condition that does not hold → the one to show for it
+	for _, e := range b.entries {
+		c := e.condition(now)
+		if c.Status == Warn || c.Status == Fail {
+			c.Next = b.options.Advise(c.Code, c.Reason)
+		}
+		for _, on := range c.DependsOn {
+			if cause, failing := causes[on]; failing && !c.Hidden() {
+				c.Cause = cause
+			}
+		}
+		switch {
+		case c.Hidden():
+			causes[c.Code] = c.Cause
+		case c.Status == Fail || c.Status == Unknown:
+			causes[c.Code] = c.Code
+		}
+		snapshot = append(snapshot, c)
+	}
+	return snapshot
+}
+
+// Ready says whether everything that readiness needs holds: volume mounted and writable, gate open.
+func (b *Board) Ready() bool { return b.Report(Readyz).Status != Fail }
+
+// Healthy says whether nothing fails; warnings are allowed.
+func (b *Board) Healthy() bool { return b.Worst() != Fail }
+
+// Worst returns the status of the whole: OK, Warn or Fail.
+func (b *Board) Worst() Status { return b.Report(Healthz).Status }
+
+// condition applies the rule of staleness.
+func (e *entry) condition(now time.Time) Condition {
+	c := Condition{
+		Code: e.code, Title: e.title, Status: e.status, Impact: e.impact, Reason: e.reason, Text: e.text,
+		DependsOn: e.dependsOn, Probed: e.probed(), Since: e.since, Checked: e.checked,
+	}
+	last := e.checked
+	if last.Before(e.awaited) {
+		last = e.awaited
+	}
+	if e.maxAge > 0 && now.Sub(last) > e.maxAge {
+		c.Status, c.Reason = e.soften(Fail, ReasonStale), ReasonStale
+		c.Text = "no outcome for " + now.Sub(last).Truncate(time.Second).String()
+		c.Since = last.Add(e.maxAge)
+	}
+	return c
+}
+
+// soften turns a failure that costs no more than a warning into one.
+func (e *entry) soften(status Status, reason Reason) Status {
+	if status == Fail && (e.impact == Degrades || slices.Contains(e.degrades, reason)) {
+		return Warn
+	}
+	return status
+}
+
+// oneLine makes text fit for a terminal and a line-oriented format: errors may quote what
+// other programs and servers said.
+func oneLine(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, text)
+	text = strings.Join(strings.Fields(text), " ")
+	if len(text) > maxText {
+		text = strings.ToValidUTF8(text[:maxText], "") + "…"
+	}
+	return text
+}

@@ -1,0 +1,238 @@
+package health
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// clock is a time that only the test moves.
+type clock struct{ now time.Time }
+
+func newClock() *clock { return &clock{time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)} }
+
+func (c *clock) Now() time.Time { return c.now }
+
+func (c *clock) advance(d time.Duration) { c.now = c.now.Add(d) }
+
+func advise(code Code, _ Reason) string { return "luksmediad fix " + string(code) }
+
+// goodBoard returns a Board on which every condition holds.
+func goodBoard(options Options) *Board {
+	b := NewBoard(options)
+	for _, code := range Codes() {
+		b.Set(code, OK, "", "")
+	}
+	return b
+}
+
+func find(t *testing.T, b *Board, code Code) Condition {
+	t.Helper()
+	for _, c := range b.Snapshot() {
+		if c.Code == code {
+			return c
+		}
+	}
+	t.Fatalf("no condition %q on the board", code)
+	return Condition{}
+}
+
+func TestTableIsClosed(t *testing.T) {
+	seen := map[Code]bool{}
+	for _, d := range conditions {
+		for _, on := range d.dependsOn {
+			if !seen[on] {
+				t.Errorf("%s depends on %s, which is not before it", d.code, on)
+			}
+		}
+		for _, reason := range d.degrades {
+			if !slices.Contains(d.reasons, reason) {
+				t.Errorf("%s degrades with %s, which it never has", d.code, reason)
+			}
+		}
+		if seen[d.code] || d.title == "" {
+			t.Errorf("%q is there twice or has no title", d.code)
+		}
+		seen[d.code] = true
+	}
+}
+
+// TestImpact is the truth table: what one failing condition costs while all others hold.
+func TestImpact(t *testing.T) {
+	tests := []struct {
+		code           Code
+		reason         Reason
+		ready, healthy bool
+		worst          Status
+	}{
+		{Container, "missing", false, false, Fail},
+		{Header, "refused", false, false, Fail},
+		{Unlock, "policy", false, false, Fail},
+		{Filesystem, "damaged", false, false, Fail},
+		{Mount, "busy", false, false, Fail},
+		{Guard, "not_immutable", true, false, Fail},
+		{Store, ReasonPlaintext, true, true, Warn},
+		{Write, ReasonReadOnly, false, false, Fail},
+		{Write, ReasonTimeout, false, false, Fail},
+		{Gate, "closed", false, false, Fail},
+		{Ciphertext, ReasonPlaintext, true, false, Fail},
+		{Ciphertext, ReasonNotMovedIn, true, true, Warn},
+		{Thumbnail, ReasonNotOnVolume, true, false, Fail},
+		{Thumbnail, ReasonTimeout, true, false, Fail},
+		{Thumbnail, ReasonUnauthorized, true, false, Fail},
+		{Thumbnail, ReasonSynapseUnreachable, true, true, Warn}, // fault 73
+	}
+	for _, test := range tests {
+		t.Run(string(test.code)+"/"+string(test.reason), func(t *testing.T) {
+			b := goodBoard(Options{})
+			b.Set(test.code, Fail, test.reason, "")
+			if b.Ready() != test.ready || b.Healthy() != test.healthy || b.Worst() != test.worst {
+				t.Errorf("ready %t, healthy %t, worst %s; want %t, %t, %s",
+					b.Ready(), b.Healthy(), b.Worst(), test.ready, test.healthy, test.worst)
+			}
+		})
+	}
+	for _, code := range Codes() {
+		if !slices.ContainsFunc(tests, func(test struct {
+			code           Code
+			reason         Reason
+			ready, healthy bool
+			worst          Status
+		}) bool {
+			return test.code == code
+		}) {
+			t.Errorf("%s is missing from the truth table", code)
+		}
+	}
+}
+
+func TestUnknown(t *testing.T) {
+	b := NewBoard(Options{})
+	if b.Ready() || b.Healthy() {
+		t.Error("a board without any report is ready or healthy")
+	}
+	b = goodBoard(Options{})
+	b.Set(Thumbnail, Unknown, "", "")
+	if !b.Ready() || b.Worst() != Warn {
+		t.Errorf("thumbnail unknown: ready %t, worst %s; want true, degraded", b.Ready(), b.Worst())
+	}
+	b.Set(Write, Unknown, "", "")
+	if b.Ready() {
+		t.Error("ready before the first write probe")
+	}
+}
+
+func TestCauseHidesDependents(t *testing.T) {
+	b := goodBoard(Options{Advise: advise})
+	b.Set(Unlock, Fail, "policy", "PCR 7 changed")
+	b.Set(Mount, Fail, "not_mounted", "nothing is mounted")
+	b.Set(Thumbnail, Fail, ReasonNotMounted, "")
+	visible := []Code{}
+	for _, c := range b.Snapshot() {
+		if c.Status != OK && !c.Hidden() {
+			visible = append(visible, c.Code)
+		}
+	}
+	if !slices.Equal(visible, []Code{Unlock}) {
+		t.Errorf("visible failures %v, want only unlock", visible)
+	}
+	for _, code := range []Code{Filesystem, Mount, Write, Gate, Ciphertext, Thumbnail} {
+		if c := find(t, b, code); c.Cause != Unlock {
+			t.Errorf("%s has cause %q, want unlock", code, c.Cause)
+		}
+	}
+	if c := find(t, b, Guard); c.Hidden() {
+		t.Error("guard is hidden by unlock")
+	}
+	if c := find(t, b, Unlock); c.Next != "luksmediad fix unlock" {
+		t.Errorf("next is %q", c.Next)
+	}
+}
+
+// A warning does not hide: a damaged second header says nothing about a failing unlock.
+func TestWarningHidesNothing(t *testing.T) {
+	b := goodBoard(Options{})
+	b.Set(Header, Warn, "backup_damaged", "")
+	b.Set(Unlock, Fail, "policy", "")
+	if c := find(t, b, Unlock); c.Hidden() {
+		t.Errorf("unlock is hidden by %s", c.Cause)
+	}
+}
+
+func TestStaleOutcomeFails(t *testing.T) {
+	clock := newClock()
+	b := goodBoard(Options{Now: clock.Now})
+	b.Expect(Write, time.Minute)
+	b.Expect(Store, time.Minute)
+	clock.advance(3 * time.Minute)
+	if !b.Ready() {
+		t.Fatal("an outcome of three intervals is stale already")
+	}
+	clock.advance(time.Second)
+	if c := find(t, b, Write); c.Status != Fail || c.Reason != ReasonStale || b.Ready() {
+		t.Errorf("write is %s %q, ready %t; want failed stale, false", c.Status, c.Reason, b.Ready())
+	}
+	if c := find(t, b, Store); c.Status != Warn {
+		t.Errorf("a stale condition that only degrades is %s", c.Status)
+	}
+	b.Set(Write, OK, "", "")
+	if !b.Ready() {
+		t.Error("not ready after a new outcome")
+	}
+}
+
+// A probe that never had an outcome gets stale as well, from the moment it is expected.
+func TestNeverReportedGetsStale(t *testing.T) {
+	clock := newClock()
+	b := NewBoard(Options{Now: clock.Now})
+	clock.advance(time.Hour)
+	b.Expect(Write, time.Minute)
+	if c := find(t, b, Write); c.Status != Unknown {
+		t.Errorf("write is %s at once", c.Status)
+	}
+	clock.advance(4 * time.Minute)
+	if c := find(t, b, Write); c.Status != Fail || c.Reason != ReasonStale {
+		t.Errorf("write is %s %q, want failed stale", c.Status, c.Reason)
+	}
+}
+
+func TestOnChange(t *testing.T) {
+	clock := newClock()
+	var changes []string
+	b := NewBoard(Options{Now: clock.Now, OnChange: func(c Condition) {
+		changes = append(changes, string(c.Code)+" "+c.Status.String()+" "+string(c.Reason))
+	}})
+	b.Set(Write, OK, "", "first")
+	clock.advance(time.Minute)
+	b.Set(Write, OK, "", "second")
+	if c := find(t, b, Write); !c.Since.Equal(clock.now.Add(-time.Minute)) || !c.Checked.Equal(clock.now) || c.Text != "second" {
+		t.Errorf("since %s, checked %s, text %q", c.Since, c.Checked, c.Text)
+	}
+	b.Set(Write, Fail, ReasonIO, "")
+	b.Set(Write, Fail, ReasonReadOnly, "")
+	b.Set("nonsense", Fail, "", "")
+	want := []string{"write ok ", "write failed io_error", "write failed read_only"}
+	if !slices.Equal(changes, want) {
+		t.Errorf("changes %q, want %q", changes, want)
+	}
+}
+
+func TestWithout(t *testing.T) {
+	b := NewBoard(Options{Without: []Code{Thumbnail}})
+	b.Set(Thumbnail, Fail, ReasonRefused, "")
+	for _, c := range b.Snapshot() {
+		if c.Code == Thumbnail {
+			t.Error("thumbnail is on the board")
+		}
+	}
+}
+
+func TestTextIsOneLine(t *testing.T) {
+	b := NewBoard(Options{})
+	b.Set(Thumbnail, Fail, ReasonRefused, "Synapse said\n[+]write ok\x1b[2J\t"+strings.Repeat("ä", 400))
+	text := find(t, b, Thumbnail).Text
+	if strings.ContainsAny(text, "\n\t\x1b") || len(text) > maxText+len("…") {
+		t.Errorf("text is not one short line: %q", text)
+	}
+}

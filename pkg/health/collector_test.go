@@ -1,0 +1,88 @@
+package health
+
+import (
+	"errors"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+func exposition(t *testing.T, c prometheus.Collector) string {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(c)
+	answer := get(t, promhttp.HandlerFor(registry, promhttp.HandlerOpts{}), "/metrics")
+	if answer.Code != http.StatusOK {
+		t.Fatalf("answered with %d: %s", answer.Code, answer.Body)
+	}
+	return answer.Body.String()
+}
+
+// At the start every combination of labels is there already, so that rate() and absent() work.
+func TestMetricsAtStart(t *testing.T) {
+	golden(t, "metrics-start.prom", exposition(t, NewCollector(NewBoard(Options{}), "tpm_policy", "wrong_key")))
+}
+
+func TestMetrics(t *testing.T) {
+	clock := newClock()
+	board := goodBoard(Options{Now: clock.Now})
+	board.Set(Thumbnail, Fail, ReasonSynapseUnreachable, "")
+	c := NewCollector(board, "tpm_policy", "wrong_key")
+	c.SetContainer(50<<30, "aes-xts-plain64", 4096)
+	c.ObserveUnlock(1300*time.Millisecond, "tpm_policy")
+	c.ObserveUnlock(40*time.Millisecond, "")
+	for _, r := range []Result{
+		{Probe: Write, Finished: clock.now, Duration: 3 * time.Millisecond},
+		{Probe: Write, Finished: clock.now.Add(time.Minute), Duration: 10 * time.Second, Err: errors.New("x"), Reason: ReasonTimeout},
+		{Probe: Thumbnail, Finished: clock.now, Duration: time.Millisecond, Err: errors.New("x"), Reason: ReasonSynapseUnreachable},
+	} {
+		c.ObserveProbe(r)
+	}
+	golden(t, "metrics.prom", exposition(t, c))
+}
+
+func TestMetricsLint(t *testing.T) {
+	c := NewCollector(NewBoard(Options{}), "tpm_policy")
+	c.SetContainer(1, "aes-xts-plain64", 4096)
+	registry := NewRegistry(c)
+	problems, err := testutil.GatherAndLint(registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+	answer := get(t, MetricsHandler(registry), "/metrics")
+	for _, name := range []string{"luksmediad_build_info", "go_goroutines", "process_resident_memory_bytes"} {
+		if !strings.Contains(answer.Body.String(), "\n"+name) {
+			t.Errorf("%s is missing", name)
+		}
+	}
+}
+
+// Whatever a Prober reports lies in the sets that were there at the start.
+func TestMetricsAddNoSeries(t *testing.T) {
+	b := newBench(probeFunc{Write, nil}, probeFunc{Ciphertext, nil}, probeFunc{Thumbnail, nil})
+	c := NewCollector(b.board)
+	before := seriesOf(exposition(t, c))
+	for _, s := range b.prober.slots {
+		for _, class := range []Reason{ReasonTimeout, ReasonHole, "surprise", ReasonRefused, ReasonNoSpace} {
+			err := &Failure{class, errors.New("x")}
+			c.ObserveProbe(Result{Probe: s.probe.Name(), Err: err, Reason: s.reason(err)})
+		}
+	}
+	if after := seriesOf(exposition(t, c)); !slices.Equal(before, after) {
+		t.Errorf("series before:\n%s\nafter:\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+	}
+}
+
+var sample = regexp.MustCompile(`(?m)^[a-z][^ ]*`)
+
+func seriesOf(text string) []string { return sample.FindAllString(text, -1) }

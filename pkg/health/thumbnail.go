@@ -1,0 +1,298 @@
+package health
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"image"
+	"image/png"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A MediaServer is the part of Synapse that the thumbnail probe talks to. Its errors name their
+// reason with a method Reason() string, one of those of the Thumbnail condition.
+type MediaServer interface {
+	// Upload stores a PNG and returns its content URI, mxc://server/media-id.
+	Upload(ctx context.Context, png []byte) (uri string, err error)
+	// Thumbnail returns a thumbnail of 32×32 pixels, made by cropping, or of the nearest size
+	// the server has.
+	Thumbnail(ctx context.Context, uri string) ([]byte, error)
+}
+
+const (
+	maxPicture       = 1 << 20          // bytes of the canary or a thumbnail
+	maxThumbnailSide = 1024             // pixels; Synapse's largest default is 800×600
+	replaceAfter     = 10 * time.Minute // least time between two uploads while something is wrong
+)
+
+// thumbnailName is what Synapse calls the thumbnails of a PNG: width, height, type and method.
+var thumbnailName = regexp.MustCompile(`^(\d{1,4})-(\d{1,4})-image-png-(?:crop|scale)$`)
+
+// ThumbnailProbe proves that Synapse reads from and writes to the volume and can make thumbnails.
+// It uploads a canary once. Each run removes the canary's thumbnails below the volume's mount and
+// asks Synapse for one: Synapse has to read the original and write the thumbnail again
+// (synapse/media/thumbnailer.py), which must then appear on the volume's device.
+type ThumbnailProbe struct {
+	Store  string           // Synapse's media_store_path, as mounted
+	Dir    string           // a directory of the volume that belongs to root, <volume>/.luksmediad
+	Device Device           // of the volume
+	Server MediaServer      // Synapse
+	Now    func() time.Time // time.Now if nil
+
+	// The last upload that Synapse took or refused in vain: even a refused one may leave a file behind.
+	attempted time.Time
+	failure   error
+}
+
+// Name returns Thumbnail.
+func (p *ThumbnailProbe) Name() Code { return Thumbnail }
+
+// Run does the check. Its errors have the reasons of the table of conditions.
+func (p *ThumbnailProbe) Run(ctx context.Context) (string, error) {
+	store, err := openDirectory(p.Store, p.Device)
+	if err != nil {
+		return "", err
+	}
+	defer store.Close()
+	dir, err := openDirectory(p.Dir, p.Device)
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	c, err := p.canary(ctx, store, dir)
+	if err != nil {
+		return "", err
+	}
+	name, err := p.thumbnail(ctx, store, c)
+	if err != nil {
+		return "", errors.Join(err, p.forget(dir, c, err))
+	}
+	return "thumbnail " + name + " made again on the volume", nil
+}
+
+// forget drops a canary that Synapse refuses. One that was uploaded while the disk was full never
+// gets a thumbnail, and one that was quarantined neither.
+func (p *ThumbnailProbe) forget(dir *directory, c *canary, err error) error {
+	if ReasonOf(err) == ReasonRefused && p.now().Sub(c.Uploaded) >= replaceAfter {
+		return dir.remove(recordName)
+	}
+	return nil
+}
+
+// Original returns the path of the canary's original in the store, for the ciphertext probe. Its
+// error is fs.ErrNotExist if there is no canary.
+func (p *ThumbnailProbe) Original() (string, error) {
+	store, err := openDirectory(p.Store, p.Device)
+	if err != nil {
+		return "", err
+	}
+	defer store.Close()
+	dir, err := openDirectory(p.Dir, p.Device)
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	c, err := loadCanary(dir)
+	if err != nil {
+		return "", err
+	}
+	if c == nil {
+		return "", fmt.Errorf("cannot name Synapse's canary: %w", fs.ErrNotExist)
+	}
+	file, err := store.open(c.original(), unix.O_PATH, 0)
+	if err != nil {
+		return "", err
+	}
+	return file.Name(), file.Close()
+}
+
+func (p *ThumbnailProbe) now() time.Time {
+	if p.Now == nil {
+		return time.Now()
+	}
+	return p.Now()
+}
+
+// canary returns the one on record, or uploads another if its original is gone.
+func (p *ThumbnailProbe) canary(ctx context.Context, store, dir *directory) (*canary, error) {
+	c, err := loadCanary(dir)
+	if err != nil {
+		return nil, err
+	}
+	if c != nil {
+		err := checkOriginal(store, c)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return c, err
+		}
+	}
+	return p.upload(ctx, store, dir)
+}
+
+// upload repeats the last failure instead of uploading once more too early.
+func (p *ThumbnailProbe) upload(ctx context.Context, store, dir *directory) (*canary, error) {
+	if p.failure != nil && p.now().Sub(p.attempted) < replaceAfter {
+		return nil, p.failure
+	}
+	c, err := p.uploadNow(ctx, store)
+	p.attempted, p.failure = p.now(), nil
+	if reason := ReasonOf(err); reason == ReasonRefused || reason == ReasonNotOnVolume {
+		p.failure = err
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c, saveCanary(dir, *c)
+}
+
+func (p *ThumbnailProbe) uploadNow(ctx context.Context, store *directory) (*canary, error) {
+	picture, err := newPicture()
+	if err != nil {
+		return nil, err
+	}
+	uri, err := p.Server.Upload(ctx, picture)
+	if err != nil {
+		return nil, err
+	}
+	media, err := mediaPath(uri)
+	if err != nil {
+		return nil, &Failure{ReasonRefused, err}
+	}
+	c := &canary{Version: recordVersion, URI: uri, media: media, SHA256: digest(picture), Uploaded: p.now()}
+	err = checkOriginal(store, c)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &Failure{ReasonNotOnVolume, fmt.Errorf("cannot find an upload below %s that Synapse took", store.path)}
+	}
+	return c, err
+}
+
+// checkOriginal compares the canary's original with what was uploaded and drops it from the page
+// cache, so that Synapse has to read the disk. The error is fs.ErrNotExist if the original is gone.
+func checkOriginal(store *directory, c *canary) error {
+	name := c.original()
+	contents, err := store.read(name, maxPicture)
+	if err != nil {
+		return err
+	}
+	if digest(contents) != c.SHA256 {
+		return &Failure{ReasonIO, fmt.Errorf("cannot trust %s: it has other bytes than were uploaded", filepath.Join(store.path, name))}
+	}
+	return store.evict(name)
+}
+
+// evict drops a file from the page cache. Synapse never syncs what it writes.
+func (d *directory) evict(name string) error {
+	file, err := d.open(name, unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if err := file.Sync(); err != nil {
+		return err
+	}
+	return dropCache(file, 0, 0)
+}
+
+// thumbnail removes the canary's thumbnails, asks for one and returns the name of the file that
+// came back. All are removed, since homeserver.yaml decides which of them Synapse picks.
+func (p *ThumbnailProbe) thumbnail(ctx context.Context, store *directory, c *canary) (string, error) {
+	dir := path.Join("local_thumbnails", c.media)
+	if err := removeThumbnails(store, dir); err != nil {
+		return "", err
+	}
+	answer, size, err := p.ask(ctx, c)
+	if ReasonOf(err) == ReasonNotImage {
+		// Synapse announces the length that its database has. After an upgrade of its image library
+		// the thumbnail made again has another, and only the second answer is whole.
+		answer, size, err = p.ask(ctx, c)
+	}
+	if err != nil {
+		return "", err
+	}
+	return findThumbnail(store, dir, answer, size)
+}
+
+func (p *ThumbnailProbe) ask(ctx context.Context, c *canary) ([]byte, image.Point, error) {
+	answer, err := p.Server.Thumbnail(ctx, c.URI)
+	if err != nil {
+		return nil, image.Point{}, err
+	}
+	size, err := decode(answer)
+	if err != nil {
+		return nil, size, &Failure{ReasonNotImage, err}
+	}
+	return answer, size, nil
+}
+
+func removeThumbnails(store *directory, dir string) error {
+	names, err := store.names(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !thumbnailName.MatchString(name) {
+			continue
+		}
+		if err := store.remove(path.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// decode returns the size of a PNG after decoding all of it.
+func decode(answer []byte) (image.Point, error) {
+	config, err := png.DecodeConfig(bytes.NewReader(answer))
+	if err != nil {
+		return image.Point{}, fmt.Errorf("cannot decode Synapse's thumbnail: %w", err)
+	}
+	size := image.Pt(config.Width, config.Height)
+	if max(size.X, size.Y) > maxThumbnailSide {
+		return size, fmt.Errorf("cannot decode Synapse's thumbnail: %d×%d pixels are too many", size.X, size.Y)
+	}
+	if _, err := png.Decode(bytes.NewReader(answer)); err != nil {
+		return size, fmt.Errorf("cannot decode Synapse's thumbnail: %w", err)
+	}
+	return size, nil
+}
+
+// findThumbnail returns the file below the store that holds the answer and whose name tells its size.
+func findThumbnail(store *directory, dir string, answer []byte, size image.Point) (string, error) {
+	names, err := store.names(dir)
+	if err != nil {
+		return "", err
+	}
+	for _, name := range names {
+		if sizeOf(name) != size {
+			continue
+		}
+		contents, err := store.read(path.Join(dir, name), maxPicture)
+		if err != nil {
+			return "", err
+		}
+		if bytes.Equal(contents, answer) {
+			return name, nil
+		}
+	}
+	return "", &Failure{ReasonNotOnVolume, fmt.Errorf("cannot find the %d×%d thumbnail in %s that Synapse answered with",
+		size.X, size.Y, filepath.Join(store.path, dir))}
+}
+
+// sizeOf returns the size in a thumbnail's name, zero if it is none.
+func sizeOf(name string) image.Point {
+	match := thumbnailName.FindStringSubmatch(name)
+	if match == nil {
+		return image.Point{}
+	}
+	// The pattern allows nothing that Atoi does not.
+	width, _ := strconv.Atoi(match[1])
+	height, _ := strconv.Atoi(match[2])
+	return image.Pt(width, height)
+}

@@ -1,0 +1,356 @@
+package health
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"image"
+	"image/png"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// homeserver behaves like Synapse's media repository: it keeps originals and thumbnails in the
+// layout of synapse/media/filepath.py, knows only thumbnails that it could make at the upload, and
+// makes one again whose file is gone.
+type homeserver struct {
+	store      string // its media_store_path
+	size       int    // of its one thumbnail
+	down       error  // every request fails with it
+	answer     []byte // in place of a thumbnail
+	memory     bool   // thumbnails are made, but not written
+	shortfall  int    // how much longer thumbnails are now than the database says
+	uploads    int
+	thumbnails map[string]bool // by URI: its database
+}
+
+func (h *homeserver) Upload(_ context.Context, picture []byte) (string, error) {
+	if h.down != nil {
+		return "", h.down
+	}
+	h.uploads++
+	uri := fmt.Sprintf("mxc://hs.test/abcdEFGHijklMNOPqrst%04d", h.uploads)
+	if err := h.write("local_content", uri, "", picture); err != nil {
+		return "", refusal("500 M_UNKNOWN")
+	}
+	_, err := h.generate(uri)
+	h.thumbnails[uri] = err == nil // errors are swallowed at upload, matrix-org/synapse#16211
+	return uri, nil
+}
+
+func (h *homeserver) Thumbnail(_ context.Context, uri string) ([]byte, error) {
+	if h.down != nil || h.answer != nil {
+		return h.answer, h.down
+	}
+	if !h.thumbnails[uri] {
+		return nil, refusal("400 M_UNKNOWN Cannot find any thumbnails")
+	}
+	if contents, err := os.ReadFile(h.file("local_thumbnails", uri, h.name())); err == nil {
+		return contents, nil
+	}
+	contents, err := h.generate(uri)
+	if err != nil {
+		return nil, refusal("404 M_NOT_FOUND")
+	}
+	whole := len(contents) - h.shortfall
+	h.shortfall = 0 // stored with the new thumbnail
+	return contents[:whole], nil
+}
+
+func refusal(text string) error { return &Failure{ReasonRefused, errors.New(text)} }
+
+func (h *homeserver) name() string { return fmt.Sprintf("%d-%d-image-png-crop", h.size, h.size) }
+
+func (h *homeserver) file(kind, uri, name string) string {
+	media, err := mediaPath(uri)
+	if err != nil {
+		panic(err)
+	}
+	return filepath.Join(h.store, kind, media, name)
+}
+
+func (h *homeserver) write(kind, uri, name string, contents []byte) error {
+	file := h.file(kind, uri, name)
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(file, contents, 0o644)
+}
+
+func (h *homeserver) generate(uri string) ([]byte, error) {
+	contents, err := os.ReadFile(h.file("local_content", uri, ""))
+	if err != nil {
+		return nil, err
+	}
+	original, err := png.Decode(bytes.NewReader(contents))
+	if err != nil {
+		return nil, err
+	}
+	cropped := original.(interface {
+		SubImage(image.Rectangle) image.Image
+	}).SubImage(image.Rect(0, 0, h.size, h.size))
+	var out bytes.Buffer
+	if err := png.Encode(&out, cropped); err != nil || h.memory {
+		return out.Bytes(), err
+	}
+	return out.Bytes(), h.write("local_thumbnails", uri, h.name(), out.Bytes())
+}
+
+// scene is a volume with a store, a homeserver on it and the probe.
+type scene struct {
+	store, dir string
+	server     *homeserver
+	clock      *clock
+	probe      *ThumbnailProbe
+}
+
+func newScene(t *testing.T) *scene {
+	t.Helper()
+	s := &scene{store: t.TempDir(), dir: t.TempDir(), clock: newClock()}
+	s.server = &homeserver{store: s.store, size: 32, thumbnails: map[string]bool{}}
+	s.probe = &ThumbnailProbe{
+		Store: s.store, Dir: s.dir, Device: constant(deviceOf(t, s.store)), Server: s.server, Now: s.clock.Now,
+	}
+	return s
+}
+
+func (s *scene) mustRun(t *testing.T) {
+	t.Helper()
+	if _, err := s.probe.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *scene) mustFail(t *testing.T, want Reason) {
+	t.Helper()
+	_, err := s.probe.Run(t.Context())
+	requireReason(t, err, want)
+}
+
+func (s *scene) requireUploads(t *testing.T, want int) {
+	t.Helper()
+	if s.server.uploads != want {
+		t.Errorf("%d uploads, want %d", s.server.uploads, want)
+	}
+}
+
+func TestThumbnailUploadsOnce(t *testing.T) {
+	s := newScene(t)
+	for range 5 {
+		s.mustRun(t)
+		s.clock.advance(time.Hour)
+	}
+	s.requireUploads(t, 1)
+	// A restarted daemon finds the canary in the volume.
+	again := *s.probe
+	if _, err := again.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.requireUploads(t, 1)
+}
+
+// The size that comes back is homeserver.yaml's choice.
+func TestThumbnailOfAnotherSize(t *testing.T) {
+	s := newScene(t)
+	s.server.size = 48
+	s.mustRun(t)
+	s.mustRun(t)
+}
+
+func TestThumbnailIsMadeAgain(t *testing.T) {
+	s := newScene(t)
+	s.mustRun(t)
+	uri := "mxc://hs.test/abcdEFGHijklMNOPqrst0001"
+	file := s.server.file("local_thumbnails", uri, s.server.name())
+	if err := os.WriteFile(file, []byte("torn"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.mustRun(t)
+}
+
+func TestThumbnailAfterUpgrade(t *testing.T) {
+	s := newScene(t)
+	s.mustRun(t)
+	s.server.shortfall = 20
+	s.mustRun(t)
+}
+
+func TestThumbnailFailures(t *testing.T) {
+	tests := map[string]struct {
+		spoil func(*testing.T, *scene)
+		want  Reason
+	}{
+		"Synapse down": {func(_ *testing.T, s *scene) {
+			s.server.down = &Failure{ReasonSynapseUnreachable, errors.New("connection refused")}
+		}, ReasonSynapseUnreachable}, // fault 73
+		"token taken away": {func(_ *testing.T, s *scene) {
+			s.server.down = &Failure{ReasonUnauthorized, errors.New("401 M_UNKNOWN_TOKEN")}
+		}, ReasonUnauthorized},
+		"no image":         {func(_ *testing.T, s *scene) { s.server.answer = []byte("<html>") }, ReasonNotImage},
+		"truncated image":  {truncatedAnswer, ReasonNotImage},
+		"image bomb":       {hugeAnswer, ReasonNotImage},
+		"not written":      {func(_ *testing.T, s *scene) { s.server.memory = true }, ReasonNotOnVolume},
+		"original damaged": {damageOriginal, ReasonIO},
+		"not mounted": {func(t *testing.T, s *scene) {
+			s.probe.Device = constant(deviceOf(t, s.store) + 1)
+		}, ReasonNotMounted},
+		"not moved in": {func(_ *testing.T, s *scene) {
+			s.probe.Device = func() (uint64, error) { return 0, &Failure{ReasonNotMovedIn, errors.New("x")} }
+		}, ReasonNotMovedIn},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t)
+			s.mustRun(t)
+			test.spoil(t, s)
+			s.mustFail(t, test.want)
+			s.requireUploads(t, 1)
+		})
+	}
+}
+
+func truncatedAnswer(t *testing.T, s *scene) {
+	picture, err := newPicture()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.server.answer = picture[:len(picture)/2]
+}
+
+func hugeAnswer(t *testing.T, s *scene) {
+	var out bytes.Buffer
+	if err := png.Encode(&out, image.NewGray(image.Rect(0, 0, 20_000, 10))); err != nil {
+		t.Fatal(err)
+	}
+	s.server.answer = out.Bytes()
+}
+
+func damageOriginal(t *testing.T, s *scene) {
+	name, err := s.probe.Original()
+	if err != nil {
+		t.Fatal(err)
+	}
+	overwrite(t, name, "damage")
+}
+
+// Synapse with the mount of before, or with another media_store_path, answers 200 and writes
+// elsewhere; it must not be sent a new picture at every interval.
+func TestThumbnailUploadGoesElsewhere(t *testing.T) {
+	s := newScene(t)
+	s.server.store = t.TempDir()
+	for range 5 {
+		s.mustFail(t, ReasonNotOnVolume)
+		s.clock.advance(time.Minute)
+	}
+	s.requireUploads(t, 1)
+	s.clock.advance(replaceAfter)
+	s.mustFail(t, ReasonNotOnVolume)
+	s.requireUploads(t, 2)
+	s.server.store = s.store
+	s.clock.advance(replaceAfter)
+	s.mustRun(t)
+}
+
+// Each upload that Synapse refuses for want of space leaves an empty file in the store.
+func TestThumbnailUploadRefused(t *testing.T) {
+	s := newScene(t)
+	if err := os.WriteFile(filepath.Join(s.store, "local_content"), nil, 0o600); err != nil { // in the way
+		t.Fatal(err)
+	}
+	for range 3 {
+		s.mustFail(t, ReasonRefused)
+	}
+	s.requireUploads(t, 1)
+}
+
+// Once reachable, Synapse is asked at the next interval, not ten minutes later.
+func TestThumbnailAfterSynapseStarts(t *testing.T) {
+	s := newScene(t)
+	s.server.down = &Failure{ReasonSynapseUnreachable, errors.New("connection refused")}
+	s.mustFail(t, ReasonSynapseUnreachable)
+	s.server.down = nil
+	s.mustRun(t)
+}
+
+func TestThumbnailOriginalGone(t *testing.T) {
+	s := newScene(t)
+	s.mustRun(t)
+	name, err := s.probe.Original()
+	if err != nil {
+		t.Fatal(err)
+	}
+	remove(t, name)
+	if _, err := s.probe.Original(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Original returned %v", err)
+	}
+	s.mustRun(t)
+	s.requireUploads(t, 2)
+}
+
+// A canary uploaded while the disk was full has no thumbnail in the database, for ever.
+func TestThumbnailReplacesRefusedCanary(t *testing.T) {
+	s := newScene(t)
+	s.mustRun(t)
+	clear(s.server.thumbnails)
+	s.clock.advance(replaceAfter / 2)
+	s.mustFail(t, ReasonRefused)
+	s.mustFail(t, ReasonRefused)
+	s.requireUploads(t, 1)
+	s.clock.advance(replaceAfter / 2)
+	s.mustFail(t, ReasonRefused)
+	s.mustRun(t)
+	s.requireUploads(t, 2)
+}
+
+func TestOriginalWithoutCanary(t *testing.T) {
+	s := newScene(t)
+	if _, err := s.probe.Original(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Original returned %v", err)
+	}
+}
+
+func TestPicturesDiffer(t *testing.T) {
+	a, errA := newPicture()
+	b, errB := newPicture()
+	if err := errors.Join(errA, errB); err != nil {
+		t.Fatal(err)
+	}
+	size, err := decode(a)
+	if err != nil || size != image.Pt(canarySide, canarySide) {
+		t.Errorf("the picture is %v, %v", size, err)
+	}
+	if bytes.Equal(a, b) || len(a) < 2*minRandomBytes {
+		t.Errorf("%d bytes, equal %t", len(a), bytes.Equal(a, b))
+	}
+}
+
+func FuzzMediaPath(f *testing.F) {
+	for _, seed := range []string{
+		"mxc://hs.test/abcdEFGHijklMNOPqrst0001", "mxc://hs.test/../../etc/passwd", "mxc://hs.test/ab", "mxc:///abcdef", "abcdef",
+		"mxc://hs.test:8448/....abc", "mxc://[::1]/ab/cd/ef",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, uri string) {
+		media, err := mediaPath(uri)
+		if err == nil && (!fs.ValidPath(media) || len(filepath.SplitList(media)) != 1 || filepath.Clean(media) != media) {
+			t.Errorf("%q becomes %q", uri, media)
+		}
+	})
+}
+
+func FuzzParseCanary(f *testing.F) {
+	f.Add([]byte(`{"version":1,"uri":"mxc://hs.test/abcdEFGHijklMNOPqrst0001","sha256":"00","uploaded":"2026-03-01T12:00:00Z"}`))
+	f.Add([]byte(`{"version":2}`))
+	f.Add([]byte(`{"version":1,"uri":"mxc://hs.test/../../x"}`))
+	f.Fuzz(func(t *testing.T, contents []byte) {
+		c := parseCanary(contents)
+		if c != nil && !fs.ValidPath(c.original()) {
+			t.Errorf("the original is %q", c.original())
+		}
+	})
+}

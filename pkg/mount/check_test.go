@@ -1,0 +1,127 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+)
+
+func ext4Image(t *testing.T) string {
+	t.Helper()
+	image := imageFile(t, 64<<20)
+	if _, err := Make(t.Context(), programs{}, image, MakeOptions{Kind: Ext4}); err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
+
+// debugfs makes damage of a known kind.
+func debugfs(t *testing.T, image string, requests ...string) {
+	t.Helper()
+	for _, request := range requests {
+		run(t, "debugfs", "-w", "-R", request, image)
+	}
+}
+
+func TestCheckClean(t *testing.T) {
+	result, err := Check(t.Context(), programs{}, ext4Image(t), Ext4)
+	if err != nil || result.Repaired || result.Remount || !strings.Contains(result.Report, "clean") {
+		t.Errorf("%+v, %v", result, err)
+	}
+}
+
+// fault 59: e2fsck -p corrects what loses nothing.
+func TestCheckRepairs(t *testing.T) {
+	image := ext4Image(t)
+	debugfs(t, image, "set_super_value state 0", "set_super_value free_blocks_count 1")
+	result, err := Check(t.Context(), programs{}, image, Ext4)
+	if err != nil || !result.Repaired || result.Remount {
+		t.Errorf("%+v, %v", result, err)
+	}
+	if result, err := Check(t.Context(), programs{}, image, Ext4); err != nil || result.Repaired {
+		t.Errorf("second run: %+v, %v", result, err)
+	}
+}
+
+// fault 59: what needs a person is left as it is.
+func TestCheckDamaged(t *testing.T) {
+	image := ext4Image(t)
+	debugfs(t, image, "clri <2>", "set_super_value state 0")
+	result, err := Check(t.Context(), programs{}, image, Ext4)
+	if !errors.Is(err, ErrFilesystemDamaged) || !strings.Contains(result.Report, "Root inode is not a directory") {
+		t.Errorf("%+v, %v", result, err)
+	}
+}
+
+// fault 60: a superblock that is gone, and one that lies behind an intact magic.
+func TestCheckDamagedSuperblock(t *testing.T) {
+	wiped := ext4Image(t)
+	overwrite(t, wiped, extOffset, make([]byte, 1024))
+	torn := ext4Image(t)
+	overwrite(t, torn, extOffset+0x100, []byte(strings.Repeat("\xff", 0x200)))
+	for name, image := range map[string]string{"wiped": wiped, "torn": torn} {
+		result, err := Check(t.Context(), programs{}, image, Ext4)
+		if name == "torn" && err == nil && result.Repaired {
+			continue // e2fsck may find a backup good enough
+		}
+		if !errors.Is(err, ErrFilesystemDamaged) {
+			t.Errorf("%s: %+v, %v", name, result, err)
+		}
+	}
+}
+
+func TestCheckForeign(t *testing.T) {
+	image := imageFile(t, 320<<20)
+	if _, err := Make(t.Context(), programs{}, image, MakeOptions{Kind: XFS}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Check(t.Context(), programs{}, image, XFS); err != nil {
+		t.Errorf("xfs: %v", err)
+	}
+	if _, err := Check(t.Context(), programs{}, image, Ext4); !errors.Is(err, ErrForeign) {
+		t.Errorf("xfs as ext4: %v, want ErrForeign", err)
+	}
+	if _, err := Check(t.Context(), programs{}, image, "vfat"); !errors.Is(err, ErrInvalid) {
+		t.Errorf("vfat: %v, want ErrInvalid", err)
+	}
+}
+
+// A check that was stopped says nothing about the filesystem.
+func TestCheckCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := Check(ctx, programs{}, ext4Image(t), Ext4)
+	if !errors.Is(err, context.Canceled) || errors.Is(err, ErrFilesystemDamaged) {
+		t.Errorf("%v, want context.Canceled", err)
+	}
+}
+
+// The codes that e2fsck gives only for a mounted root filesystem or a broken installation.
+func TestJudgeE2fsck(t *testing.T) {
+	failure := errors.New("exit status")
+	for code, want := range map[int]struct {
+		result CheckResult
+		class  error
+	}{
+		0:       {},
+		1:       {result: CheckResult{Repaired: true}},
+		2:       {result: CheckResult{Remount: true}},
+		3:       {result: CheckResult{Repaired: true, Remount: true}},
+		4:       {class: ErrFilesystemDamaged},
+		5:       {class: ErrFilesystemDamaged},
+		8:       {class: ErrFilesystemDamaged},
+		16:      {class: failure},
+		32:      {class: failure},
+		32 | 1:  {class: failure},
+		128 | 8: {class: failure},
+	} {
+		result, err := judgeE2fsck(code, failure)
+		if result != want.result || !errors.Is(err, want.class) {
+			t.Errorf("code %d: %+v, %v", code, result, err)
+		}
+		if want.class == failure && errors.Is(err, ErrFilesystemDamaged) {
+			t.Errorf("code %d is no damage: %v", code, err)
+		}
+	}
+}

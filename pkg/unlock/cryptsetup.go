@@ -1,0 +1,226 @@
+package unlock
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/pkg/unlock/luks2"
+	"luksmediad/pkg/unlock/secret"
+)
+
+// Exit codes of cryptsetup(8), section RETURN CODES.
+const (
+	exitNoPermission = 2
+	exitWrongDevice  = 4
+	exitBusy         = 5
+)
+
+// MinimumVersion is the oldest cryptsetup that is used: 2.4.3 closed CVE-2021-4122, a crafted header that decrypts
+// the container as if a reencryption had been interrupted.
+var MinimumVersion = [3]int{2, 4, 3}
+
+// Cryptsetup drives cryptsetup(8). Keys go to it through pipes, never by argument or environment.
+type Cryptsetup struct {
+	Runner Runner
+}
+
+// FormatOptions are the properties of a new container that differ from one to the next.
+type FormatOptions struct {
+	// UUID is the LUKS UUID to give the container.
+	UUID string
+	// Label is the LUKS2 label, at most 47 bytes.
+	Label string
+	// Keyslot takes the first key, 0–31.
+	Keyslot int
+	// SectorBytes is the encryption sector size: 512, 1024, 2048 or 4096.
+	SectorBytes int
+}
+
+// Format writes a new LUKS2 header with aes-xts-plain64 and a 512-bit volume key over whatever device holds. Key
+// must be random: its keyslot gets the minimal PBKDF, and so does the volume-key digest, which cryptsetup benchmarks
+// with the same options and pays for at every later open.
+func (c Cryptsetup) Format(ctx context.Context, device string, key *secret.Key, options FormatOptions) error {
+	args := append([]string{"luksFormat", "--batch-mode", "--type", "luks2",
+		"--cipher", "aes-xts-plain64", "--key-size", "512",
+		"--sector-size", strconv.Itoa(options.SectorBytes),
+		"--uuid", options.UUID, "--label", options.Label,
+		"--key-slot", strconv.Itoa(options.Keyslot)}, MinimalPBKDF.args()...)
+	return c.withKey(ctx, "format", device, key, nil, append(args, device)...)
+}
+
+// PBKDF is how a keyslot derives its key from what is typed or read.
+type PBKDF string
+
+const (
+	// MinimalPBKDF suits keys of 256 random bits: PBKDF2-SHA512 with 1000 iterations and no benchmark, as systemd
+	// writes it (cryptsetup_set_minimal_pbkdf in src/shared/cryptsetup-util.c).
+	MinimalPBKDF PBKDF = "pbkdf2"
+	// HumanPBKDF suits what a person chose: Argon2id with cryptsetup's benchmarked cost.
+	HumanPBKDF PBKDF = "argon2id"
+)
+
+func (p PBKDF) args() []string {
+	if p == MinimalPBKDF {
+		return []string{"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--hash", "sha512"}
+	}
+	return []string{"--pbkdf", string(p)}
+}
+
+// AddKey puts key into the empty keyslot slot; existing opens any other keyslot.
+func (c Cryptsetup) AddKey(ctx context.Context, device string, existing, key *secret.Key, slot int, pbkdf PBKDF) error {
+	added, err := key.Pipe()
+	if err != nil {
+		return err
+	}
+	defer added.Close()
+	args := append([]string{"luksAddKey", "--batch-mode", "--key-slot", strconv.Itoa(slot),
+		"--new-keyfile-size", strconv.Itoa(key.Len())}, pbkdf.args()...)
+	return c.withKey(ctx, "add a key to", device, existing, []*os.File{added}, append(args, device, "/proc/self/fd/3")...)
+}
+
+// TestKey proves that key opens keyslot slot. It needs neither root nor device mapper and changes nothing.
+func (c Cryptsetup) TestKey(ctx context.Context, device string, key *secret.Key, slot int) error {
+	return c.withKey(ctx, "test a key of", device, key, nil, "open", "--batch-mode", "--test-passphrase",
+		"--disable-external-tokens", "--type", "luks2", "--key-slot", strconv.Itoa(slot), device)
+}
+
+// RemoveKeyslot wipes keyslot slot; remaining must open another one, which proves that a way in is left.
+func (c Cryptsetup) RemoveKeyslot(ctx context.Context, device string, remaining *secret.Key, slot int) error {
+	return c.withKey(ctx, "remove a keyslot of", device, remaining, nil,
+		"luksKillSlot", "--batch-mode", device, strconv.Itoa(slot))
+}
+
+// ImportToken writes a token, which must hold no secret in clear, into the first free token slot.
+func (c Cryptsetup) ImportToken(ctx context.Context, device string, token []byte) error {
+	file, err := memoryFile("token", bytes.NewReader(token), int64(len(token)))
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	_, err = c.Runner.Run(ctx, nil, []*os.File{file}, "cryptsetup", "token", "import", "--disable-external-tokens", "--json-file", "/proc/self/fd/3", device)
+	return classify("import a token into", device, err)
+}
+
+// BackupHeader writes header and keyslots of device to file, which must not exist.
+func (c Cryptsetup) BackupHeader(ctx context.Context, device, file string) error {
+	_, err := c.Runner.Run(ctx, nil, nil, "cryptsetup", "luksHeaderBackup", "--batch-mode",
+		"--header-backup-file", file, device)
+	return classify("back up the header of", device, err)
+}
+
+// Activate opens device as /dev/mapper/name by keyslot slot. cryptsetup reads header, not the one on the device, so
+// that what was validated is what is used.
+func (c Cryptsetup) Activate(ctx context.Context, device, name string, header *luks2.Header, slot int, key *secret.Key) error {
+	file, err := memoryFile("luks2-header", header, header.ImageSize())
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	return c.withKey(ctx, "open", device, key, []*os.File{file}, "open", "--batch-mode", "--disable-external-tokens",
+		"--type", "luks2", "--header", "/proc/self/fd/3", "--key-slot", strconv.Itoa(slot), device, name)
+}
+
+// Deactivate removes the mapping name and wipes its key from the kernel.
+func (c Cryptsetup) Deactivate(ctx context.Context, name string) error {
+	_, err := c.Runner.Run(ctx, nil, nil, "cryptsetup", "close", name)
+	return classify("close", name, err)
+}
+
+// CheckVersion refuses a cryptsetup older than [MinimumVersion].
+func (c Cryptsetup) CheckVersion(ctx context.Context) error {
+	out, err := c.Runner.Run(ctx, nil, nil, "cryptsetup", "--version")
+	if err != nil {
+		return fmt.Errorf("cannot ask cryptsetup for its version: %w: %w", ErrCryptsetup, err)
+	}
+	version, err := parseVersion(string(out))
+	if err != nil {
+		return err
+	}
+	if compareVersions(version, MinimumVersion) < 0 {
+		return fmt.Errorf("cannot use cryptsetup %d.%d.%d, older than %d.%d.%d: %w",
+			version[0], version[1], version[2], MinimumVersion[0], MinimumVersion[1], MinimumVersion[2], ErrCryptsetupTooOld)
+	}
+	return nil
+}
+
+// withKey runs cryptsetup with key on standard input, read as a key file of exactly its length: a newline in it is
+// data (cryptsetup(8), NOTES ON PASSPHRASE PROCESSING).
+func (c Cryptsetup) withKey(ctx context.Context, verb, device string, key *secret.Key, extra []*os.File, args ...string) error {
+	stdin, err := key.Pipe()
+	if err != nil {
+		return err
+	}
+	defer stdin.Close()
+	action, rest := args[0], args[1:]
+	all := append([]string{action, "--key-file", "-", "--keyfile-size", strconv.Itoa(key.Len())}, rest...)
+	_, err = c.Runner.Run(ctx, stdin, extra, "cryptsetup", all...)
+	return classify(verb, device, err)
+}
+
+func classify(verb, device string, err error) error {
+	if err == nil {
+		return nil
+	}
+	class := ErrCryptsetup
+	switch exitCode(err) {
+	case exitNoPermission:
+		class = ErrWrongKey
+	case exitBusy:
+		class = ErrMappingBusy
+	case exitWrongDevice:
+		class = ErrCryptsetup
+	}
+	return fmt.Errorf("cannot %s %s: %w: %w", verb, device, class, err)
+}
+
+// memoryFile returns content as an anonymous file of size bytes, positioned at its start.
+func memoryFile(name string, content io.WriterTo, size int64) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("cannot create a memory file: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), name)
+	_, err = content.WriteTo(file)
+	if err == nil {
+		err = file.Truncate(size)
+	}
+	if err == nil {
+		_, err = file.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot fill a memory file: %w", err), file.Close())
+	}
+	return file, nil
+}
+
+// parseVersion reads "cryptsetup 2.6.1 flags: UDEV …".
+func parseVersion(out string) (version [3]int, err error) {
+	fields := strings.Fields(out)
+	if len(fields) < 2 {
+		return version, fmt.Errorf("cannot read the version in %q: %w", out, ErrCryptsetup)
+	}
+	number, _, _ := strings.Cut(fields[1], "-") // 2.8.0-rc1
+	for i, part := range strings.SplitN(number, ".", len(version)) {
+		if version[i], err = strconv.Atoi(part); err != nil {
+			return version, fmt.Errorf("cannot read the version %q: %w", fields[1], ErrCryptsetup)
+		}
+	}
+	return version, nil
+}
+
+func compareVersions(a, b [3]int) int {
+	for i := range a {
+		if a[i] != b[i] {
+			return a[i] - b[i]
+		}
+	}
+	return 0
+}

@@ -1,0 +1,71 @@
+package unlock
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// The classes of failure of this package. Every error it returns wraps exactly one of them, a class of the
+// sub-packages luks2, tpm2 and secret, or a context error.
+var (
+	// ErrNoKeyFits: every source was asked and none opened the container; see [NoKeyError].
+	ErrNoKeyFits = errors.New("no key fits")
+	// ErrWrongKey: cryptsetup does not accept the key for the keyslot.
+	ErrWrongKey = errors.New("wrong key")
+	// ErrKeyFileMissing: the key file is not there.
+	ErrKeyFileMissing = errors.New("key file missing")
+	// ErrKeyFileUnsafe: the key file is not a private regular file of ours.
+	ErrKeyFileUnsafe = errors.New("key file unsafe")
+	// ErrNoKeyslot: the header has no keyslot that the source could open.
+	ErrNoKeyslot = errors.New("no keyslot for this source")
+	// ErrNoDeviceMapper: the kernel offers no device mapper.
+	ErrNoDeviceMapper = errors.New("no device mapper")
+	// ErrForeignMapping: a mapping of that name exists and is not the one expected.
+	ErrForeignMapping = errors.New("foreign mapping")
+	// ErrMappingBusy: the mapping is in use, or the device already is.
+	ErrMappingBusy = errors.New("mapping busy")
+	// ErrCryptsetup: cryptsetup failed for a reason of its own.
+	ErrCryptsetup = errors.New("cryptsetup failed")
+	// ErrCryptsetupTooOld: this cryptsetup is older than [MinimumVersion].
+	ErrCryptsetupTooOld = errors.New("cryptsetup too old")
+)
+
+// Attempt is one try of one source that did not open the container.
+type Attempt struct {
+	// Source is the name of the source, such as "tpm2".
+	Source string
+	// Took is how long it took.
+	Took time.Duration
+	// Err says why; its class is one of this package or of tpm2.
+	Err error
+}
+
+func (a Attempt) Error() string { return a.Source + ": " + a.Err.Error() }
+
+// Unwrap gives the class.
+func (a Attempt) Unwrap() error { return a.Err }
+
+// NoKeyError reports every attempt in the order of the sources. It wraps [ErrNoKeyFits] and each attempt.
+type NoKeyError struct {
+	Container string
+	Attempts  []Attempt
+}
+
+func (e *NoKeyError) Error() string {
+	reasons := make([]string, len(e.Attempts))
+	for i, attempt := range e.Attempts {
+		reasons[i] = attempt.Error()
+	}
+	return fmt.Sprintf("cannot unlock %s: no key fits (%s)", e.Container, strings.Join(reasons, "; "))
+}
+
+// Unwrap makes errors.Is find the class and the class of every attempt.
+func (e *NoKeyError) Unwrap() []error {
+	classes := []error{ErrNoKeyFits}
+	for _, attempt := range e.Attempts {
+		classes = append(classes, attempt)
+	}
+	return classes
+}

@@ -1,0 +1,22 @@
+package unlock
+
+import (
+	"context"
+	"errors"
+	"os"
+)
+
+// Runner starts a program and returns its standard output. stdin nil means /dev/null; extra files become the
+// descriptors 3, 4, …. A program that ran and failed is an error that carries ExitCode() int.
+type Runner interface {
+	Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error)
+}
+
+// exitCode returns the exit code that err carries, or -1.
+func exitCode(err error) int {
+	var failed interface{ ExitCode() int }
+	if errors.As(err, &failed) {
+		return failed.ExitCode()
+	}
+	return -1
+}

@@ -1,0 +1,103 @@
+package tpm2
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// The classes of failure of this package, for errors.Is.
+var (
+	// ErrAbsent: there is no TPM at that address, or it went away.
+	ErrAbsent = errors.New("no TPM")
+	// ErrBusy: the TPM is held by another, out of memory for sessions, or kept asking to be tried again.
+	ErrBusy = errors.New("TPM busy")
+	// ErrLockout: the TPM is in dictionary-attack lockout; trying again prolongs it.
+	ErrLockout = errors.New("TPM in lockout")
+	// ErrPolicy: the PCRs are not what the key was sealed to; see [PolicyError].
+	ErrPolicy = errors.New("policy does not match")
+	// ErrSRKMismatch: the storage root key is not the one the token names. The TPM was cleared or replaced.
+	ErrSRKMismatch = errors.New("storage root key differs")
+	// ErrSRKForeign: what lies at the handle of the storage root key cannot serve as one.
+	ErrSRKForeign = errors.New("foreign object in place of the storage root key")
+	// ErrTimeout: the TPM did not answer a command in time.
+	ErrTimeout = errors.New("TPM timed out")
+	// ErrToken: the token is malformed or contradicts itself.
+	ErrToken = errors.New("malformed token")
+	// ErrUnsupported: the token or address is well-formed but of a kind this package does not handle.
+	ErrUnsupported = errors.New("not supported")
+	// ErrBankUnavailable: the TPM keeps no such PCR in that bank.
+	ErrBankUnavailable = errors.New("PCR bank unavailable")
+	// ErrPCRUnused: nothing was ever measured into the PCR, so that binding to it protects nothing.
+	ErrPCRUnused = errors.New("PCR never extended")
+	// ErrFailed: the TPM or the connection to it failed in another way.
+	ErrFailed = errors.New("TPM failed")
+)
+
+// PolicyError reports that the policy of a token does not match the PCRs. It
+// wraps [ErrPolicy].
+type PolicyError struct {
+	Bank Bank
+	PCRs []int
+	// Want is the policy digest of the token, Got the one that the PCRs give now (SHA-256 both).
+	Want, Got []byte
+	// Values are the PCRs as they are now, to be compared with what was recorded at enrolment.
+	Values map[int][]byte
+}
+
+func (e *PolicyError) Error() string {
+	return fmt.Sprintf("PCRs %v of bank %s give policy %s, the key is sealed to %s: %v",
+		e.PCRs, e.Bank, hex.EncodeToString(e.Got), hex.EncodeToString(e.Want), ErrPolicy)
+}
+
+// Unwrap gives the class.
+func (e *PolicyError) Unwrap() error { return ErrPolicy }
+
+// failure says what could not be done, under the class of err: the one it has
+// already, or that of the TPM's response code.
+func failure(what string, err error) error {
+	var code tpm2.TPMRC
+	switch {
+	case errors.As(err, &code):
+		return fmt.Errorf("cannot %s: %w: %w", what, classOf(code), err)
+	case hasClass(err):
+		return fmt.Errorf("cannot %s: %w", what, err)
+	}
+	return fmt.Errorf("cannot %s: %w: %w", what, ErrFailed, err)
+}
+
+// hasClass tells whether err comes from the bus, and not from go-tpm refusing a response.
+func hasClass(err error) bool {
+	for _, class := range []error{
+		ErrAbsent, ErrBusy, ErrTimeout, ErrFailed, context.Canceled, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, class) {
+			return true
+		}
+	}
+	return false
+}
+
+// classOf sorts the response codes (TPM 2.0 Library, Part 2, "TPM_RC").
+func classOf(code tpm2.TPMRC) error {
+	switch {
+	case code.Is(tpm2.TPMRCLockout):
+		return ErrLockout
+	case code.Is(tpm2.TPMRCPolicyFail), code.Is(tpm2.TPMRCPCR):
+		return ErrPolicy
+	case isTransient(code), code.Is(tpm2.TPMRCPCRChanged):
+		return ErrBusy
+	case code.Is(tpm2.TPMRCSessionMemory), code.Is(tpm2.TPMRCSessionHandles),
+		code.Is(tpm2.TPMRCObjectMemory), code.Is(tpm2.TPMRCObjectHandles), code.Is(tpm2.TPMRCMemory):
+		return ErrBusy
+	}
+	return ErrFailed
+}
+
+// isTransient tells the codes that ask to send the same command again.
+func isTransient(code tpm2.TPMRC) bool {
+	return code == tpm2.TPMRCRetry || code == tpm2.TPMRCYielded || code == tpm2.TPMRCTesting
+}

@@ -1,0 +1,99 @@
+package tpm2
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"luksmediad/pkg/unlock/secret"
+	"luksmediad/test/swtpm"
+)
+
+func open(t *testing.T, device string) *Device {
+	t.Helper()
+	d, err := Open(t.Context(), device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+// with opens the emulator for one operation, since it serves one client at a time.
+func with[T any](t *testing.T, s *swtpm.TPM, operate func(*Device) (T, error)) (T, error) {
+	t.Helper()
+	d := open(t, s.TCTI())
+	defer d.Close()
+	return operate(d)
+}
+
+func newKey(t *testing.T) *secret.Key {
+	t.Helper()
+	key, err := secret.Random(32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(key.Wipe)
+	return key
+}
+
+func seal(t *testing.T, s *swtpm.TPM, key *secret.Key, pcrs ...int) *Token {
+	t.Helper()
+	token, err := with(t, s, func(d *Device) (*Token, error) {
+		return d.Seal(t.Context(), key, SealOptions{PCRs: pcrs})
+	})
+	if err != nil {
+		t.Fatalf("Seal: %v", err)
+	}
+	token.Keyslots = []int{1}
+	return token
+}
+
+func unseal(t *testing.T, s *swtpm.TPM, token *Token) (*secret.Key, error) {
+	t.Helper()
+	return with(t, s, func(d *Device) (*secret.Key, error) { return d.Unseal(t.Context(), token) })
+}
+
+func readPCRs(t *testing.T, s *swtpm.TPM, bank Bank, pcrs []int) map[int][]byte {
+	t.Helper()
+	values, err := with(t, s, func(d *Device) (map[int][]byte, error) { return d.ReadPCRs(t.Context(), bank, pcrs) })
+	if err != nil {
+		t.Fatalf("ReadPCRs of %s: %v", bank, err)
+	}
+	return values
+}
+
+// wantKey unseals and compares.
+func wantKey(t *testing.T, s *swtpm.TPM, token *Token, want *secret.Key) {
+	t.Helper()
+	got, err := unseal(t, s, token)
+	if err != nil {
+		t.Errorf("Unseal: %v", err)
+		return
+	}
+	defer got.Wipe()
+	if !bytes.Equal(got.Bytes(), want.Bytes()) {
+		t.Error("Unseal gave another key")
+	}
+}
+
+func wantClass(t *testing.T, err, class error) {
+	t.Helper()
+	if !errors.Is(err, class) {
+		t.Errorf("error is %v, want class %q", err, class)
+	}
+}
+
+// reparse takes the token through its JSON form.
+func reparse(t *testing.T, token *Token) *Token {
+	t.Helper()
+	text, err := token.MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := ParseToken(text)
+	if err != nil {
+		t.Fatalf("ParseToken(%s): %v", text, err)
+	}
+	return again
+}

@@ -1,0 +1,128 @@
+package tpm2
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"luksmediad/pkg/unlock/secret"
+)
+
+// maxSealed is the most bytes that every TPM seals (TPM 2.0 Library, Part 2, MAX_SYM_DATA).
+const maxSealed = 128
+
+// SealOptions says what a key is bound to besides this TPM.
+type SealOptions struct {
+	// PCRs whose present values are needed to unseal; none binds to the TPM alone.
+	PCRs []int
+	// Bank of the PCRs; empty means SHA256.
+	Bank Bank
+}
+
+// Seal seals 1 to 128 bytes under the shared storage root key at 0x81000001,
+// which it makes if there is none. The token has no keyslot yet. systemd 254 and
+// later unseal it.
+//
+// Besides the classes of the TPM's failures it returns [ErrBankUnavailable],
+// [ErrPCRUnused] and [ErrSRKForeign], all before anything is made.
+func (d *Device) Seal(ctx context.Context, key *secret.Key, opts SealOptions) (*Token, error) {
+	if key.Len() == 0 || key.Len() > maxSealed {
+		return nil, fmt.Errorf("cannot seal a key of %d bytes: %w", key.Len(), ErrUnsupported)
+	}
+	tpm, end := d.begin(ctx)
+	defer end()
+	t, err := tpm.newToken(opts)
+	if err != nil {
+		return nil, fmt.Errorf("cannot seal the key: %w", err)
+	}
+	srk, err := tpm.ensureSRK()
+	if err != nil {
+		return nil, fmt.Errorf("cannot seal the key: %w", err)
+	}
+	t.SRK = &SRK{Handle: uint32(srk.handle), Name: srk.name, Public: srk.raw}
+	t.PrimaryAlg = srk.algorithm()
+	if err := tpm.create(t, srk, key); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// newToken is the token without sealed object, for the PCRs as they are.
+func (b bus) newToken(opts SealOptions) (*Token, error) {
+	t := &Token{PCRs: slices.Sorted(slices.Values(opts.PCRs))}
+	var values map[int][]byte
+	if len(t.PCRs) > 0 {
+		t.Bank = opts.Bank
+		if t.Bank == "" {
+			t.Bank = SHA256
+		}
+		var err error
+		if values, err = b.readPCRs(t.Bank, t.PCRs); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkUsed(t.Bank, values); err != nil {
+		return nil, err
+	}
+	policy, err := t.Policy()
+	if err != nil {
+		return nil, err
+	}
+	t.PolicyHash, err = policy.Digest(values)
+	return t, err
+}
+
+// checkUsed refuses PCRs that still have a value from reset: whoever boots
+// another system has the same (https://github.com/systemd/systemd/issues/20134).
+func checkUsed(bank Bank, values map[int][]byte) error {
+	for pcr, value := range values {
+		for _, reset := range []byte{0x00, 0xff} {
+			if bytes.Count(value, []byte{reset}) == len(value) {
+				return fmt.Errorf("%s PCR %d is %x…: %w", bank, pcr, value[:2], ErrPCRUnused)
+			}
+		}
+	}
+	return nil
+}
+
+// create makes the sealed object and puts it into the token.
+func (b bus) create(t *Token, srk *parent, key *secret.Key) error {
+	session, end, err := b.authSession(srk)
+	if err != nil {
+		return err
+	}
+	defer end()
+	created, err := tpm2.Create{
+		ParentHandle: tpm2.AuthHandle{
+			Handle: srk.handle,
+			Name:   tpm2.TPM2BName{Buffer: srk.name},
+			Auth:   sealing{session, key},
+		},
+		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
+			Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: make([]byte, key.Len())}),
+		}},
+		InPublic: tpm2.New2B(sealedTemplate(t.PolicyHash)),
+	}.Execute(b)
+	if err != nil {
+		return failure("seal the key", err)
+	}
+	t.Private, t.Public = created.OutPrivate.Buffer, created.OutPublic.Bytes()
+	return nil
+}
+
+// sealedTemplate is that of systemd 256 and later. noDA, because a policy cannot
+// be guessed: the TPM's lockout would protect nothing and keep the volume closed
+// (https://github.com/systemd/systemd/pull/30728).
+func sealedTemplate(policy []byte) tpm2.TPMTPublic {
+	return tpm2.TPMTPublic{
+		Type:             tpm2.TPMAlgKeyedHash,
+		NameAlg:          tpm2.TPMAlgSHA256,
+		ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, NoDA: true},
+		AuthPolicy:       tpm2.TPM2BDigest{Buffer: policy},
+		Parameters:       tpm2.NewTPMUPublicParms(tpm2.TPMAlgKeyedHash, &tpm2.TPMSKeyedHashParms{}),
+		Unique:           tpm2.NewTPMUPublicID(tpm2.TPMAlgKeyedHash, &tpm2.TPM2BDigest{}),
+	}
+}
