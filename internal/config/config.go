@@ -147,7 +147,7 @@ func (c *Config) derive() {
 		c.Unlock = []KeySource{{TPM2: defaultTPM2()}}
 	}
 	if c.Probes.Timeout == 0 {
-		c.Probes.Timeout = min(10*time.Second, c.Probes.Interval)
+		c.Probes.Timeout = min(15*time.Second, c.Probes.Interval)
 	}
 	if s := c.Probes.Synapse; s != nil && s.Store == "" && len(c.Stores) > 0 {
 		s.Store = c.Stores[0].Name

@@ -1,0 +1,47 @@
+# Everything is in one of these commands; each installs what it needs.
+.DEFAULT_GOAL := build
+
+VERSION  ?= 0.1.0
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+version  := github.com/prometheus/common/version
+LDFLAGS  := -s -w -X $(version).Version=$(VERSION) -X $(version).Revision=$(REVISION)
+
+prefix ?= /usr
+units  := $(DESTDIR)$(prefix)/lib/systemd/system
+
+export GOFLAGS := -mod=readonly
+
+.PHONY: build install test lint generate demo bench clean
+
+build:
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o build/luksmediad ./cmd/luksmediad
+
+install: build
+	install -D -m 0755 build/luksmediad $(DESTDIR)$(prefix)/bin/luksmediad
+	install -D -m 0644 -t $(units) deploy/systemd/luksmediad.service deploy/systemd/luksmediad-gate.service
+	install -D -m 0644 -t $(units)/docker.service.d deploy/systemd/docker.service.d/luksmediad.conf
+	install -D -m 0644 deploy/systemd/luksmediad.tmpfiles.conf $(DESTDIR)$(prefix)/lib/tmpfiles.d/luksmediad.conf
+	install -D -m 0644 deploy/systemd/luksmediad.sysusers.conf $(DESTDIR)$(prefix)/lib/sysusers.d/luksmediad.conf
+	install -D -m 0644 -t $(DESTDIR)$(prefix)/lib/systemd/catalog deploy/systemd/luksmediad.catalog
+	install -D -m 0644 -t $(DESTDIR)$(prefix)/share/doc/luksmediad README.md
+
+# Three tiers: everywhere, in a kernel of its own, on a machine of its own.
+test:
+	test/everywhere/run
+	test/kernel/run
+	test/boot/run
+
+lint:
+	test/lint/run
+
+generate:
+	go generate ./...
+
+demo:
+	test/demo/demo
+
+bench:
+	test/bench/run
+
+clean:
+	rm -rf build

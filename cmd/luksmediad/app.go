@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"luksmediad/internal/api"
+	"luksmediad/internal/command"
+	"luksmediad/internal/config"
+	"luksmediad/internal/volume"
+)
+
+// runtimeDir holds locks and the control socket (RuntimeDirectory= of the unit).
+const runtimeDir = "/run/luksmediad"
+
+// app is what every command shares: the standard streams and the global flags.
+type app struct {
+	stdin, stdout, stderr *os.File
+
+	configPath string
+	json       bool
+	yes        bool
+	quiet      bool
+	dryRun     bool
+}
+
+func newRootCommand(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "luksmediad",
+		Short:         "Keep Synapse's media store on an encrypted volume",
+		Long:          rootHelp,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return usageError{errors.New("cannot run: no command given")}
+		},
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.configPath, "config", config.DefaultPath, "configuration `file`")
+	flags.BoolVar(&a.json, "json", false, "print JSON on standard output")
+	flags.BoolVar(&a.yes, "yes", false, "do not ask")
+	flags.BoolVar(&a.quiet, "quiet", false, "print no progress")
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(newRunCommand(a), newCreateCommand(a), newUnlockCommand(a), newLockCommand(a), newStatusCommand(a),
+		newGateCommand(a), newConfigCommand(a), newVersionCommand(a))
+	for _, cmd := range root.Commands() {
+		wrapArgs(cmd)
+	}
+	return root
+}
+
+// wrapArgs makes wrong arguments usage errors, also those of subcommands.
+func wrapArgs(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usageError{err}
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		wrapArgs(sub)
+	}
+}
+
+const rootHelp = `luksmediad keeps the directories of a service on a LUKS2 volume, opens it at boot from a key sealed in the TPM
+or from a key file, and shows that what lies on the disk is ciphertext.
+
+It protects data at rest: against a disk snapshot, a leaked backup, a stolen disk. It does not protect against
+whoever is root on the running machine, or can boot this machine with its own TPM.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 degraded, 10 not set up, 11 busy, 12 no key fits, 13 verification failed,
+14 gate closed, 15 refused to protect data, 130 interrupted.`
+
+// usageError is a command line that cannot be understood.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// exitError makes a command that has printed its answer end with an exit code of its own.
+type exitError struct{ code int }
+
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
+// finish prints what went wrong and what to type, and returns the exit code.
+func (a *app) finish(err error) int {
+	if err == nil {
+		return exitDone
+	}
+	if silent, ok := errors.AsType[exitError](err); ok {
+		return silent.code
+	}
+	// cobra's own errors are all about the command line, and none of them has a type.
+	if strings.HasPrefix(err.Error(), "unknown command") || strings.HasPrefix(err.Error(), "unknown shorthand") {
+		err = usageError{err}
+	}
+	explained := explain(err)
+	if a.json {
+		a.printJSON(result{Type: "result", Class: string(explained.Class), Error: err.Error(), Next: explained.Next, ExitCode: explained.ExitCode})
+	}
+	for line := range strings.Lines(err.Error()) {
+		fmt.Fprintf(a.stderr, "luksmediad: %s\n", strings.TrimSuffix(line, "\n"))
+	}
+	if explained.Next != "" {
+		fmt.Fprintf(a.stderr, "type: %s\n", explained.Next)
+	}
+	return explained.ExitCode
+}
+
+// result is the last line that a command prints with --json.
+type result struct {
+	Type     string `json:"type"`
+	Class    string `json:"class,omitempty"`
+	Error    string `json:"error,omitempty"`
+	Next     string `json:"next,omitempty"`
+	ExitCode int    `json:"exit_code"`
+	Text     string `json:"text,omitempty"`
+}
+
+func (a *app) printJSON(v any) error {
+	line, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("cannot encode the answer: %w", err)
+	}
+	_, err = a.stdout.Write(append(line, '\n'))
+	return err
+}
+
+// succeed prints the answer of a command that changed something.
+func (a *app) succeed(text string) error {
+	if a.json {
+		return a.printJSON(result{Type: "result", Text: text})
+	}
+	_, err := fmt.Fprintln(a.stdout, text)
+	return err
+}
+
+// load reads the configuration and binds the operations to it.
+func (a *app) load() (*config.Config, *volume.Volume, error) {
+	loaded, err := config.Load(a.configPath)
+	if err != nil {
+		return nil, nil, err
+	}
+	paths := volume.Paths{State: config.StateDir, Runtime: runtimeDir}
+	return loaded, volume.New(loaded, paths, command.Runner{}), nil
+}
+
+// loadAsRoot is load for whatever changes something: it needs to be root and to have the folder of the locks.
+func (a *app) loadAsRoot() (*config.Config, *volume.Volume, error) {
+	loaded, vol, err := a.load()
+	if err != nil {
+		return nil, nil, err
+	}
+	if os.Geteuid() != 0 {
+		return nil, nil, fmt.Errorf("cannot work on volume %s: %w", vol.Name(), errNotRoot)
+	}
+	if err := os.MkdirAll(runtimeDir, 0o750); err != nil {
+		return nil, nil, fmt.Errorf("cannot make %s: %w", runtimeDir, err)
+	}
+	return loaded, vol, nil
+}
+
+var errNotRoot = errors.New("not root")
+
+// client talks to the daemon.
+func (a *app) client() *api.ControlClient { return api.NewControlClient(api.ControlSocket) }
+
+// locked runs do while nobody else works on the volume.
+func locked(ctx context.Context, vol *volume.Volume, do func() error) error {
+	release, err := vol.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(), release())
+}
+
+// confirm asks a question on the terminal; --yes answers it.
+func (a *app) confirm(question string) error {
+	if a.yes {
+		return nil
+	}
+	if !term.IsTerminal(int(a.stdin.Fd())) {
+		return usageError{fmt.Errorf("cannot ask %q without a terminal: say --yes", question)}
+	}
+	fmt.Fprintf(a.stderr, "%s [y/N] ", question)
+	answer := make([]byte, 16)
+	n, err := a.stdin.Read(answer)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("cannot read the answer: %w", err)
+	}
+	if reply := strings.ToLower(strings.TrimSpace(string(answer[:n]))); reply != "y" && reply != "yes" {
+		return volume.ErrConfirmation
+	}
+	return nil
+}

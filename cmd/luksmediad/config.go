@@ -1,0 +1,37 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+)
+
+func newConfigCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "The configuration",
+		Args:  cobra.NoArgs,
+		RunE:  func(*cobra.Command, []string) error { return usageError{errors.New("cannot run config: check?")} },
+	}
+	cmd.AddCommand(&cobra.Command{
+		Use:   "check",
+		Short: "Check the configuration and print what it means",
+		Long:  `Report every mistake in the configuration, or print it with all defaults filled in.`,
+		Args:  cobra.NoArgs,
+		RunE:  func(*cobra.Command, []string) error { return a.checkConfig() },
+	})
+	return cmd
+}
+
+func (a *app) checkConfig() error {
+	loaded, _, err := a.load()
+	if err != nil {
+		return err
+	}
+	text, err := loaded.Marshal()
+	if err != nil {
+		return err
+	}
+	_, err = a.stdout.Write(text)
+	return err
+}

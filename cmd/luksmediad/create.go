@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"luksmediad/internal/config"
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/unlock/secret"
+)
+
+type createCommand struct {
+	*app
+	size       string
+	passphrase passphraseFlags
+}
+
+func newCreateCommand(a *app) *cobra.Command {
+	c := &createCommand{app: a}
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "Create the volume: container, keys, filesystem, stores",
+		Long: `Create the volume that the configuration describes: a fully allocated container, a LUKS2 header with a recovery
+passphrase and one keyslot for each key source, the filesystem and a folder for each store.
+
+Without --passphrase-file or --passphrase-command a recovery key is generated and printed once on standard output.
+Write it down where this machine is not: it is the way in when the TPM or the machine is gone.
+
+What an interrupted create has left the next one finishes; what a failed one has made it removes.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.run(cmd.Context()) },
+	}
+	cmd.Flags().StringVar(&c.size, "size", "", "`size` of a new file container, such as 50GiB")
+	cmd.Flags().BoolVar(&a.dryRun, "dry-run", false, "check everything, change nothing")
+	c.passphrase.register(cmd)
+	return cmd
+}
+
+func (c *createCommand) run(ctx context.Context) error {
+	loaded, vol, err := c.loadAsRoot()
+	if err != nil {
+		return err
+	}
+	if err := secret.Harden(); err != nil {
+		return err
+	}
+	if c.size != "" {
+		if loaded.Volume.Size, err = config.ParseSize(c.size); err != nil {
+			return usageError{fmt.Errorf("cannot use --size %q: %w; for example 50GiB", c.size, err)}
+		}
+	}
+	progress := newProgress(c.app, vol.MappingName())
+	defer progress.close()
+	return locked(ctx, vol, func() error {
+		if c.dryRun {
+			return c.plan(ctx, loaded, vol)
+		}
+		return c.create(ctx, vol, progress)
+	})
+}
+
+func (c *createCommand) plan(ctx context.Context, loaded *config.Config, vol *volume.Volume) error {
+	if err := vol.Preflight(ctx); err != nil {
+		return err
+	}
+	return c.succeed(fmt.Sprintf("would create volume %s: %s in %s with %s", vol.Name(), loaded.Volume.Size,
+		loaded.Volume.Container, loaded.Volume.Filesystem))
+}
+
+func (c *createCommand) create(ctx context.Context, vol *volume.Volume, progress *progress) error {
+	given, err := c.passphrase.read(ctx, c.app)
+	if err != nil {
+		return err
+	}
+	record, err := vol.Create(ctx, volume.CreateOptions{Recovery: given, Deliver: c.deliver}, progress)
+	if err != nil {
+		return err
+	}
+	return c.succeed(fmt.Sprintf("volume %s is ready in %s", vol.Name(), record.Container))
+}
+
+// deliver prints the recovery key without ever making a string of it.
+func (c *createCommand) deliver(key *secret.Key) error {
+	before, after := "recovery key: ", "\n"
+	if c.json {
+		before, after = `{"type":"recovery_key","recovery_key":"`, "\"}\n"
+	}
+	line, err := secret.New(len(before) + key.Len() + len(after))
+	if err != nil {
+		return err
+	}
+	defer line.Wipe()
+	text := line.Bytes()
+	copy(text[copy(text, before)+copy(text[len(before):], key.Bytes()):], after)
+	if _, err := c.stdout.Write(text); err != nil {
+		return fmt.Errorf("cannot print the recovery key: %w", err)
+	}
+	return nil
+}

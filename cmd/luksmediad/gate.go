@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"luksmediad/internal/api"
+)
+
+// errGateClosed: the stores are not all mounted and writable.
+var errGateClosed = errors.New("gate closed")
+
+// gatePoll is how often the daemon is asked; the answer costs it nothing.
+const gatePoll = 250 * time.Millisecond
+
+func newGateCommand(a *app) *cobra.Command {
+	gate := &cobra.Command{
+		Use:   "gate",
+		Short: "What services wait for",
+		Args:  cobra.NoArgs,
+		RunE:  func(*cobra.Command, []string) error { return usageError{errors.New("cannot run gate: wait or close?")} },
+	}
+	gate.AddCommand(newGateWaitCommand(a), newGateCloseCommand(a))
+	return gate
+}
+
+func newGateWaitCommand(a *app) *cobra.Command {
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "wait",
+		Short: "Return when every store is mounted and writable",
+		Long: `Return 0 as soon as every store is mounted and writable, 14 if that does not come about in time.
+A daemon that was told to lock is told to open again. The unit luksmediad-gate.service runs this.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.gateWait(cmd.Context(), timeout) },
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait")
+	return cmd
+}
+
+func (a *app) gateWait(ctx context.Context, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errGateClosed)
+	defer cancel()
+	why := "no daemon is running"
+	for {
+		ready, text, err := a.client().Ready(ctx)
+		switch {
+		case ready:
+			return nil
+		case err == nil:
+			why = strings.TrimSpace(text)
+			a.reopen(ctx)
+		case !errors.Is(err, api.ErrNoDaemon) && ctx.Err() == nil:
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("cannot open the gate: %s: %w", why, context.Cause(ctx))
+		case <-time.After(gatePoll):
+		}
+	}
+}
+
+// reopen wakes a daemon that was told to lock. One that tries by itself is left alone.
+func (a *app) reopen(ctx context.Context) {
+	status, err := a.client().Status(ctx)
+	if err == nil && status.Phase == api.PhaseLocked {
+		a.client().Unlock(ctx) // the next look at readiness tells how it went
+	}
+}
+
+func newGateCloseCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "close",
+		Short: "Close the volume when its services have stopped",
+		Long: `Close the volume without stopping anything: what still uses a store is an error.
+The unit luksmediad-gate.service runs this when it stops, which is after the services that require it.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.gateClose(cmd.Context()) },
+	}
+}
+
+func (a *app) gateClose(ctx context.Context) error {
+	_, vol, err := a.loadAsRoot()
+	if err != nil {
+		return err
+	}
+	_, err = a.client().Lock(ctx, api.LockRequest{StopServices: false})
+	if errors.Is(err, api.ErrNoDaemon) {
+		return a.closeAlone(ctx, vol)
+	}
+	return err
+}

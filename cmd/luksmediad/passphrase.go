@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"luksmediad/internal/command"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/secret"
+)
+
+// passphraseFlags say where a passphrase comes from; it is never an argument and never in the environment.
+type passphraseFlags struct {
+	file    string
+	command string
+}
+
+func (p *passphraseFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&p.file, "passphrase-file", "", "read the recovery passphrase from `file`, - is standard input")
+	cmd.Flags().StringVar(&p.command, "passphrase-command", "", "read the recovery passphrase from the output of `program` with arguments, no shell")
+	cmd.MarkFlagsMutuallyExclusive("passphrase-file", "passphrase-command")
+}
+
+func (p *passphraseFlags) given() bool { return p.file != "" || p.command != "" }
+
+// read returns the passphrase without its last newline; nil if none is given.
+func (p *passphraseFlags) read(ctx context.Context, a *app) (key *secret.Key, err error) {
+	switch {
+	case p.file == "-":
+		key, err = secret.Read(a.stdin, unlock.MaxKeyFileBytes)
+	case p.file != "":
+		key, err = readPassphraseFile(p.file)
+	case p.command != "":
+		key, err = readPassphraseCommand(ctx, p.command)
+	default:
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the passphrase: %w", err)
+	}
+	return trimmed(key)
+}
+
+// trimmed drops the newline that editors and echo put behind a passphrase.
+func trimmed(key *secret.Key) (*secret.Key, error) {
+	key.TrimNewline()
+	if key.Len() == 0 {
+		key.Wipe()
+		return nil, fmt.Errorf("cannot use the passphrase: %w", secret.ErrEmpty)
+	}
+	return key, nil
+}
+
+func readPassphraseFile(path string) (*secret.Key, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return secret.Read(file, unlock.MaxKeyFileBytes)
+}
+
+func readPassphraseCommand(ctx context.Context, line string) (*secret.Key, error) {
+	fields := strings.Fields(line)
+	if len(fields) == 0 {
+		return nil, usageError{errors.New("cannot run an empty --passphrase-command")}
+	}
+	out, err := command.Runner{}.Run(ctx, nil, nil, fields[0], fields[1:]...)
+	if err != nil {
+		clear(out)
+		return nil, err
+	}
+	return secret.From(out)
+}
+
+// ask reads a passphrase from the terminal without showing it.
+func (a *app) ask(prompt string) (*secret.Key, error) {
+	if !term.IsTerminal(int(a.stdin.Fd())) {
+		return nil, usageError{errors.New("cannot ask for a passphrase without a terminal: say --passphrase-file")}
+	}
+	fmt.Fprint(a.stderr, prompt)
+	defer fmt.Fprintln(a.stderr)
+	typed, err := term.ReadPassword(int(a.stdin.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the passphrase: %w", err)
+	}
+	key, err := secret.From(typed)
+	if err != nil {
+		return nil, err
+	}
+	return trimmed(key)
+}

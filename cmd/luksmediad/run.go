@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	systemd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/common/version"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"luksmediad/internal/api"
+	"luksmediad/internal/config"
+	"luksmediad/internal/daemon"
+	"luksmediad/internal/journal"
+	"luksmediad/internal/state"
+	"luksmediad/internal/synapse"
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/health"
+	"luksmediad/pkg/unlock/secret"
+)
+
+// gateUnit is what services require.
+const gateUnit = "luksmediad-gate.service"
+
+func newRunCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "Run the daemon",
+		Long: `Run the daemon: open the volume, mount it, bind the stores, hold them, probe them.
+
+An open volume is adopted without a key. When the daemon ends the volume stays mounted; only lock closes it.
+The unit luksmediad.service runs this.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.runDaemon(cmd.Context()) },
+	}
+}
+
+func (a *app) runDaemon(ctx context.Context) error {
+	if err := secret.Harden(); err != nil {
+		return err
+	}
+	loaded, vol, err := a.loadAsRoot()
+	if err != nil {
+		return err
+	}
+	if err := vol.CheckHost(); err != nil {
+		return err
+	}
+	release, err := state.Lock(filepath.Join(runtimeDir, "daemon.lock"))
+	if err != nil {
+		return err
+	}
+	log := journal.New(journal.Detect(), vol.MappingName())
+	log.Emit(journal.DaemonStarted, journal.F("VERSION", version.Version))
+	err = newService(loaded, vol, log).serve(ctx)
+	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	return errors.Join(err, log.Close(flush), release())
+}
+
+// service is everything that runs in the daemon.
+type service struct {
+	config *config.Config
+	daemon *daemon.Daemon
+	prober *health.Prober
+	server *api.Server
+}
+
+// newService is the composition root of the daemon.
+func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) *service {
+	live := new(atomic.Pointer[volume.Opened])
+	options := health.Options{Advise: advise, OnChange: func(c health.Condition) { reportCondition(log, c) }}
+	var media health.MediaServer
+	if s := loaded.Probes.Synapse; s != nil {
+		media = synapse.NewClient(s.URL, s.TokenFile)
+	} else {
+		options.Without = []health.Code{health.Thumbnail}
+	}
+	board := health.NewBoard(options)
+	collector := health.NewCollector(board, words()...)
+	prober := health.NewProber(board, health.ProberOptions{
+		Interval: loaded.Probes.Interval,
+		Deadline: loaded.Probes.Timeout,
+		Observe:  collector.ObserveProbe,
+	}, daemon.Probes(loaded, live, media)...)
+	d := daemon.New(daemon.Parts{
+		Config:     loaded,
+		Operations: vol,
+		Sources:    vol.Sources(),
+		Board:      board,
+		Prober:     prober,
+		Collector:  collector,
+		Gate:       synapse.Gate{Unit: gateUnit},
+		Notifier:   serviceManager{},
+		Journal:    log,
+		Live:       live,
+		Explain:    explain,
+		Version:    version.Version,
+	})
+	backend := api.Backend{
+		Health:  board,
+		Metrics: health.MetricsHandler(health.NewRegistry(collector)),
+		Status:  d,
+		Control: d,
+		Explain: explain,
+	}
+	return &service{config: loaded, daemon: d, prober: prober, server: api.New(backend, slog.New(slog.NewTextHandler(os.Stderr, nil)))}
+}
+
+// serve listens first: whoever asks while the volume is being opened gets an answer.
+func (s *service) serve(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	control, err := api.ListenControl(ctx, api.ControlSocket, "luksmediad")
+	if err != nil {
+		return err
+	}
+	loopback, err := api.ListenLoopback(ctx, s.config.HTTP.Listen)
+	if err != nil {
+		return errors.Join(err, control.Close())
+	}
+	group.Go(func() error { return s.server.ServeControl(ctx, control) })
+	group.Go(func() error { return s.server.ServeReadOnly(ctx, loopback) })
+	group.Go(func() error { s.prober.Run(ctx); return nil })
+	group.Go(func() error { s.daemon.Run(ctx); return nil })
+	return group.Wait()
+}
+
+// serviceManager sends sd_notify(3) messages; without NOTIFY_SOCKET it does nothing.
+type serviceManager struct{}
+
+// Notify drops what cannot be sent: the daemon serves also where nobody listens.
+func (serviceManager) Notify(state string) {
+	if _, err := systemd.SdNotify(false, state); err != nil {
+		fmt.Fprintf(os.Stderr, "luksmediad: cannot notify the service manager: %v\n", err)
+	}
+}
+
+// reportCondition logs a change, except where only its cause is worth telling.
+func reportCondition(log *journal.Logger, c health.Condition) {
+	if c.Hidden() || c.Status == health.Unknown {
+		return
+	}
+	event, fields := journal.ConditionChanged, []journal.Field{journal.F("CONDITION", c.Code), journal.F("STATUS", c.Status)}
+	switch {
+	case c.Probed && c.Status == health.Fail:
+		event, fields = journal.ProbeFailed, []journal.Field{journal.F("PROBE", c.Code)}
+	case c.Probed && c.Status == health.OK:
+		event, fields = journal.ProbeRecovered, []journal.Field{journal.F("PROBE", c.Code)}
+	}
+	priority := event.Priority()
+	if c.Status == health.OK {
+		priority = journal.Info
+	} else {
+		fields = append(fields, journal.F("REASON", c.Reason), journal.F("TEXT", c.Text), journal.F("NEXT", c.Next))
+	}
+	log.EmitAt(priority, event, fields...)
+}

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"luksmediad/internal/api"
+	"luksmediad/internal/config"
+	"luksmediad/internal/daemon"
+	"luksmediad/internal/volume"
+)
+
+func newStatusCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show volume, stores, key sources and conditions",
+		Long: `Show what the daemon knows; without a daemon, what can be seen without a key.
+
+Exit codes: 0 all conditions hold, 3 degraded, 10 not set up, 14 gate closed.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.status(cmd.Context()) },
+	}
+}
+
+func (a *app) status(ctx context.Context) error {
+	loaded, vol, err := a.load()
+	if err != nil {
+		return err
+	}
+	status, err := a.client().Status(ctx)
+	if errors.Is(err, api.ErrNoDaemon) {
+		status, err = statusAlone(loaded, vol)
+	}
+	if err != nil {
+		return err
+	}
+	if a.json {
+		err = a.printJSON(status)
+	} else {
+		err = printStatus(a.stdout, status, time.Now())
+	}
+	if code := statusExit(status); err == nil && code != exitDone {
+		return exitError{code}
+	}
+	return err
+}
+
+// statusAlone describes what can be seen without the daemon.
+func statusAlone(loaded *config.Config, vol *volume.Volume) (*api.Status, error) {
+	seen, err := vol.Inspect()
+	if err != nil {
+		return nil, err
+	}
+	if seen.Record == nil {
+		return nil, fmt.Errorf("cannot show volume %s: %w", vol.Name(), volume.ErrNotSetUp)
+	}
+	status := daemon.StatusOf(loaded, seen.Opened(vol))
+	status.ContainerBytes = seen.ContainerBytes
+	status.Phase = api.PhaseLocked
+	if seen.Mounted {
+		status.Phase = api.PhaseServing
+	}
+	return &status, nil
+}
+
+// statusExit turns conditions into the exit code of status.
+func statusExit(status *api.Status) int {
+	code := exitDone
+	for _, c := range status.Conditions {
+		switch {
+		case c.Code == api.ConditionCodeGate && c.Status != api.ConditionStatusOk:
+			return exitGateClosed
+		case c.Status == api.ConditionStatusFailed, c.Status == api.ConditionStatusDegraded:
+			code = exitDegraded
+		}
+	}
+	if len(status.Conditions) == 0 && status.State != api.VolumeStateOpen {
+		return exitGateClosed
+	}
+	return code
+}
+
+// printStatus writes what a person wants to know first at the top.
+func printStatus(w io.Writer, status *api.Status, now time.Time) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(table, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	row("volume", "%s, %s, %s", status.Volume, status.State, status.Phase)
+	row("container", "%s, %d bytes", status.Container, status.ContainerBytes)
+	if status.State == api.VolumeStateOpen {
+		row("mapping", "%s on %s", status.Mapping, status.Device)
+		row("mounted at", "%s, %s", status.Mountpoint, status.Filesystem)
+		row("opened by", "%s", describeOpening(status.OpenedBy))
+	}
+	for _, source := range status.Sources {
+		row("key source", "%s", describeSource(source))
+	}
+	for _, store := range status.Stores {
+		row("store", "%s at %s, %s, %s", store.Name, store.Path, store.State, describeStore(store))
+	}
+	for _, c := range status.Conditions {
+		if c.Cause == "" {
+			row(string(c.Code), "%s", describeCondition(c, now))
+		}
+	}
+	return table.Flush()
+}
+
+func describeOpening(opening api.Opening) string {
+	if opening.Kind == "" {
+		return "found open and adopted"
+	}
+	return fmt.Sprintf("%s, keyslot %d", opening.Kind, *opening.Keyslot)
+}
+
+func describeSource(source api.Source) string {
+	text := fmt.Sprintf("%s, %s", source.Kind, source.Outcome)
+	if source.Text != "" {
+		text += ": " + source.Text
+	}
+	return text
+}
+
+func describeStore(store api.Store) string {
+	switch {
+	case store.Mounted:
+		return "mounted"
+	case store.Guarded:
+		return "not mounted, guarded"
+	}
+	return "not mounted, not guarded"
+}
+
+func describeCondition(c api.Condition, now time.Time) string {
+	parts := []string{string(c.Status)}
+	if c.Text != "" {
+		parts = append(parts, c.Text)
+	}
+	text := strings.Join(parts, ": ")
+	if !c.Checked.IsZero() {
+		text += fmt.Sprintf(" (%s ago)", now.Sub(c.Checked).Round(time.Second))
+	}
+	if c.Next != "" {
+		text += "\n\ttype: " + c.Next
+	}
+	return text
+}

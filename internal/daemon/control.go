@@ -1,0 +1,67 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"luksmediad/internal/api"
+	"luksmediad/pkg/health"
+)
+
+// Unlock opens the volume now or joins the opening that is under way; see [api.Controller].
+func (d *Daemon) Unlock(ctx context.Context) (api.Outcome, error) {
+	o, err := d.ask(ctx, open)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	answer := api.Outcome{Action: api.OutcomeActionUnlock, Changed: o.changed, State: api.VolumeStateOpen, Phase: api.Phase(o.phase), Text: "already open"}
+	switch {
+	case !o.changed:
+	case o.opened.Adopted():
+		answer.Text = "adopted the open mapping"
+	default:
+		answer.OpenedBy = openingOf(o.opened)
+		answer.Text = fmt.Sprintf("opened by key source %s, keyslot %d", o.opened.Source, o.opened.Keyslot)
+	}
+	return answer, nil
+}
+
+// Lock closes the volume. Services are stopped by stopping the gate's unit: the service manager stops what requires it
+// first, in the right order, and the gate's own stop then asks for the closing; see [api.Controller].
+func (d *Daemon) Lock(ctx context.Context, request api.LockRequest) (api.Outcome, error) {
+	var stopped []string
+	if request.StopServices {
+		var err error
+		if stopped, err = d.Gate.Running(ctx); err != nil {
+			return api.Outcome{}, err
+		}
+		if err := d.Gate.Stop(ctx); err != nil {
+			return api.Outcome{}, err
+		}
+	}
+	o, err := d.ask(ctx, shut)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	return api.Outcome{Action: api.OutcomeActionLock, Changed: o.changed || len(stopped) > 0, State: api.VolumeStateClosed,
+		Phase: api.Phase(o.phase), Text: "locked", Stopped: stopped}, nil
+}
+
+// RunProbe runs one probe out of turn; see [api.Controller].
+func (d *Daemon) RunProbe(ctx context.Context, name api.ProbeName) (api.ProbeResult, error) {
+	began := time.Now()
+	code := health.Code(name)
+	// What the probe found is on the board; the error here is the same once more.
+	if err := d.Prober.RunNow(ctx, code); ctx.Err() != nil || isUnknownProbe(err) {
+		return api.ProbeResult{}, err
+	}
+	result := api.ProbeResult{Name: name, Started: began, DurationSeconds: time.Since(began).Seconds()}
+	for _, c := range d.Board.Snapshot() {
+		if c.Code == code {
+			result.Status, result.Reason = api.ConditionStatus(c.Status.String()), api.Class(c.Reason)
+			result.Text, result.Next = c.Text, c.Next
+		}
+	}
+	return result, nil
+}

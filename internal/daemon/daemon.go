@@ -1,0 +1,255 @@
+package daemon
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"luksmediad/internal/api"
+	"luksmediad/internal/config"
+	"luksmediad/internal/journal"
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/health"
+	"luksmediad/pkg/unlock"
+)
+
+// Operations are what the daemon does with the volume; [volume.Volume] does them.
+type Operations interface {
+	Open(ctx context.Context, sources []unlock.Source, observer volume.Observer) (*volume.Opened, error)
+	Close(ctx context.Context, observer volume.Observer) error
+	Lock(ctx context.Context) (release func() error, err error)
+}
+
+// Gate is the unit that services require, as the service manager sees it.
+type Gate interface {
+	// Running are the active services that require the gate.
+	Running(ctx context.Context) ([]string, error)
+	// Stop stops these services, then the gate.
+	Stop(ctx context.Context) error
+	// Resume starts the enabled services that are not active: those that gave up waiting for the gate.
+	Resume(ctx context.Context) error
+}
+
+// Notifier tells the service manager how far the daemon is (sd_notify(3)).
+type Notifier interface {
+	Notify(state string)
+}
+
+// Journal takes what happens.
+type Journal interface {
+	Emit(event journal.Event, fields ...journal.Field)
+}
+
+// Parts are what a daemon is made of. All are required.
+type Parts struct {
+	Config     *config.Config
+	Operations Operations
+	Sources    []unlock.Source
+	Board      *health.Board
+	Prober     *health.Prober
+	Collector  *health.Collector
+	Gate       Gate
+	Notifier   Notifier
+	Journal    Journal
+	// Live is where the daemon publishes the open volume, for the probes; nil while there is none.
+	Live *atomic.Pointer[volume.Opened]
+	// Explain gives the class of an error and what follows from it.
+	Explain func(error) api.Explanation
+	Version string
+}
+
+// Daemon keeps the volume open.
+type Daemon struct {
+	Parts
+	requests chan *request
+	outcomes chan outcome
+	view     view
+
+	// The rest belongs to the goroutine of Run.
+	phase   phase
+	waiters []*request
+	backoff *backoff.ExponentialBackOff
+	retry   <-chan time.Time
+	// ready: READY=1 was sent; it is sent once.
+	ready bool
+	// late: something may have given up waiting for the gate.
+	late bool
+}
+
+// request is what a caller of [Daemon.Unlock] or [Daemon.Lock] waits for.
+type request struct {
+	event event
+	// reply has room for the one answer, so that a caller who left does not hold up the daemon.
+	reply chan outcome
+}
+
+// outcome is the end of an operation.
+type outcome struct {
+	opened  *volume.Opened
+	changed bool
+	phase   phase
+	err     error
+}
+
+const (
+	firstRetry = time.Second
+	lastRetry  = time.Minute
+	// heartbeat is well below WatchdogSec= and the extensions of TimeoutStartSec=.
+	heartbeat = 5 * time.Second
+)
+
+// New puts a daemon together.
+func New(parts Parts) *Daemon {
+	retries := backoff.NewExponentialBackOff()
+	retries.InitialInterval, retries.MaxInterval = firstRetry, lastRetry
+	d := &Daemon{
+		Parts:    parts,
+		requests: make(chan *request),
+		outcomes: make(chan outcome, 1),
+		phase:    locked,
+		backoff:  retries,
+	}
+	d.view.started = time.Now()
+	d.view.setPhase(locked)
+	return d
+}
+
+// Run opens the volume and keeps it until ctx ends. It leaves an open volume open: the next daemon adopts it.
+func (d *Daemon) Run(ctx context.Context) {
+	pulse := time.NewTicker(heartbeat)
+	defer pulse.Stop()
+	operations, cancel := context.WithCancel(ctx)
+	defer cancel()
+	d.advance(operations, open)
+	for {
+		select {
+		case <-ctx.Done():
+			d.stop()
+			return
+		case request := <-d.requests:
+			d.serve(operations, request)
+		case outcome := <-d.outcomes:
+			d.settle(operations, outcome)
+		case <-d.retry:
+			d.advance(operations, open)
+		case <-pulse.C:
+			d.beat()
+		}
+	}
+}
+
+// serve answers a request at once or when the operation that it starts or joins has ended.
+func (d *Daemon) serve(ctx context.Context, r *request) {
+	before := d.phase
+	if err := d.advance(ctx, r.event); err != nil {
+		r.reply <- outcome{phase: d.phase, err: err}
+		return
+	}
+	if d.phase == before && (before == serving || before == locked) {
+		r.reply <- outcome{opened: d.Live.Load(), phase: d.phase}
+		return
+	}
+	d.waiters = append(d.waiters, r)
+}
+
+// advance moves along the table and starts the operation of the phase it comes into.
+func (d *Daemon) advance(ctx context.Context, e event) error {
+	next, err := d.phase.next(e)
+	if err != nil || next == d.phase {
+		return err
+	}
+	d.enter(next)
+	switch next {
+	case opening:
+		d.retry = nil
+		go func() { d.outcomes <- d.open(ctx) }()
+	case closing:
+		d.retry = nil
+		go func() { d.outcomes <- d.close(ctx) }()
+	case waiting:
+		wait := d.backoff.NextBackOff()
+		d.late = true
+		d.retry = time.After(wait)
+		d.Journal.Emit(journal.RetryScheduled, journal.F("SECONDS", int(wait.Seconds())))
+	case serving:
+		d.backoff.Reset()
+	}
+	return nil
+}
+
+func (d *Daemon) enter(next phase) {
+	d.phase = next
+	d.view.setPhase(next)
+	d.reportStatus()
+}
+
+// settle takes the end of an operation.
+func (d *Daemon) settle(ctx context.Context, o outcome) {
+	e := succeeded
+	if o.err != nil {
+		e = failed
+	}
+	was := d.phase
+	d.advance(ctx, e) // both operations have a cell for both ends
+	o.phase = d.phase
+	switch {
+	case d.phase == serving:
+		d.openGate(ctx, o)
+	case was == closing && o.err == nil:
+		d.Journal.Emit(journal.GateClosed)
+		go d.stopGate(ctx)
+	}
+	for _, r := range d.waiters {
+		r.reply <- o
+	}
+	d.waiters = nil
+}
+
+// openGate says READY=1 the first time. Who gave up waiting for the gate is started, unless a daemon that was merely
+// restarted has adopted a volume that has been open all along.
+func (d *Daemon) openGate(ctx context.Context, o outcome) {
+	d.Journal.Emit(journal.GateOpened)
+	if !d.ready {
+		d.Notifier.Notify("READY=1")
+		d.ready = true
+	}
+	d.reportStatus()
+	if d.late || !o.opened.Adopted() {
+		go d.resume(ctx)
+	}
+	d.late = true // whatever opens the gate from now on is late
+}
+
+// beat proves that the lifecycle goroutine lives, and keeps the service manager waiting until READY=1.
+func (d *Daemon) beat() {
+	d.Notifier.Notify("WATCHDOG=1")
+	if !d.ready {
+		d.Notifier.Notify("EXTEND_TIMEOUT_USEC=60000000") // three missed beats and more, in µs
+	}
+}
+
+func (d *Daemon) stop() {
+	d.Notifier.Notify("STOPPING=1")
+	for _, r := range d.waiters {
+		r.reply <- outcome{phase: d.phase, err: context.Canceled}
+	}
+	d.Journal.Emit(journal.DaemonStopping)
+}
+
+// ask hands an event to the goroutine of Run and waits for what comes of it.
+func (d *Daemon) ask(ctx context.Context, e event) (outcome, error) {
+	r := &request{event: e, reply: make(chan outcome, 1)}
+	select {
+	case d.requests <- r:
+	case <-ctx.Done():
+		return outcome{}, context.Cause(ctx)
+	}
+	select {
+	case o := <-r.reply:
+		return o, o.err
+	case <-ctx.Done():
+		return outcome{}, context.Cause(ctx)
+	}
+}

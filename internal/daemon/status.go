@@ -1,0 +1,101 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+
+	"luksmediad/internal/api"
+	"luksmediad/internal/config"
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/health"
+)
+
+// Status is what the daemon knows, without looking anywhere; see [api.StatusReader].
+func (d *Daemon) Status(context.Context) (api.Status, error) {
+	seen := d.view.snapshot()
+	status := StatusOf(d.Config, seen.opened)
+	status.Phase, status.ContainerBytes = api.Phase(seen.phase), seen.bytes
+	status.Version, status.PID, status.Started = d.Version, os.Getpid(), seen.started
+	for i, source := range status.Sources {
+		if tried, ok := seen.tried[string(source.Kind)]; ok {
+			status.Sources[i] = tried
+		}
+	}
+	status.Conditions = api.Conditions(d.Board.Snapshot())
+	return status, nil
+}
+
+// StatusOf describes the configured volume; opened is nil while it is closed.
+func StatusOf(config *config.Config, opened *volume.Opened) api.Status {
+	status := api.Status{
+		Volume:     config.Volume.Name,
+		Container:  config.Volume.Container,
+		Filesystem: api.StatusFilesystem(config.Volume.Filesystem),
+		State:      api.VolumeStateClosed,
+		Sources:    []api.Source{},
+		Stores:     []api.Store{},
+		Conditions: []api.Condition{},
+		Services:   servicesOf(config),
+	}
+	for _, source := range config.Unlock {
+		status.Sources = append(status.Sources, api.Source{Kind: api.SourceKind(source.Kind()), Outcome: api.SourceOutcomeUntried})
+	}
+	if opened != nil {
+		describeOpen(&status, opened)
+	}
+	return status
+}
+
+func describeOpen(status *api.Status, opened *volume.Opened) {
+	status.State = api.VolumeStateOpen
+	status.UUID = opened.Record.Pin.UUID
+	status.Mapping = "/dev/mapper/" + opened.Mapping.Name
+	status.Device = opened.Backing
+	status.Mountpoint = opened.Root
+	status.OpenedBy = openingOf(opened)
+	for _, store := range opened.Stores {
+		status.Stores = append(status.Stores, api.Store{Name: store.Name, Path: store.Path,
+			State: api.StoreState(store.State), Mounted: store.Mounted, Guarded: store.Guarded})
+	}
+}
+
+func openingOf(opened *volume.Opened) api.Opening {
+	if opened.Adopted() {
+		return api.Opening{}
+	}
+	return api.Opening{Kind: api.SourceKind(opened.Source), Keyslot: &opened.Keyslot}
+}
+
+// servicesOf are the units behind the gate according to the configuration.
+func servicesOf(config *config.Config) []string {
+	units := []string{}
+	for _, store := range config.Stores {
+		if unit := store.Unit(); unit != "" && !slices.Contains(units, unit) {
+			units = append(units, unit)
+		}
+	}
+	return units
+}
+
+func isUnknownProbe(err error) bool { return errors.Is(err, health.ErrNoProbe) }
+
+// reportStatus sends one line to the service manager: the phase, and what is wrong first.
+func (d *Daemon) reportStatus() {
+	seen := d.view.snapshot()
+	line := string(seen.phase)
+	if seen.step != "" {
+		line += ": " + string(seen.step)
+	}
+	for _, c := range d.Board.Snapshot() {
+		if seen.phase == waiting && c.Status == health.Fail && !c.Hidden() {
+			line += ": " + c.Text
+			if c.Next != "" {
+				line += "; type: " + c.Next
+			}
+			break
+		}
+	}
+	d.Notifier.Notify("STATUS=" + line)
+}

@@ -1,0 +1,74 @@
+package daemon
+
+import (
+	"errors"
+	"maps"
+	"sync"
+	"time"
+
+	"luksmediad/internal/api"
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/unlock"
+)
+
+// view is what others see of the daemon: values only, so that looking never waits for an operation.
+type view struct {
+	mu      sync.Mutex
+	started time.Time
+	phase   phase
+	step    volume.Step
+	opened  *volume.Opened
+	// bytes is the size of the container when it was last open.
+	bytes int64
+	tried map[string]api.Source
+}
+
+func (v *view) setPhase(p phase) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.phase, v.step = p, ""
+	if p == locked {
+		v.opened = nil
+	}
+}
+
+func (v *view) setStep(step volume.Step) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.step = step
+}
+
+// setOpened takes the end of an Open and keeps how each key source fared.
+func (v *view) setOpened(opened *volume.Opened, err error, explain func(error) api.Explanation) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.opened = opened
+	if opened != nil {
+		v.bytes = opened.Record.Pin.ContainerBytes
+	}
+	var attempts []unlock.Attempt
+	if noKey, ok := errors.AsType[*unlock.NoKeyError](err); ok {
+		attempts = noKey.Attempts
+	}
+	if opened != nil {
+		attempts = opened.Failed
+	}
+	now := time.Now()
+	if v.tried == nil {
+		v.tried = map[string]api.Source{}
+	}
+	for _, attempt := range attempts {
+		v.tried[attempt.Source] = api.Source{Kind: api.SourceKind(attempt.Source), Outcome: api.SourceOutcomeFailed,
+			Reason: explain(attempt.Err).Class, Text: attempt.Err.Error(), Tried: now}
+	}
+	if opened != nil && !opened.Adopted() {
+		v.tried[opened.Source] = api.Source{Kind: api.SourceKind(opened.Source), Outcome: api.SourceOutcomeOpened, Keyslot: &opened.Keyslot, Tried: now}
+	}
+}
+
+// snapshot is a consistent copy.
+func (v *view) snapshot() view {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return view{started: v.started, phase: v.phase, step: v.step, opened: v.opened, bytes: v.bytes, tried: maps.Clone(v.tried)}
+}

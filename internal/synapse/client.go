@@ -1,0 +1,200 @@
+// Package synapse talks to a Matrix homeserver about one picture, and to systemd about the units
+// that use a store.
+package synapse
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+const (
+	requestTimeout = 5 * time.Second // for a whole request; a thumbnail takes milliseconds
+	dialTimeout    = 3 * time.Second
+	maxJSON        = 64 << 10 // bytes of an answer or an error
+	maxImage       = 1 << 20  // bytes of a thumbnail
+)
+
+// thumbnailQuery asks for the smallest of Synapse's default thumbnail_sizes.
+const thumbnailQuery = "?width=32&height=32&method=crop"
+
+// Client makes the requests of the thumbnail probe as an application service, the one kind of
+// user that needs neither registration nor login (Application Service API, "Identity assertion").
+type Client struct {
+	base      string
+	tokenFile string
+	http      *http.Client
+}
+
+// NewClient makes a client of the server at an http or https URL. The token is the as_token of
+// the registration file; it is read at each request, so that a new one needs no restart.
+func NewClient(base, tokenFile string) *Client {
+	return &Client{
+		base:      strings.TrimRight(base, "/"),
+		tokenFile: tokenFile,
+		http: &http.Client{
+			Timeout: requestTimeout,
+			// No proxy of the environment and no redirect shall see the token.
+			Transport: &http.Transport{
+				DialContext:            (&net.Dialer{Timeout: dialTimeout}).DialContext,
+				TLSHandshakeTimeout:    dialTimeout,
+				MaxResponseHeaderBytes: 16 << 10,
+				DisableKeepAlives:      true, // a request a minute; Synapse may send more than it announced
+			},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+}
+
+// Upload stores a PNG and returns its content URI, mxc://server/media-id. Client-Server API,
+// POST /_matrix/media/v3/upload.
+func (c *Client) Upload(ctx context.Context, png []byte) (string, error) {
+	upload := call{
+		action: "upload a picture", method: http.MethodPost, limit: maxJSON,
+		path: "/_matrix/media/v3/upload?filename=luksmediad.png", body: png,
+	}
+	body, _, err := c.do(ctx, upload)
+	if err != nil {
+		return "", err
+	}
+	var answer struct {
+		ContentURI string `json:"content_uri"`
+	}
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return "", &Error{Class: ErrRefused, Action: upload.action, Status: http.StatusOK, Err: err}
+	}
+	if _, _, err := splitURI(answer.ContentURI); err != nil {
+		return "", &Error{Class: ErrRefused, Action: upload.action, Status: http.StatusOK, Err: err}
+	}
+	return answer.ContentURI, nil
+}
+
+// Thumbnail returns a thumbnail of local media, 32×32 pixels or what the server has instead.
+// Client-Server API, GET /_matrix/client/v1/media/thumbnail, the authenticated form (v1.11).
+func (c *Client) Thumbnail(ctx context.Context, uri string) ([]byte, error) {
+	thumbnail := call{action: "get a thumbnail", method: http.MethodGet, limit: maxImage}
+	server, id, err := splitURI(uri)
+	if err != nil {
+		return nil, &Error{Class: ErrRefused, Action: thumbnail.action, Err: err}
+	}
+	thumbnail.path = "/_matrix/client/v1/media/thumbnail/" + url.PathEscape(server) + "/" + url.PathEscape(id) + thumbnailQuery
+	body, contentType, err := c.do(ctx, thumbnail)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, &Error{Class: ErrNotImage, Action: thumbnail.action, Status: http.StatusOK, Err: io.ErrUnexpectedEOF}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if mediaType, _, err := mime.ParseMediaType(contentType); err != nil || !strings.HasPrefix(mediaType, "image/") {
+		return nil, &Error{
+			Class: ErrNotImage, Action: thumbnail.action, Status: http.StatusOK, Err: fmt.Errorf("content type %q", contentType),
+		}
+	}
+	return body, nil
+}
+
+// splitURI splits a content URI, Client-Server API, "Matrix Content (mxc://) URIs".
+func splitURI(uri string) (server, id string, err error) {
+	rest, ok := strings.CutPrefix(uri, "mxc://")
+	server, id, both := strings.Cut(rest, "/")
+	if !ok || !both || server == "" || id == "" || strings.Contains(id, "/") {
+		return "", "", fmt.Errorf("content URI %q is not mxc://server/media-id", uri)
+	}
+	return server, id, nil
+}
+
+// call is one request.
+type call struct {
+	action string // what it is for, in errors
+	method string
+	path   string // with the query
+	body   []byte // a PNG, or nil
+	limit  int64  // bytes of the answer
+}
+
+// do makes a request and returns the body and type of an answer of status 200.
+func (c *Client) do(ctx context.Context, call call) (body []byte, contentType string, err error) {
+	request, err := c.request(ctx, call)
+	if err != nil {
+		return nil, "", err
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return nil, "", &Error{Class: ErrUnreachable, Action: call.action, Err: withoutURL(err)}
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return nil, "", refusal(call.action, response)
+	}
+	body, err = io.ReadAll(io.LimitReader(response.Body, call.limit+1))
+	if err != nil {
+		return nil, "", &Error{Class: ErrUnreachable, Action: call.action, Status: response.StatusCode, Err: err}
+	}
+	if int64(len(body)) > call.limit {
+		return nil, "", &Error{
+			Class: ErrRefused, Action: call.action, Status: response.StatusCode, Err: fmt.Errorf("answer of more than %d bytes", call.limit),
+		}
+	}
+	return body, response.Header.Get("Content-Type"), nil
+}
+
+func (c *Client) request(ctx context.Context, call call) (*http.Request, error) {
+	token, err := readToken(c.tokenFile)
+	if err != nil {
+		return nil, &Error{Class: ErrUnauthorized, Action: call.action, Err: err}
+	}
+	request, err := http.NewRequestWithContext(ctx, call.method, c.base+call.path, bytes.NewReader(call.body))
+	if err != nil {
+		return nil, &Error{Class: ErrUnreachable, Action: call.action, Err: withoutURL(err)}
+	}
+	request.Header.Set("Authorization", "Bearer "+token)
+	if call.body != nil {
+		request.Header.Set("Content-Type", "image/png")
+	}
+	return request, nil
+}
+
+// withoutURL drops method and URL, which the class and the action already say.
+func withoutURL(err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+// refusal turns an answer other than 200 into an error. Its body is the server's standard error
+// response, Client-Server API, "Standard error response", or a proxy's page, which is not quoted.
+func refusal(action string, response *http.Response) error {
+	var answer struct {
+		ErrCode string `json:"errcode"`
+	}
+	// What is no JSON leaves the code empty, and the status says enough.
+	_ = json.NewDecoder(io.LimitReader(response.Body, maxJSON)).Decode(&answer)
+	class := ErrRefused
+	switch response.StatusCode {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		class = ErrUnauthorized
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		class = ErrUnreachable // a reverse proxy in front of a Synapse that is down
+	}
+	return &Error{Class: class, Action: action, Status: response.StatusCode, ErrCode: errorCode(answer.ErrCode)}
+}
+
+// errorCode returns a code that is shaped like one and drops any other.
+func errorCode(code string) string {
+	const maxCode = 64
+	odd := func(r rune) bool { return (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '.' }
+	if len(code) > maxCode || strings.ContainsFunc(strings.ToUpper(code), odd) {
+		return ""
+	}
+	return code
+}

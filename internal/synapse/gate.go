@@ -1,0 +1,77 @@
+package synapse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/coreos/go-systemd/v22/util"
+)
+
+// Gate is the unit that every service with a store in the volume requires.
+type Gate struct {
+	// Unit is its name.
+	Unit string
+}
+
+// Running returns the active units that require the gate. Where systemd is not the init system there are none.
+func (g Gate) Running(ctx context.Context) ([]string, error) {
+	var running []string
+	err := g.eachRequirer(ctx, func(_ *Units, unit string, state UnitState) error {
+		switch state.Active {
+		case "active", "activating", "reloading", "deactivating":
+			running = append(running, unit)
+		}
+		return nil
+	})
+	return running, err
+}
+
+// Stop stops the gate. systemd stops what requires it first, since a requirer is ordered after it.
+func (g Gate) Stop(ctx context.Context) error {
+	return g.with(ctx, func(units *Units) error {
+		err := units.Stop(ctx, g.Unit)
+		if errors.Is(err, ErrNoSuchUnit) {
+			return nil
+		}
+		return err
+	})
+}
+
+// Resume starts the enabled requirers that are not active: those that gave up waiting for the gate. It does not wait for
+// the gate's own sake only: each of them pulls it in.
+func (g Gate) Resume(ctx context.Context) error {
+	return g.eachRequirer(ctx, func(units *Units, unit string, state UnitState) error {
+		if state.File != "enabled" || state.Active != "inactive" && state.Active != "failed" {
+			return nil
+		}
+		return units.Start(ctx, unit)
+	})
+}
+
+func (g Gate) eachRequirer(ctx context.Context, do func(*Units, string, UnitState) error) error {
+	return g.with(ctx, func(units *Units) error {
+		names, err := units.Requirers(ctx, g.Unit)
+		for _, name := range names {
+			state, stateErr := units.State(ctx, name)
+			if stateErr == nil {
+				stateErr = do(units, name, state)
+			}
+			err = errors.Join(err, stateErr)
+		}
+		return err
+	})
+}
+
+// with connects for one piece of work: a connection kept over hours would be one more thing that can be gone.
+func (g Gate) with(ctx context.Context, do func(*Units) error) error {
+	if !util.IsRunningSystemd() {
+		return nil
+	}
+	units, err := ConnectUnits(ctx)
+	if err != nil {
+		return fmt.Errorf("cannot ask about %s: %w", g.Unit, err)
+	}
+	defer units.Close()
+	return do(units)
+}

@@ -1,0 +1,126 @@
+package synapse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/coreos/go-systemd/v22/dbus"
+	godbus "github.com/godbus/dbus/v5"
+)
+
+// The classes of failure of Units.
+var (
+	ErrNoSystemd  = errors.New("systemd does not answer")
+	ErrNoSuchUnit = errors.New("no such unit")
+	ErrJobFailed  = errors.New("the job did not succeed")
+)
+
+// Units asks the system's service manager about units, starts and stops them.
+type Units struct {
+	conn *dbus.Conn
+}
+
+// UnitState is the state of a unit in systemd's words, org.freedesktop.systemd1(5).
+type UnitState struct {
+	Load   string // LoadState: "loaded", "not-found", "masked", …
+	Active string // ActiveState: "active", "reloading", "inactive", "failed", "activating", "deactivating"
+	Sub    string // SubState: "running", "dead", "exited", …
+	File   string // UnitFileState: "enabled", "disabled", "static", …; empty without a file
+}
+
+// ConnectUnits connects to systemd over the system bus or, as root where there is none yet, over
+// systemd's own socket. The error is ErrNoSystemd if neither answers.
+func ConnectUnits(ctx context.Context) (*Units, error) {
+	return connect(ctx, dbus.NewWithContext)
+}
+
+func connect(ctx context.Context, dial func(context.Context) (*dbus.Conn, error)) (*Units, error) {
+	conn, err := dial(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cannot connect to the service manager: %w: %w", ErrNoSystemd, err)
+	}
+	return &Units{conn: conn}, nil
+}
+
+// Close ends the connection.
+func (u *Units) Close() { u.conn.Close() }
+
+// Requirers returns the names of the loaded units that have Requires= on a unit, sorted.
+func (u *Units) Requirers(ctx context.Context, unit string) ([]string, error) {
+	property, err := u.conn.GetUnitPropertyContext(ctx, unit, "RequiredBy")
+	if err != nil {
+		return nil, fmt.Errorf("cannot ask what requires %s: %w", unit, classify(err))
+	}
+	var names []string
+	if err := property.Value.Store(&names); err != nil {
+		return nil, fmt.Errorf("cannot ask what requires %s: %w", unit, err)
+	}
+	return slices.Sorted(slices.Values(names)), nil
+}
+
+// State returns the state of a unit; one that does not exist has Load "not-found".
+func (u *Units) State(ctx context.Context, unit string) (UnitState, error) {
+	properties, err := u.conn.GetUnitPropertiesContext(ctx, unit)
+	if err != nil {
+		return UnitState{}, fmt.Errorf("cannot ask for the state of %s: %w", unit, classify(err))
+	}
+	text := func(name string) string {
+		value, _ := properties[name].(string) // absent or of another type: empty
+		return value
+	}
+	return UnitState{
+		Load: text("LoadState"), Active: text("ActiveState"), Sub: text("SubState"), File: text("UnitFileState"),
+	}, nil
+}
+
+// Start starts a unit and waits until its job is done.
+func (u *Units) Start(ctx context.Context, unit string) error {
+	return wait(ctx, "start", unit, u.conn.StartUnitContext)
+}
+
+// Stop stops a unit, and with it what requires it, and waits until its job is done.
+func (u *Units) Stop(ctx context.Context, unit string) error {
+	return wait(ctx, "stop", unit, u.conn.StopUnitContext)
+}
+
+// enqueue is a method of the manager that makes a job and reports its result on a channel.
+type enqueue func(ctx context.Context, unit, mode string, result chan<- string) (int, error)
+
+// wait makes a job and waits for its result; a job that is given up on goes on in systemd.
+func wait(ctx context.Context, verb, unit string, enqueue enqueue) error {
+	result := make(chan string, 1) // buffered: nobody may be left to receive
+	if _, err := enqueue(ctx, unit, "replace", result); err != nil {
+		return fmt.Errorf("cannot %s %s: %w", verb, unit, classify(err))
+	}
+	select {
+	case r := <-result:
+		if r == "done" { // org.freedesktop.systemd1(5), JobRemoved
+			return nil
+		}
+		return fmt.Errorf("cannot %s %s: %w: %s", verb, unit, ErrJobFailed, r)
+	case <-ctx.Done():
+		return fmt.Errorf("cannot wait for %s to %s: %w", unit, verb, ctx.Err())
+	}
+}
+
+// classify gives an error of D-Bus its class. Names: org.freedesktop.systemd1(5) and the D-Bus
+// Specification, "Standard error names".
+func classify(err error) error {
+	e, ok := errors.AsType[godbus.Error](err)
+	if !ok {
+		if errors.Is(err, godbus.ErrClosed) {
+			return fmt.Errorf("%w: %w", ErrNoSystemd, err)
+		}
+		return err
+	}
+	switch e.Name {
+	case "org.freedesktop.systemd1.NoSuchUnit":
+		return fmt.Errorf("%w: %w", ErrNoSuchUnit, err)
+	case "org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner",
+		"org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected":
+		return fmt.Errorf("%w: %w", ErrNoSystemd, err)
+	}
+	return err
+}

@@ -1,0 +1,60 @@
+package synapse
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"testing"
+
+	"github.com/coreos/go-systemd/v22/dbus"
+	godbus "github.com/godbus/dbus/v5"
+)
+
+func TestNoSystemBus(t *testing.T) {
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+filepath.Join(t.TempDir(), "missing"))
+	// Not ConnectUnits, which as root goes on to systemd's own socket.
+	if _, err := connect(t.Context(), dbus.NewSystemConnectionContext); !errors.Is(err, ErrNoSystemd) {
+		t.Errorf("connect returned %v", err)
+	}
+}
+
+func TestBusErrorClasses(t *testing.T) {
+	tests := []struct {
+		err  error
+		want error
+	}{
+		{godbus.Error{Name: "org.freedesktop.systemd1.NoSuchUnit"}, ErrNoSuchUnit},
+		{godbus.Error{Name: "org.freedesktop.DBus.Error.ServiceUnknown"}, ErrNoSystemd},
+		{godbus.Error{Name: "org.freedesktop.DBus.Error.NameHasNoOwner"}, ErrNoSystemd},
+		{godbus.ErrClosed, ErrNoSystemd},
+		{context.Canceled, context.Canceled},
+	}
+	for _, test := range tests {
+		if have := classify(test.err); !errors.Is(have, test.want) {
+			t.Errorf("%v is classified as %v, want %v", test.err, have, test.want)
+		}
+	}
+}
+
+func TestJobResults(t *testing.T) {
+	for _, result := range []string{"done", "canceled", "timeout", "failed", "dependency", "skipped"} {
+		err := wait(t.Context(), "start", "synapse.service", func(_ context.Context, _, _ string, results chan<- string) (int, error) {
+			results <- result
+			return 1, nil
+		})
+		if done := result == "done"; done != (err == nil) || !done && !errors.Is(err, ErrJobFailed) {
+			t.Errorf("result %q gives %v", result, err)
+		}
+	}
+}
+
+func TestJobOutlivesItsWaiter(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	err := wait(ctx, "stop", "synapse.service", func(context.Context, string, string, chan<- string) (int, error) {
+		cancel()
+		return 1, nil
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("wait returned %v", err)
+	}
+}

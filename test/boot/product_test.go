@@ -1,0 +1,92 @@
+//go:build boot
+
+package boot
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+const (
+	container = "/var/lib/luksmediad/synapse-media.luks"
+	keyFile   = "/root/.luks-media.key"
+)
+
+const configuration = `volume:
+  name: synapse-media
+  container: ` + container + `
+  size: 512MiB
+stores:
+  - name: media
+    path: ` + mediaStore + `
+    owner: 991:991
+    service: {docker: synapse}
+unlock:
+  - tpm2: {device: auto}
+  - keyfile: {path: ` + keyFile + `}
+gate: {scope: docker}
+probes:
+  interval: 10s
+  synapse: {url: "` + synapseURL + `", token_file: /etc/luksmediad/synapse.token}
+`
+
+// modhex is the form of a recovery key, as systemd's recovery_key.c writes it.
+var modhex = regexp.MustCompile(`\b[cbdefghijklnrtuv]{8}(-[cbdefghijklnrtuv]{8}){7}\b`)
+
+// Install puts into the guest what the build makes.
+func (m *Machine) Install() {
+	m.t.Helper()
+	tree := m.t.TempDir()
+	m.host("make", "-C", "../..", "install", "DESTDIR="+tree)
+	packed, err := exec.Command("tar", "--directory", tree, "--owner=0", "--group=0", "--no-same-owner", "--create", ".").Output()
+	if err != nil {
+		m.t.Fatalf("tar: %v", err)
+	}
+	m.Pipe(bytes.NewReader(packed), "tar --directory / --extract --no-overwrite-dir --file -")
+	m.Run("systemctl daemon-reload && systemd-tmpfiles --create luksmediad.conf && journalctl --update-catalog")
+}
+
+// SetUp goes the documented way from an installed luksmediad to a Synapse that stores its media encrypted, and returns
+// the recovery key.
+func (m *Machine) SetUp() string {
+	m.t.Helper()
+	m.write("/etc/luksmediad/config.yaml", configuration)
+	m.write("/etc/luksmediad/synapse.token", synapseToken+"\n")
+	m.Run("luksmediad config check")
+	m.Run("systemctl stop docker.service docker.socket")
+	printed := m.Run("luksmediad create")
+	key := modhex.FindString(printed)
+	if key == "" {
+		m.t.Fatal("create printed no recovery key")
+	}
+	m.Run("systemctl enable --now luksmediad.service")
+	m.Run("systemctl start docker.service && docker start synapse")
+	m.WaitForSynapse()
+	return key
+}
+
+// Unlock types the recovery key on the guest.
+func (m *Machine) Unlock(key string) {
+	m.t.Helper()
+	m.Pipe(strings.NewReader(key+"\n"), "luksmediad unlock --passphrase-file -")
+}
+
+// write makes a file that only root may read.
+func (m *Machine) write(path, content string) {
+	m.t.Helper()
+	m.Pipe(strings.NewReader(content), "umask 077 && mkdir -p $(dirname "+path+") && cat >"+path)
+}
+
+// promtool is where the script install puts it.
+func (m *Machine) promtool() string {
+	m.t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return filepath.Join(cache, "luksmediad", "boot", "promtool")
+}

@@ -1,0 +1,130 @@
+//go:build kernel
+
+package kernel
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"luksmediad/test/swtpm"
+)
+
+// faults 65 and 66: however the daemon ends, whoever writes notices nothing, and the next daemon needs no key.
+func TestAdopt(t *testing.T) {
+	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		t.Run(signal.String(), func(t *testing.T) {
+			tpm := swtpm.Start(t)
+			s := newSite(t, withTPM(tpm))
+			s.create()
+			first := s.serve()
+			writer := s.startWriter()
+			mounted := *mountAt(t, s.store)
+			first.end(signal)
+			s.requireOpen()
+
+			s.remove(s.keyFile)
+			tpm.PowerCut()
+			for range 3 {
+				second := s.serve()
+				requireHealthy(t)
+				if now := mountAt(t, s.store); now.ID != mounted.ID {
+					t.Errorf("mount %d became %d", mounted.ID, now.ID)
+				}
+				second.end(signal)
+			}
+			s.requireOpen()
+			writer.stop()
+		})
+	}
+}
+
+func TestDaemonEndsInOrder(t *testing.T) {
+	s := newSite(t)
+	s.create()
+	d := s.serve()
+	d.end(syscall.SIGTERM)
+	if code := d.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if !d.said("STOPPING=1") {
+		t.Error("no STOPPING=1")
+	}
+	if !d.said("STATUS=") {
+		t.Error("no STATUS=")
+	}
+}
+
+// Somebody opened the volume with plain cryptsetup: the daemon takes it over.
+func TestAdoptMappingOpenedByHand(t *testing.T) {
+	s := newSite(t)
+	s.create()
+	loop := must(t, "losetup", "--sector-size", "4096", "--direct-io=on", "--find", "--show", s.container)
+	must(t, "cryptsetup", "open", "--key-file", s.keyFile, loop, s.mapping())
+	must(t, "losetup", "--detach", loop) // when its last user goes
+	s.remove(s.keyFile)
+	s.serve()
+	s.requireOpen()
+	s.succeed("lock", "--yes")
+	s.requireClosed()
+}
+
+// fault 57: a mapping of our name that is not ours is neither used nor removed.
+func TestForeignMappingIsRefused(t *testing.T) {
+	s := newSite(t)
+	s.create()
+	must(t, "dmsetup", "create", s.mapping(), "--table", "0 131072 zero")
+	t.Cleanup(func() { must(t, "dmsetup", "remove", s.mapping()) })
+	s.start()
+	eventually(t, "the daemon to give up for now", func() bool { return s.status().Phase == "waiting" })
+	if table := must(t, "dmsetup", "table", s.mapping()); table != "0 131072 zero" {
+		t.Errorf("the foreign mapping became %q", table)
+	}
+	if m := mountAt(t, s.store); m != nil {
+		t.Errorf("%s is mounted at %s", m.Source, s.store)
+	}
+}
+
+// writer appends to a file in the store, with a sync after every line, until stopped.
+type writer struct {
+	t     *testing.T
+	halt  atomic.Bool
+	ended chan error
+}
+
+func (s *site) startWriter() *writer {
+	w := &writer{t: s.t, ended: make(chan error, 1)}
+	path := filepath.Join(s.store, "upload")
+	go func() { w.ended <- w.write(path) }()
+	s.t.Cleanup(func() { w.halt.Store(true) })
+	return w
+}
+
+func (w *writer) write(path string) error {
+	file, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	for i := 0; !w.halt.Load(); i++ {
+		if _, err := fmt.Fprintln(file, i); err != nil {
+			return err
+		}
+		if err := file.Sync(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stop wants that no write has failed.
+func (w *writer) stop() {
+	w.t.Helper()
+	w.halt.Store(true)
+	if err := <-w.ended; err != nil {
+		w.t.Errorf("a writer in the store met: %v", err)
+	}
+}

@@ -1,0 +1,134 @@
+//go:build kernel
+
+package kernel
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// disk is a filesystem on a device whose failure can be ordered.
+type disk struct {
+	t *testing.T
+	// folder is where it is mounted, name its mapping, table what it is as long as it works.
+	folder, name, table string
+}
+
+func newDisk(t *testing.T) *disk {
+	t.Helper()
+	dir := t.TempDir()
+	image := filepath.Join(dir, "disk.img")
+	must(t, "fallocate", "--length", "256MiB", image)
+	loop := must(t, "losetup", "--sector-size", "4096", "--direct-io=on", "--find", "--show", image)
+	d := &disk{t: t, folder: filepath.Join(dir, "disk"), name: "failing", table: "0 524288 linear " + loop + " 0"}
+	must(t, "dmsetup", "create", d.name, "--table", d.table)
+	must(t, "mkfs.ext4", "-q", "/dev/mapper/"+d.name)
+	must(t, "mkdir", d.folder)
+	must(t, "mount", "-o", "errors=continue", "/dev/mapper/"+d.name, d.folder)
+	t.Cleanup(func() {
+		must(t, "umount", d.folder)
+		must(t, "dmsetup", "remove", "--retry", d.name)
+		must(t, "losetup", "--detach", loop)
+	})
+	return d
+}
+
+// become swaps the table under whoever uses the disk, as xfstests does (common/dmerror).
+func (d *disk) become(table string) {
+	d.t.Helper()
+	must(d.t, "dmsetup", "suspend", "--noflush", "--nolockfs", d.name)
+	must(d.t, "dmsetup", "load", d.name, "--table", table)
+	must(d.t, "dmsetup", "resume", d.name)
+}
+
+// fail makes every read and write an I/O error until the test ends.
+func (d *disk) fail() {
+	d.become("0 524288 error")
+	d.t.Cleanup(func() { d.become(d.table) })
+}
+
+// fault 61
+func TestFailingDiskTurnsHealthz(t *testing.T) {
+	disk := newDisk(t)
+	s := newSite(t, below(disk.folder))
+	s.create()
+	s.serve()
+	requireHealthy(t)
+	disk.fail()
+	took := eventually(t, "/healthz to answer 503", func() bool {
+		code, _ := get(t, "/healthz")
+		return code == http.StatusServiceUnavailable
+	})
+	// One interval until the next run of the probe, and what the run itself takes.
+	if limit := probeInterval + time.Second; took > limit {
+		t.Errorf("/healthz needed %v for it, more than %v", took, limit)
+	}
+	if write := s.condition("write"); write.Status != "failed" || write.Next == "" {
+		t.Errorf("condition write: %+v", write)
+	}
+	requireMetric(t, `luksmediad_ready`, 0)
+	// The store is not taken away: reads from the page cache still work, and nothing is mounted anew.
+	if mountAt(t, s.store) == nil {
+		t.Error("the store was unmounted")
+	}
+}
+
+// fault 64: a disk that does not answer at all holds up neither the HTTP server nor the watchdog.
+func TestHangingDiskTurnsHealthz(t *testing.T) {
+	disk := newDisk(t)
+	s := newSite(t, below(disk.folder))
+	s.create()
+	d := s.serve()
+	requireHealthy(t)
+	must(t, "dmsetup", "suspend", "--noflush", "--nolockfs", disk.name)
+	resume := func() { must(t, "dmsetup", "resume", disk.name) }
+	t.Cleanup(resume)
+	eventually(t, "/healthz to answer 503", func() bool {
+		code, _ := get(t, "/healthz")
+		return code == http.StatusServiceUnavailable
+	})
+	if code, _ := get(t, "/livez"); code != http.StatusOK {
+		t.Errorf("/livez: %d", code)
+	}
+	before := d.count("WATCHDOG=1")
+	eventually(t, "the watchdog to be fed", func() bool { return d.count("WATCHDOG=1") > before })
+	resume()
+	requireHealthy(t)
+}
+
+// fault 54: a container that was cut short is not opened, though its key still fits.
+func TestTruncatedContainerIsNotOpened(t *testing.T) {
+	s := newSite(t)
+	s.create()
+	if err := os.Truncate(s.container, 48<<20); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	eventually(t, "the daemon to give up for now", func() bool { return s.status().Phase == "waiting" })
+	s.requireClosed()
+}
+
+// fault 54: blocks that are not there would be missing only when somebody writes to them.
+func TestSparseContainerIsNotOpened(t *testing.T) {
+	s := newSite(t)
+	s.create()
+	file, err := os.OpenFile(s.container, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 48<<20, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	eventually(t, "the daemon to give up for now", func() bool { return s.status().Phase == "waiting" })
+	if container := s.condition("container"); container.Status != "failed" || container.Reason != "container_sparse" {
+		t.Errorf("condition container: %+v", container)
+	}
+	s.requireClosed()
+}

@@ -1,0 +1,52 @@
+//go:build kernel
+
+package kernel
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+const address = "http://127.0.0.1:10165"
+
+// get asks the daemon over TCP.
+func get(t *testing.T, path string) (int, string) {
+	t.Helper()
+	answer, err := http.Get(address + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer.StatusCode, string(body)
+}
+
+// requireHealthy wants 200 from the three health routes, once the probes have run.
+func requireHealthy(t *testing.T) {
+	t.Helper()
+	eventually(t, "/healthz to answer 200", func() bool {
+		code, _ := get(t, "/healthz")
+		return code == http.StatusOK
+	})
+	for _, path := range []string{"/livez", "/readyz"} {
+		if code, body := get(t, path); code != http.StatusOK {
+			t.Errorf("%s: %d\n%s", path, code, body)
+		}
+	}
+}
+
+// requireMetric wants one sample, written as in the exposition format.
+func requireMetric(t *testing.T, name string, value int) {
+	t.Helper()
+	code, body := get(t, "/metrics")
+	sample := fmt.Sprintf("\n%s %d\n", name, value)
+	if code != http.StatusOK || !strings.Contains(body, sample) {
+		t.Errorf("/metrics: %d, no sample %q", code, strings.TrimSpace(sample))
+	}
+}

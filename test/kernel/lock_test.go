@@ -1,0 +1,64 @@
+//go:build kernel
+
+package kernel
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestLock(t *testing.T) {
+	s := newSite(t)
+	s.create()
+	d := s.serve()
+	s.succeed("lock", "--yes")
+	s.requireClosed()
+	s.requireGuarded()
+	if phase := s.status().Phase; phase != "locked" {
+		t.Errorf("phase %s", phase)
+	}
+	if code, body := get(t, "/healthz"); code != http.StatusServiceUnavailable {
+		t.Errorf("/healthz: %d\n%s", code, body)
+	}
+	s.succeed("lock", "--yes") // once more is harmless
+	select {
+	case <-d.ended:
+		t.Fatal("the daemon ended")
+	default:
+	}
+	s.succeed("unlock")
+	s.requireOpen()
+	requireHealthy(t)
+}
+
+// What is in use stays mounted, all of it, and is said to be in use.
+func TestLockRefusesWhileInUse(t *testing.T) {
+	s := newSite(t)
+	s.create()
+	s.serve()
+	file, err := os.Create(filepath.Join(s.store, "upload"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	s.refuses("in_use", 11, "lock", "--yes")
+	eventually(t, "the store to be served again", func() bool { return s.status().Phase == "serving" })
+	s.requireOpen()
+	requireHealthy(t)
+	if _, err := file.WriteString("still here"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Without a daemon the commands do the same work themselves.
+func TestUnlockAndLockWithoutDaemon(t *testing.T) {
+	s := newSite(t)
+	s.create()
+	s.succeed("unlock")
+	s.requireOpen()
+	s.succeed("lock", "--yes")
+	s.requireClosed()
+	s.requireGuarded()
+}

@@ -1,0 +1,172 @@
+//go:build kernel
+
+package kernel
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// refuses wants a command to end with an exit code and its own class of error, if one is given.
+func (s *site) refuses(class string, code int, args ...string) {
+	s.t.Helper()
+	s.checkRefusal(s.call(append([]string{"--json"}, args...)...), class, code, strings.Join(args, " "))
+}
+
+func (s *site) checkRefusal(r result, class string, code int, what string) {
+	s.t.Helper()
+	if r.code != code {
+		s.t.Errorf("%s: exit code %d instead of %d\n%s%s", what, r.code, code, r.stdout, r.stderr)
+	}
+	if !strings.Contains(r.stdout, `"class":"`+class) {
+		s.t.Errorf("%s: class of the error is not %q:\n%s", what, class, r.stdout)
+	}
+}
+
+// refusal is bad input of create: made by spoil, answered with the exit code and the class, without any change.
+type refusal struct {
+	name  string
+	spoil func(*site)
+	class string
+	code  int
+}
+
+var refusals = []refusal{
+	{"unknown key", func(s *site) { s.spoilConfig("volume:", "volum:") }, "config", 2},
+	{"relative path", func(s *site) { s.spoilConfig("container: /", "container: ") }, "config", 2},
+	{"size without unit", func(s *site) { s.spoilConfig("64MiB", "67108864") }, "config", 2},
+	{"foreign container", func(s *site) { s.write(s.container, "something else") }, "container_foreign", 15}, // fault 8
+	{"container is a symlink", func(s *site) { s.link(s.config, s.container) }, "container_foreign", 15},
+	{"mountpoint is a symlink", func(s *site) { s.link("/scratch", s.store) }, "symlink", 15}, // fault 58
+	{"mountpoint is a file", func(s *site) { s.write(s.store, "") }, "not_directory", 15},
+	{"mountpoint not empty", (*site).fillStore, "store_not_empty", 15},
+	{"mountpoint mounted", (*site).mountOverStore, "mount_foreign", 15},
+	{"key file readable", func(s *site) { s.makeKeyFile(0o644, 0) }, "key_unsafe", 15}, // fault 47
+	{"key file of another owner", func(s *site) { s.makeKeyFile(0o400, 1000) }, "key_unsafe", 15},
+	{"key file is a symlink", func(s *site) { s.link(s.config, s.keyFile) }, "key_unsafe", 15},
+	{"no TPM", (*site).missTPM, "tpm_absent", 12}, // fault 9
+	{"no device mapper", (*site).hideDeviceMapper, "no_device_mapper", 1},
+	{"no room", func(s *site) { s.size = "1TiB"; s.configure() }, "no_space", 1}, // fault 6
+}
+
+func TestCreateRefuses(t *testing.T) {
+	for _, r := range refusals {
+		t.Run(r.name, func(t *testing.T) {
+			s := newSite(t)
+			r.spoil(s)
+			before := s.picture()
+			s.refuses(r.class, r.code, "create", "--yes")
+			s.requireUnchanged(before)
+		})
+	}
+}
+
+// fault 77
+func TestPrivateNamespaceIsRefused(t *testing.T) {
+	s := newSite(t)
+	before := s.picture()
+	s.checkRefusal(s.callPrivately("create", "--yes"), "private_namespace", 15, "create")
+	s.requireUnchanged(before)
+	s.create()
+	before = s.picture()
+	s.checkRefusal(s.callPrivately("run"), "private_namespace", 15, "run")
+	s.requireUnchanged(before)
+}
+
+// callPrivately runs a command in a mount namespace of its own.
+func (s *site) callPrivately(args ...string) result {
+	s.t.Helper()
+	return run(s.t, "", "unshare", append([]string{"--mount", binary(s.t), "--config", s.config, "--json"}, args...)...)
+}
+
+// fault 74
+func TestSecondDaemonIsRefused(t *testing.T) {
+	s := newSite(t)
+	s.create()
+	d := s.serve()
+	s.refuses("busy", 11, "run")
+	select {
+	case <-d.ended:
+		t.Error("the first daemon ended")
+	default:
+	}
+	s.requireOpen()
+	requireHealthy(t)
+}
+
+func TestRunWithoutVolumeIsRefused(t *testing.T) {
+	s := newSite(t)
+	before := s.picture()
+	s.refuses("not_set_up", 10, "unlock")
+	s.requireUnchanged(before)
+}
+
+func (s *site) spoilConfig(old, replacement string) {
+	s.t.Helper()
+	content, err := os.ReadFile(s.config)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.write(s.config, strings.Replace(string(content), old, replacement, 1))
+}
+
+func (s *site) link(target, path string) {
+	s.t.Helper()
+	if err := os.Symlink(target, path); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *site) fillStore() {
+	s.t.Helper()
+	if err := os.Mkdir(s.store, 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	s.write(filepath.Join(s.store, "picture.png"), "in clear text")
+}
+
+func (s *site) mountOverStore() {
+	s.t.Helper()
+	if err := os.Mkdir(s.store, 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", s.store, "tmpfs", 0, ""); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *site) makeKeyFile(mode os.FileMode, uid int) {
+	s.t.Helper()
+	s.write(s.keyFile, strings.Repeat("k", 64))
+	if err := os.Chmod(s.keyFile, mode); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.Chown(s.keyFile, uid, 0); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *site) missTPM() {
+	s.sources = tpmSource("swtpm:path=" + filepath.Join(s.dir, "nothing.sock"))
+	s.configure()
+}
+
+// hideDeviceMapper unloads it, and keeps the kernel from loading it again, until the test ends.
+func (s *site) hideDeviceMapper() {
+	s.t.Helper()
+	const loader = "/proc/sys/kernel/modprobe"
+	path, err := os.ReadFile(loader)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.write(loader, "/bin/false\n")
+	must(s.t, "rmmod", "dm_flakey", "dm_crypt", "dm_mod")
+	s.t.Cleanup(func() {
+		s.write(loader, string(path))
+		must(s.t, "modprobe", "--all", "dm-mod", "dm-crypt", "dm-flakey")
+	})
+}

@@ -1,0 +1,149 @@
+//go:build kernel
+
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/test/swtpm"
+)
+
+// site is one installation: its configuration and its folders, on a disk of the machine.
+type site struct {
+	t *testing.T
+	// dir holds everything of this site but the state of the daemon.
+	dir, config, container, keyFile, store string
+	volume, filesystem, size, sources      string
+	// recovery is the recovery key that create has printed.
+	recovery string
+}
+
+type setting func(*site)
+
+// newSite writes a configuration with a small volume and a key file as only key source, as far as settings leave it.
+func newSite(t *testing.T, settings ...setting) *site {
+	t.Helper()
+	dir, err := os.MkdirTemp("/scratch", "site")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &site{
+		t: t, dir: dir,
+		config:     filepath.Join(dir, "config.yaml"),
+		container:  filepath.Join(dir, "volume.luks"),
+		keyFile:    filepath.Join(dir, "volume.key"),
+		store:      filepath.Join(dir, "media_store"),
+		volume:     filepath.Base(dir),
+		filesystem: "ext4",
+		size:       "64MiB",
+	}
+	s.sources = s.keyFileSource()
+	for _, set := range settings {
+		set(s)
+	}
+	s.configure()
+	t.Cleanup(s.tearDown)
+	return s
+}
+
+// withTPM tries a TPM before the key file.
+func withTPM(tpm *swtpm.TPM) setting {
+	return func(s *site) { s.sources = tpmSource(tpm.TCTI()) + s.sources }
+}
+
+func withXFS(s *site) { s.filesystem, s.size = "xfs", "320MiB" }
+
+// below puts the container into a folder.
+func below(folder string) setting {
+	return func(s *site) { s.container = filepath.Join(folder, "volume.luks") }
+}
+
+func (s *site) keyFileSource() string { return fmt.Sprintf("  - keyfile: {path: %s}\n", s.keyFile) }
+
+func tpmSource(tcti string) string { return fmt.Sprintf("  - tpm2: {device: %q}\n", tcti) }
+
+// configure writes the configuration as the fields have it.
+func (s *site) configure() {
+	s.t.Helper()
+	s.write(s.config, fmt.Sprintf(`volume:
+  name: %s
+  container: %s
+  size: %s
+  filesystem: %s
+stores:
+  - {name: media, path: %s, owner: "991:991"}
+unlock:
+%sprobes: {interval: %v}
+`, s.volume, s.container, s.size, s.filesystem, s.store, s.sources, probeInterval))
+}
+
+func (s *site) write(path, content string) {
+	s.t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *site) remove(path string) {
+	s.t.Helper()
+	if err := os.Remove(path); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// create makes the volume and keeps its recovery key.
+func (s *site) create() {
+	s.t.Helper()
+	_, line, found := strings.Cut(s.succeed("create", "--yes").stdout, "recovery key: ")
+	if !found {
+		s.t.Fatal("create has printed no recovery key")
+	}
+	s.recovery, _, _ = strings.Cut(line, "\n")
+}
+
+func (s *site) mapping() string { return "luksmediad-" + s.volume }
+
+// root is where the volume is mounted.
+func (s *site) root() string { return "/var/lib/luksmediad/volumes/" + s.volume }
+
+// tearDown takes back whatever is still there, with other tools than the one under test: daemons leave their volume open.
+func (s *site) tearDown() {
+	for _, path := range []string{s.store, s.root()} {
+		for unix.Unmount(path, 0) == nil {
+		}
+		s.unguard(path)
+	}
+	if _, err := os.Stat("/dev/mapper/" + s.mapping()); err == nil {
+		if output, err := exec.Command("cryptsetup", "close", s.mapping()).CombinedOutput(); err != nil {
+			s.t.Errorf("cannot close %s: %s", s.mapping(), output)
+		}
+	}
+	if err := errors.Join(os.RemoveAll(s.dir), os.RemoveAll(s.root())); err != nil {
+		s.t.Error(err)
+	}
+}
+
+// unguard makes a bare mountpoint an ordinary folder again.
+func (s *site) unguard(path string) {
+	folder, err := os.OpenFile(path, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return
+	}
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	defer folder.Close()
+	if err := unix.IoctlSetPointerInt(int(folder.Fd()), unix.FS_IOC_SETFLAGS, 0); err != nil {
+		s.t.Error(err)
+	}
+}
