@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -157,7 +158,7 @@ func (a *app) load() (*config.Config, *volume.Volume, error) {
 	return loaded, volume.New(loaded, paths, command.Runner{}), nil
 }
 
-// loadAsRoot is load for whatever changes something: it needs to be root and to have the folder of the locks.
+// loadAsRoot is load for whatever changes something: it needs to be root on the host and to have the folder of the locks.
 func (a *app) loadAsRoot() (*config.Config, *volume.Volume, error) {
 	loaded, vol, err := a.load()
 	if err != nil {
@@ -165,6 +166,9 @@ func (a *app) loadAsRoot() (*config.Config, *volume.Volume, error) {
 	}
 	if os.Geteuid() != 0 {
 		return nil, nil, fmt.Errorf("cannot work on volume %s: %w", vol.Name(), errNotRoot)
+	}
+	if err := vol.CheckHost(); err != nil {
+		return nil, nil, err
 	}
 	if err := os.MkdirAll(runtimeDir, 0o750); err != nil {
 		return nil, nil, fmt.Errorf("cannot make %s: %w", runtimeDir, err)
@@ -177,9 +181,14 @@ var errNotRoot = errors.New("not root")
 // client talks to the daemon.
 func (a *app) client() *api.ControlClient { return api.NewControlClient(api.ControlSocket) }
 
+// lockPatience is how long a command waits for another one that works on the volume: opening takes seconds.
+const lockPatience = 30 * time.Second
+
 // locked runs do while nobody else works on the volume.
 func locked(ctx context.Context, vol *volume.Volume, do func() error) error {
-	release, err := vol.Lock(ctx)
+	waiting, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	release, err := vol.Lock(waiting)
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ func newGateWaitCommand(a *app) *cobra.Command {
 		Use:   "wait",
 		Short: "Return when every store is mounted and writable",
 		Long: `Return 0 as soon as every store is mounted and writable, 14 if that does not come about in time.
-A daemon that was told to lock is told to open again. The unit luksmediad-gate.service runs this.`,
+A volume that was locked on request stays locked: only luksmediad unlock opens it again. The unit luksmediad-gate.service runs this.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.gateWait(cmd.Context(), timeout) },
 	}
@@ -54,7 +54,6 @@ func (a *app) gateWait(ctx context.Context, timeout time.Duration) error {
 			return nil
 		case err == nil:
 			why = strings.TrimSpace(text)
-			a.reopen(ctx)
 		case !errors.Is(err, api.ErrNoDaemon) && ctx.Err() == nil:
 			return err
 		}
@@ -63,14 +62,6 @@ func (a *app) gateWait(ctx context.Context, timeout time.Duration) error {
 			return fmt.Errorf("cannot open the gate: %s: %w", why, context.Cause(ctx))
 		case <-time.After(gatePoll):
 		}
-	}
-}
-
-// reopen wakes a daemon that was told to lock. One that tries by itself is left alone.
-func (a *app) reopen(ctx context.Context) {
-	status, err := a.client().Status(ctx)
-	if err == nil && status.Phase == api.PhaseLocked {
-		a.client().Unlock(ctx) // the next look at readiness tells how it went
 	}
 }
 

@@ -48,12 +48,12 @@ type hint struct {
 func hints() []hint {
 	return []hint{
 		{context.Canceled, "interrupted", exitInterrupted, ""},
-		{context.DeadlineExceeded, "timeout", exitFailed, "luksmediad status"},
 		{volume.ErrConfirmation, "not_confirmed", exitFailed, ""},
 		{errNotRoot, "not_root", exitFailed, "sudo luksmediad …"},
 		{errGateClosed, "gate_closed", exitGateClosed, "curl -s 'http://127.0.0.1:10165/healthz?verbose'"},
 
 		{state.ErrBusy, "busy", exitBusy, "luksmediad status"},
+		{context.DeadlineExceeded, "timeout", exitFailed, "luksmediad status"},
 		{api.ErrInUse, "busy", exitBusy, "systemctl status luksmediad"},
 		{daemon.ErrPhase, "busy", exitBusy, "luksmediad status"},
 		{daemon.ErrServicesRunning, "services_running", exitBusy, "luksmediad lock"},

@@ -230,8 +230,12 @@ func (d *Daemon) beat() {
 	}
 }
 
+// stop waits for the operation that the end of the context has cut short: it undoes what it has begun.
 func (d *Daemon) stop() {
 	d.Notifier.Notify("STOPPING=1")
+	if d.phase == opening || d.phase == closing {
+		<-d.outcomes
+	}
 	for _, r := range d.waiters {
 		r.reply <- outcome{phase: d.phase, err: context.Canceled}
 	}

@@ -27,7 +27,7 @@ func (c *creating) preflight(ctx context.Context) error {
 	if err := c.checkAbsent(); err != nil {
 		return err
 	}
-	faults := []error{c.CheckHost(), c.cryptsetup.CheckVersion(ctx), c.checkContainerPath()}
+	faults := []error{c.cryptsetup.CheckVersion(ctx), c.checkContainerPath()}
 	for _, store := range c.config.Stores {
 		faults = append(faults, checkStorePath(store))
 	}
