@@ -31,13 +31,19 @@ type app struct {
 	yes        bool
 	quiet      bool
 	dryRun     bool
+
+	// config is nil until it is loaded.
+	config *config.Config
+
+	// started: the command line was understood and its command runs.
+	started bool
 }
 
 func newRootCommand(a *app) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "luksmediad",
 		Short:         "Keep Synapse's media store on an encrypted volume",
-		Long:          rootHelp,
+		Long:          rootHelp + exitHelp(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
@@ -52,27 +58,43 @@ func newRootCommand(a *app) *cobra.Command {
 	flags.BoolVar(&a.quiet, "quiet", false, "print no progress")
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(newRunCommand(a), newCreateCommand(a), newUnlockCommand(a), newLockCommand(a), newStatusCommand(a),
 		newGateCommand(a), newConfigCommand(a), newVersionCommand(a))
-	for _, cmd := range root.Commands() {
-		wrapArgs(cmd)
-	}
+	root.SetHelpCommand(newHelpCommand())
+	a.watchStart(root)
 	return root
 }
 
-// wrapArgs makes wrong arguments usage errors, also those of subcommands.
-func wrapArgs(cmd *cobra.Command) {
-	if check := cmd.Args; check != nil {
-		cmd.Args = func(cmd *cobra.Command, args []string) error {
-			if err := check(cmd, args); err != nil {
-				return usageError{err}
-			}
-			return nil
+// watchStart makes every command say that it runs: what went wrong before is about the command line, and cobra's errors
+// have no type that would tell.
+func (a *app) watchStart(cmd *cobra.Command) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			a.started = true
+			return run(cmd, args)
 		}
 	}
 	for _, sub := range cmd.Commands() {
-		wrapArgs(sub)
+		a.watchStart(sub)
+	}
+}
+
+// newHelpCommand replaces cobra's, which takes any word for a command.
+func newHelpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [command]",
+		Short: "Show the help of a command",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			found, rest, err := cmd.Root().Find(args)
+			if err == nil && len(rest) > 0 {
+				err = fmt.Errorf("unknown command %q", strings.Join(args, " "))
+			}
+			if err != nil {
+				return usageError{err}
+			}
+			found.InitDefaultHelpFlag()
+			return found.Help()
+		},
 	}
 }
 
@@ -82,8 +104,7 @@ or from a key file, and shows that what lies on the disk is ciphertext.
 It protects data at rest: against a disk snapshot, a leaked backup, a stolen disk. It does not protect against
 whoever is root on the running machine, or can boot this machine with its own TPM.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 degraded, 10 not set up, 11 busy, 12 no key fits, 13 verification failed,
-14 gate closed, 15 refused to protect data, 130 interrupted.`
+`
 
 // usageError is a command line that cannot be understood.
 type usageError struct{ error }
@@ -96,20 +117,22 @@ type exitError struct{ code int }
 func (e exitError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
 
 // finish prints what went wrong and what to type, and returns the exit code.
-func (a *app) finish(err error) int {
+func (a *app) finish(cmd *cobra.Command, err error) int {
 	if err == nil {
 		return exitDone
 	}
 	if silent, ok := errors.AsType[exitError](err); ok {
 		return silent.code
 	}
-	// cobra's own errors are all about the command line, and none of them has a type.
-	if strings.HasPrefix(err.Error(), "unknown command") || strings.HasPrefix(err.Error(), "unknown shorthand") {
+	if !a.started {
 		err = usageError{err}
 	}
-	explained := explain(err)
+	explained := explainFor(a.config, err)
+	if explained.Class == classUsage {
+		explained.Next = cmd.CommandPath() + " --help"
+	}
 	if a.json {
-		a.printJSON(result{Type: "result", Class: string(explained.Class), Error: err.Error(), Next: explained.Next, ExitCode: explained.ExitCode})
+		a.printJSON(result{Type: "result", Class: explained.Class, Error: err.Error(), Next: explained.Next, ExitCode: explained.ExitCode})
 	}
 	for line := range strings.Lines(err.Error()) {
 		fmt.Fprintf(a.stderr, "luksmediad: %s\n", strings.TrimSuffix(line, "\n"))
@@ -154,6 +177,7 @@ func (a *app) load() (*config.Config, *volume.Volume, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	a.config = loaded
 	paths := volume.Paths{State: config.StateDir, Runtime: runtimeDir}
 	return loaded, volume.New(loaded, paths, command.Runner{}), nil
 }

@@ -29,6 +29,8 @@ Without --passphrase-file or --passphrase-command a recovery key is generated an
 Write it down where this machine is not: it is the way in when the TPM or the machine is gone.
 
 What an interrupted create has left the next one finishes; what a failed one has made it removes.`,
+		Example: `  luksmediad create --size 100GiB
+  pass show matrix/luks-media-passphrase | luksmediad create --passphrase-file -`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.run(cmd.Context()) },
 	}

@@ -35,7 +35,8 @@ func newGateWaitCommand(a *app) *cobra.Command {
 		Use:   "wait",
 		Short: "Return when every store is mounted and writable",
 		Long: `Return 0 as soon as every store is mounted and writable, 14 if that does not come about in time.
-A volume that was locked on request stays locked: only luksmediad unlock opens it again. The unit luksmediad-gate.service runs this.`,
+A volume that was locked on request stays locked: only luksmediad unlock opens it again.
+The unit luksmediad-gate.service runs this.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.gateWait(cmd.Context(), timeout) },
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"strings"
 
 	"luksmediad/internal/api"
 	"luksmediad/internal/command"
@@ -20,21 +21,6 @@ import (
 	"luksmediad/pkg/unlock/tpm2"
 )
 
-// The exit codes are an interface: documented, never reused.
-const (
-	exitDone        = 0
-	exitFailed      = 1
-	exitUsage       = 2
-	exitDegraded    = 3
-	exitNotSetUp    = 10
-	exitBusy        = 11
-	exitNoKey       = 12
-	exitVerify      = 13
-	exitGateClosed  = 14
-	exitRefused     = 15
-	exitInterrupted = 130
-)
-
 // hint is all the advice about one class of error: the word by which metrics, journal and API call it, the exit code,
 // and what to type next.
 type hint struct {
@@ -48,36 +34,46 @@ type hint struct {
 func hints() []hint {
 	return []hint{
 		{context.Canceled, "interrupted", exitInterrupted, ""},
+		{unlock.ErrNoKeyFits, "no_key_fits", exitNoKey, "luksmediad unlock"},
 		{volume.ErrConfirmation, "not_confirmed", exitFailed, ""},
 		{errNotRoot, "not_root", exitFailed, "sudo luksmediad …"},
 		{errGateClosed, "gate_closed", exitGateClosed, "curl -s 'http://127.0.0.1:10165/healthz?verbose'"},
 
 		{state.ErrBusy, "busy", exitBusy, "luksmediad status"},
-		{context.DeadlineExceeded, "timeout", exitFailed, "luksmediad status"},
+		{api.ErrForeign, "socket_foreign", exitRefused, "ls -ld /run/luksmediad /run/luksmediad/control.sock"},
+		{api.ErrNotLoopback, "not_loopback", exitUsage, "luksmediad config check"},
 		{api.ErrInUse, "busy", exitBusy, "systemctl status luksmediad"},
 		{daemon.ErrPhase, "busy", exitBusy, "luksmediad status"},
 		{daemon.ErrServicesRunning, "services_running", exitBusy, "luksmediad lock"},
 		{api.ErrNoDaemon, "no_daemon", exitFailed, "systemctl start luksmediad"},
+		{health.ErrNoProbe, "no_probe", exitNotSetUp, "luksmediad config check"},
+		{synapse.ErrUnreachable, "synapse_unreachable", exitFailed, "docker ps --all"},
+		{synapse.ErrUnauthorized, "unauthorized", exitFailed, "grep as_token the registration file; compare with probes.synapse.token_file"},
+		{synapse.ErrNotImage, "not_image", exitFailed, "docker logs --tail 50 synapse"},
+		{synapse.ErrRefused, "refused", exitFailed, "docker logs --tail 50 synapse"},
 		{synapse.ErrNoSystemd, "no_systemd", exitFailed, "systemctl is-system-running"},
+		{synapse.ErrNoSuchUnit, "no_unit", exitFailed, "systemctl daemon-reload"},
 		{synapse.ErrJobFailed, "unit_failed", exitFailed, "systemctl --failed"},
 
+		{config.ErrMissing, "config_missing", exitNotSetUp, "sudoedit " + config.DefaultPath},
+		{config.ErrUnsafe, "config_unsafe", exitRefused, "chown root:root " + config.DefaultPath + " && chmod 0644 " + config.DefaultPath},
 		{volume.ErrNotSetUp, "not_set_up", exitNotSetUp, "luksmediad create"},
 		{volume.ErrUnfinished, "unfinished", exitNotSetUp, "luksmediad create"},
 		{volume.ErrAlreadySetUp, "already_set_up", exitRefused, "luksmediad status"},
 		{volume.ErrSettings, "settings", exitRefused, "luksmediad config check"},
-		{volume.ErrContainerMissing, "container_missing", exitNotSetUp, "ls -l the path, and mount the disk it lies on"},
-		{volume.ErrContainerForeign, "container_foreign", exitRefused, "file -s the path; choose another volume.container, or move that file away"},
-		{volume.ErrContainerSparse, "container_sparse", exitRefused, "fallocate --length the size of the container"},
+		{volume.ErrContainerMissing, "container_missing", exitNotSetUp, "ls -l {container}"},
+		{volume.ErrContainerForeign, "container_foreign", exitRefused, "file -s {container}"},
+		{volume.ErrContainerSparse, "container_sparse", exitRefused, "fallocate --posix --length {size} {container}"},
 		{volume.ErrFilesystemForeign, "filesystem_foreign", exitRefused, "luksmediad status"},
-		{volume.ErrStoreNotEmpty, "store_not_empty", exitRefused, "ls -la the path; move these files away, they are in clear text"},
-		{volume.ErrMountForeign, "mount_foreign", exitRefused, "findmnt the path"},
+		{volume.ErrStoreNotEmpty, "store_not_empty", exitRefused, "ls -la {store}"},
+		{volume.ErrMountForeign, "mount_foreign", exitRefused, "findmnt {store}"},
 
-		{luks2.ErrPinMismatch, "pin_mismatch", exitRefused, "cryptsetup luksUUID the container; put the recorded container back"},
-		{luks2.ErrRefused, "header_refused", exitRefused, "cryptsetup luksDump --dump-json-metadata a copy of the container"},
-		{luks2.ErrNotLUKS2, "not_luks2", exitRefused, "cryptsetup isLuks --verbose the container"},
-		{luks2.ErrDamaged, "header_damaged", exitFailed, "cryptsetup luksHeaderRestore the container from /var/lib/luksmediad/headers"},
+		{luks2.ErrPinMismatch, "pin_mismatch", exitRefused, "cryptsetup luksUUID {container}; cat /var/lib/luksmediad/volume-{volume}.json"},
+		{luks2.ErrRefused, "header_refused", exitRefused, "losetup --read-only --find --show {container}"},
+		{luks2.ErrLUKS1, "luks1", exitRefused, "file -s {container}"},
+		{luks2.ErrNotLUKS2, "not_luks2", exitRefused, "file -s {container}"},
+		{luks2.ErrDamaged, "header_damaged", exitFailed, "ls /var/lib/luksmediad/headers; cryptsetup luksHeaderRestore {container} --header-backup-file FILE"},
 
-		{unlock.ErrNoKeyFits, "no_key_fits", exitNoKey, "luksmediad unlock"},
 		{tpm2.ErrAbsent, "tpm_absent", exitNoKey, "ls /dev/tpmrm*"},
 		{tpm2.ErrBusy, "tpm_busy", exitNoKey, "fuser -v /dev/tpm*"},
 		{tpm2.ErrLockout, "tpm_lockout", exitNoKey, "tpm2_getcap properties-variable"},
@@ -91,31 +87,45 @@ func hints() []hint {
 		{tpm2.ErrUnsupported, "token_unsupported", exitNoKey, "luksmediad unlock"},
 		{tpm2.ErrFailed, "tpm_failed", exitNoKey, "journalctl -k --grep tpm"},
 		{unlock.ErrKeyFileMissing, "key_missing", exitNoKey, "luksmediad unlock"},
-		{unlock.ErrKeyFileUnsafe, "key_unsafe", exitRefused, "chown root:root the key file && chmod 0400 the key file"},
+		{unlock.ErrKeyFileUnsafe, "key_unsafe", exitRefused, "ls -l {keyfile}; chown root:root {keyfile} && chmod 0400 {keyfile}"},
 		{secret.ErrEmpty, "key_empty", exitNoKey, "luksmediad unlock"},
 		{secret.ErrTooLarge, "key_too_large", exitNoKey, "luksmediad unlock"},
+		{secret.ErrNoMemory, "no_locked_memory", exitFailed, "ulimit -l unlimited"},
 		{unlock.ErrNoKeyslot, "no_keyslot", exitNoKey, "luksmediad unlock"},
 		{unlock.ErrWrongKey, "wrong_key", exitNoKey, "luksmediad unlock"},
 		{unlock.ErrNoDeviceMapper, "no_device_mapper", exitFailed, "modprobe dm-crypt"},
 		{unlock.ErrForeignMapping, "mapping_foreign", exitRefused, "dmsetup table"},
-		{unlock.ErrMappingBusy, "in_use", exitBusy, "lsblk; fuser -vm the mount point"},
+		{unlock.ErrMappingBusy, "in_use", exitBusy, "fuser -vm {store}"},
 		{unlock.ErrCryptsetupTooOld, "cryptsetup_too_old", exitFailed, "apt install cryptsetup-bin"},
 
 		{mount.ErrPrivateNamespace, "private_namespace", exitRefused, "systemctl cat luksmediad"},
-		{mount.ErrFilesystemDamaged, "filesystem_damaged", exitVerify, "luksmediad status"},
-		{mount.ErrBusy, "in_use", exitBusy, "fuser -vm the mount point"},
+		{mount.ErrFilesystemDamaged, "filesystem_damaged", exitVerify, "cryptsetup open {container} rescue && e2fsck -f /dev/mapper/rescue"},
+		{mount.ErrBusy, "in_use", exitBusy, "fuser -vm {store}"},
 		{mount.ErrNoSpace, "no_space", exitFailed, "df -h"},
-		{mount.ErrSymlink, "symlink", exitRefused, "readlink -f the path, and configure that"},
-		{mount.ErrNotDirectory, "not_directory", exitRefused, "ls -ld the path"},
-		{mount.ErrNotEmpty, "store_not_empty", exitRefused, "ls -la the path"},
+		{mount.ErrSymlink, "symlink", exitRefused, "readlink -f {store}"},
+		{mount.ErrNotDirectory, "not_directory", exitRefused, "ls -ld {store}"},
+		{mount.ErrNotEmpty, "store_not_empty", exitRefused, "ls -la {store}"},
 		{mount.ErrForeign, "mount_foreign", exitRefused, "lsblk -f"},
+		{mount.ErrMounted, "already_mounted", exitRefused, "findmnt {store}"},
+		{mount.ErrNotMounted, "not_mounted", exitFailed, "luksmediad unlock"},
+		{mount.ErrAttached, "already_attached", exitBusy, "losetup --list"},
+		{mount.ErrNoLoop, "no_loop", exitFailed, "modprobe loop; losetup --list"},
+		{mount.ErrSparse, "container_sparse", exitRefused, "fallocate --posix --length {size} {container}"},
+		{mount.ErrReadOnly, "read_only", exitFailed, "journalctl -k --priority warning --since -1h"},
+		{mount.ErrUnsupported, "unsupported", exitFailed, "uname -r"},
+		{mount.ErrUnverified, "unverified", exitVerify, "findmnt; losetup --list"},
 
+		{command.ErrOutputTooLarge, "program_output", exitFailed, "journalctl -u luksmediad --since -1h"},
+		{command.ErrStuck, "program_stuck", exitFailed, "journalctl -k --priority warning --since -1h"},
 		{command.ErrNotFound, "program_missing", exitFailed, "apt install cryptsetup-bin e2fsprogs xfsprogs"},
 		{state.ErrNewer, "state_newer", exitRefused, "install the newer luksmediad again"},
+		{state.ErrOlder, "state_older", exitRefused, "install the luksmediad that made the volume"},
+		{state.ErrUnsafe, "state_unsafe", exitRefused, "chown -R root:root /var/lib/luksmediad && chmod 0700 /var/lib/luksmediad"},
 		{state.ErrCorrupt, "state_corrupt", exitRefused, "ls -l /var/lib/luksmediad"},
 		{unlock.ErrCryptsetup, "cryptsetup", exitFailed, "journalctl -u luksmediad"},
+		{context.DeadlineExceeded, "timeout", exitFailed, "luksmediad status"},
 		{fs.ErrPermission, "permission", exitFailed, "sudo luksmediad …"},
-		{fs.ErrNotExist, "not_found", exitFailed, "ls -ld the path"},
+		{fs.ErrNotExist, "not_found", exitFailed, "luksmediad config check"},
 	}
 }
 
@@ -125,64 +135,33 @@ func explain(err error) api.Explanation {
 		return api.Explanation{Class: problem.Class, Next: problem.Next, ExitCode: problem.ExitCode}
 	}
 	if _, ok := errors.AsType[*config.Error](err); ok {
-		return api.Explanation{Class: "config", Next: "luksmediad config check", ExitCode: exitUsage}
+		return api.Explanation{Class: "config", Next: "sudoedit " + config.DefaultPath + "; luksmediad config check", ExitCode: exitUsage}
 	}
 	if _, ok := errors.AsType[usageError](err); ok {
-		return api.Explanation{Class: "usage", Next: "luksmediad --help", ExitCode: exitUsage}
+		return api.Explanation{Class: classUsage, Next: "luksmediad --help", ExitCode: exitUsage}
 	}
 	for _, h := range hints() {
 		if errors.Is(err, h.class) {
-			return api.Explanation{Class: api.Class(h.word), Next: h.next, ExitCode: h.exit}
+			return api.Explanation{Class: h.word, Next: h.next, ExitCode: h.exit}
 		}
 	}
 	return api.Explanation{Class: classOther, ExitCode: exitFailed}
 }
 
-// classOther is the word for what is in no class.
-const classOther = "other"
+const (
+	// classUsage is the word for a command line that cannot be understood.
+	classUsage = "usage"
+	// classOther is the word for what is in no class.
+	classOther = "other"
+)
 
-// words are all words that explain can give, for metrics.
-func words() []string {
+// keyWords are the words that explain can give for a key source that failed: a closed set for a metric's label.
+func keyWords() []string {
 	words := []string{classOther}
 	for _, h := range hints() {
-		words = append(words, h.word)
-	}
-	return words
-}
-
-// advise says what to type about a condition that does not hold, by its reason.
-func advise(_ health.Code, reason health.Reason) string {
-	for _, h := range hints() {
-		if h.word == string(reason) {
-			return h.next
+		if h.exit == exitNoKey || strings.HasPrefix(h.word, "key_") || strings.HasPrefix(h.word, "tpm_") {
+			words = append(words, h.word)
 		}
 	}
-	return probeAdvice(reason)
-}
-
-// probeAdvice covers the reasons that no error of a command has.
-func probeAdvice(reason health.Reason) string {
-	switch reason {
-	case "locked":
-		return "luksmediad unlock"
-	case "not_open":
-		return "luksmediad status"
-	case "store_plaintext", health.ReasonNotMovedIn:
-		return "luksmediad status"
-	case health.ReasonPlaintext, health.ReasonCipherMismatch, health.ReasonMagicMissing, health.ReasonNotRandom:
-		return "luksmediad lock"
-	case health.ReasonNoSpace:
-		return "df -h /var/lib/luksmediad/volumes/*"
-	case health.ReasonIO, health.ReasonReadOnly, health.ReasonUnreadable:
-		return "journalctl -k --priority warning --since -1h"
-	case health.ReasonSynapseUnreachable:
-		return "docker ps --all"
-	case health.ReasonRefused, health.ReasonNotImage, health.ReasonNotOnVolume:
-		return "docker logs --tail 50 synapse"
-	case health.ReasonUnauthorized:
-		return "grep as_token the registration file and compare with probes.synapse.token_file"
-	case health.ReasonStale, health.ReasonTimeout:
-		return "luksmediad status"
-	}
-	return ""
+	return words
 }

@@ -19,6 +19,8 @@ func newLockCommand(a *app) *cobra.Command {
 		Short: "Stop the services of the stores and close the volume",
 		Long: `Stop the services that use the stores, unmount, and close the container. Nothing is unmounted lazily or by force:
 what is in use ends the command with an error, and the volume stays open.`,
+		Example: `  luksmediad lock --dry-run
+  luksmediad lock`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.lock(cmd.Context()) },
 	}

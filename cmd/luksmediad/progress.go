@@ -99,7 +99,7 @@ func (p *progress) finishBar() {
 // Attempt shows why a key source did not open the container.
 func (p *progress) Attempt(attempt unlock.Attempt) {
 	p.Event(journal.SourceFailed, journal.F("SOURCE", attempt.Source),
-		journal.F("REASON", string(explain(attempt.Err).Class)), journal.F("ERROR", attempt.Err.Error()))
+		journal.F("REASON", explain(attempt.Err).Class), journal.F("ERROR", attempt.Err.Error()))
 }
 
 // Event logs what has happened.

@@ -73,15 +73,16 @@ type service struct {
 // newService is the composition root of the daemon.
 func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) *service {
 	live := new(atomic.Pointer[volume.Opened])
-	options := health.Options{Advise: advise, OnChange: func(c health.Condition) { reportCondition(log, c) }}
+	options := health.Options{Advise: adviceFor(loaded), OnChange: func(c health.Condition) { reportCondition(log, c) }}
 	var media health.MediaServer
 	if s := loaded.Probes.Synapse; s != nil {
 		media = synapse.NewClient(s.URL, s.TokenFile)
 	} else {
 		options.Without = []health.Code{health.Thumbnail}
 	}
+	explained := func(err error) api.Explanation { return explainFor(loaded, err) }
 	board := health.NewBoard(options)
-	collector := health.NewCollector(board, words()...)
+	collector := health.NewCollector(board, keyWords()...)
 	prober := health.NewProber(board, health.ProberOptions{
 		Interval: loaded.Probes.Interval,
 		Deadline: loaded.Probes.Timeout,
@@ -98,7 +99,7 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 		Notifier:   serviceManager{},
 		Journal:    log,
 		Live:       live,
-		Explain:    explain,
+		Explain:    explained,
 		Version:    version.Version,
 	})
 	backend := api.Backend{
@@ -106,9 +107,9 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 		Metrics: health.MetricsHandler(health.NewRegistry(collector)),
 		Status:  d,
 		Control: d,
-		Explain: explain,
+		Explain: explained,
 	}
-	return &service{config: loaded, daemon: d, prober: prober, server: api.New(backend, slog.New(slog.NewTextHandler(os.Stderr, nil)))}
+	return &service{config: loaded, daemon: d, prober: prober, server: api.New(backend, slog.New(journalHandler{log}))}
 }
 
 // serve listens first: whoever asks while the volume is being opened gets an answer.

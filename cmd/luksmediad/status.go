@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"luksmediad/internal/api"
@@ -24,6 +25,8 @@ func newStatusCommand(a *app) *cobra.Command {
 		Long: `Show what the daemon knows; without a daemon, what can be seen without a key.
 
 Exit codes: 0 all conditions hold, 3 degraded, 10 not set up, 14 gate closed.`,
+		Example: `  luksmediad status
+  luksmediad status --json | jq .conditions`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.status(cmd.Context()) },
 	}
@@ -94,7 +97,7 @@ func printStatus(w io.Writer, status *api.Status, now time.Time) error {
 		fmt.Fprintf(table, "%s\t%s\n", name, fmt.Sprintf(format, args...))
 	}
 	row("volume", "%s, %s, %s", status.Volume, status.State, status.Phase)
-	row("container", "%s, %d bytes", status.Container, status.ContainerBytes)
+	row("container", "%s, %s", status.Container, units.BytesSize(float64(status.ContainerBytes)))
 	if status.State == api.VolumeStateOpen {
 		row("mapping", "%s on %s", status.Mapping, status.Device)
 		row("mounted at", "%s, %s", status.Mountpoint, status.Filesystem)

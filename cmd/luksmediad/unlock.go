@@ -29,6 +29,8 @@ func newUnlockCommand(a *app) *cobra.Command {
 The passphrase is asked for on the terminal, or read from --passphrase-file or --passphrase-command. It does not go to
 the daemon: this command opens the mapping and the daemon adopts it, mounts it and opens the gate; what gave up
 waiting for the gate is started.`,
+		Example: `  luksmediad unlock
+  luksmediad unlock --passphrase-command "pass show matrix/luks-media-passphrase"`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.run(cmd.Context()) },
 	}

@@ -28,8 +28,8 @@ type Config struct {
 // Volume is the encrypted volume.
 type Volume struct {
 	Name       string     `yaml:"name"`
-	Container  string     `yaml:"container"` // absolute path of the container file
-	Size       Size       `yaml:"size"`      // of a new container
+	Container  string     `yaml:"container"` // absolute path of the container file or block device
+	Size       Size       `yaml:"size"`      // of a new container file; a block device has its own
 	Filesystem Filesystem `yaml:"filesystem"`
 }
 

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -79,7 +78,9 @@ func TestSingleProblems(t *testing.T) {
 		{"volume: {name: -a}", `"-a" is not a name`},
 		{"volume: {name: ''}", `"" is not a name`},
 		{"volume: {container: synapse.luks}", `:1:21: volume.container: "synapse.luks" is not an absolute path; for example /var/lib/luksmediad/synapse-media.luks`},
-		{"volume: {container: /dev/sdb1}", `"/dev/sdb1" is a device; a container is a file`},
+		{"volume: {container: /dev}", `"/dev" lies in /dev`},
+		{"volume: {container: /dev/../etc}", `"/dev/../etc" is not in its shortest form, "/etc"`},
+		{"volume: {container: /proc/x.luks}", `"/proc/x.luks" lies in /proc`},
 		{"volume: {container: /srv/media/x.luks}", `"/srv/media/x.luks" lies inside the path of stores[0], "/srv/media"`},
 		{"volume: {container: /var/lib/luksmediad/volumes/x/y}", `lies in /var/lib/luksmediad/volumes, where volumes are mounted`},
 		{"volume: {size: 50G}", `"50G" has an unknown unit; known are MiB, GiB and TiB; for example 50GiB`},
@@ -198,6 +199,16 @@ func TestNamesDerivedFromVolume(t *testing.T) {
 	}
 }
 
+// A block device has a size of its own.
+func TestDeviceAsContainer(t *testing.T) {
+	for _, path := range []string{"/dev/sdb1", "/dev/disk/by-id/nvme-eui.0123", "/dev/vg/media"} {
+		c, err := Parse("config.yaml", []byte("volume: {container: "+path+", filesystem: xfs}\nstores: [{path: /srv/media}]\n"))
+		if err != nil || c.Volume.Container != path {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
 func TestKind(t *testing.T) {
 	for kind, source := range map[string]KeySource{"tpm2": {TPM2: defaultTPM2()}, "keyfile": {Keyfile: defaultKeyfile()}} {
 		if source.Kind() != kind {
@@ -284,7 +295,7 @@ func TestLoadRefusesFile(t *testing.T) {
 		name, says string
 		want       error
 	}{
-		{"absent", "absent: no such file", fs.ErrNotExist},
+		{"absent", "absent: it is not there", ErrMissing},
 		{"writable", "its mode is 0666, so that everybody can change it", ErrUnsafe},
 		{"large", "it is larger than 1048576 bytes", ErrUnsafe},
 		{"fifo", "it is not a regular file", ErrUnsafe},

@@ -12,13 +12,20 @@ import (
 // maxFile is the largest file that is read, in bytes.
 const maxFile = 1 << 20
 
-// ErrUnsafe means that users other than root and the caller can change the file, or that it is not a regular file.
-var ErrUnsafe = errors.New("file is not safe to use")
+var (
+	// ErrMissing means that there is no such file.
+	ErrMissing = errors.New("it is not there")
+	// ErrUnsafe means that users other than root and the caller can change the file, or that it is not a regular file.
+	ErrUnsafe = errors.New("file is not safe to use")
+)
 
 // Load reads the configuration. What is wrong with the content is an *Error with every problem; a file that should not
-// be read at all is ErrUnsafe; otherwise the error is the operating system's.
+// be read at all is ErrUnsafe, one that is not there ErrMissing; otherwise the error is the operating system's.
 func Load(path string) (*Config, error) {
 	content, err := read(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("cannot read the configuration %s: %w", path, ErrMissing)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the configuration: %w", err)
 	}

@@ -46,8 +46,27 @@ func match(text, pattern, otherwise string) (string, error) {
 	return text, nil
 }
 
-// parsePath takes a path that means the same file whoever reads it.
+// parsePath takes the path of a file or folder: what the kernel shows as files is none.
 func parsePath(text string) (string, error) {
+	path, err := parseAnyPath(text)
+	for _, kernel := range []string{"/dev", "/proc", "/sys"} {
+		if inside(path, kernel) {
+			return "", fmt.Errorf("%s lies in %s", quote(text), kernel)
+		}
+	}
+	return path, err
+}
+
+// parseContainer takes the path of a file or of a block device.
+func parseContainer(text string) (string, error) {
+	if strings.HasPrefix(text, "/dev/") {
+		return parseAnyPath(text)
+	}
+	return parsePath(text)
+}
+
+// parseAnyPath takes a path that means the same whoever reads it.
+func parseAnyPath(text string) (string, error) {
 	switch {
 	case !filepath.IsAbs(text):
 		return "", fmt.Errorf("%s is not an absolute path", quote(text))
@@ -60,19 +79,7 @@ func parsePath(text string) (string, error) {
 	case text == "/":
 		return "", errors.New(`"/" is the root directory`)
 	}
-	for _, kernel := range []string{"/dev", "/proc", "/sys"} {
-		if inside(text, kernel) {
-			return "", fmt.Errorf("%s lies in %s", quote(text), kernel)
-		}
-	}
 	return text, nil
-}
-
-func parseContainer(text string) (string, error) {
-	if inside(text, "/dev") {
-		return "", fmt.Errorf("%s is a device; a container is a file", quote(text))
-	}
-	return parsePath(text)
 }
 
 // inside tells whether a clean path is dir or lies below it.

@@ -30,13 +30,14 @@ func (d *Daemon) Unlock(ctx context.Context) (api.Outcome, error) {
 // Lock closes the volume. Services are stopped by stopping the gate's unit: the service manager stops what requires it
 // first, in the right order, and the gate's own stop then asks for the closing; see [api.Controller].
 func (d *Daemon) Lock(ctx context.Context, request api.LockRequest) (api.Outcome, error) {
+	// Nothing is stopped for a request that will be refused.
+	if _, err := d.view.snapshot().phase.next(shut); err != nil {
+		return api.Outcome{}, err
+	}
 	var stopped []string
 	if request.StopServices {
 		var err error
-		if stopped, err = d.Gate.Running(ctx); err != nil {
-			return api.Outcome{}, err
-		}
-		if err := d.Gate.Stop(ctx); err != nil {
+		if stopped, err = d.stopServices(ctx); err != nil {
 			return api.Outcome{}, err
 		}
 	}
@@ -46,6 +47,13 @@ func (d *Daemon) Lock(ctx context.Context, request api.LockRequest) (api.Outcome
 	}
 	return api.Outcome{Action: api.OutcomeActionLock, Changed: o.changed || len(stopped) > 0, State: api.VolumeStateClosed,
 		Phase: api.Phase(o.phase), Text: "locked", Stopped: stopped}, nil
+}
+
+func (d *Daemon) stopServices(ctx context.Context) (stopped []string, err error) {
+	if stopped, err = d.Gate.Running(ctx); err != nil {
+		return nil, err
+	}
+	return stopped, d.Gate.Stop(ctx)
 }
 
 // RunProbe runs one probe out of turn; see [api.Controller].

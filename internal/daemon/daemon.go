@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -65,7 +66,9 @@ type Daemon struct {
 	Parts
 	requests chan *request
 	outcomes chan outcome
-	view     view
+	// ended is closed when requests are no longer taken.
+	ended chan struct{}
+	view  view
 
 	// The rest belongs to the goroutine of Run.
 	phase   phase
@@ -77,6 +80,9 @@ type Daemon struct {
 	// late: something may have given up waiting for the gate.
 	late bool
 }
+
+// errStopping answers whoever still waits when the daemon ends.
+var errStopping = fmt.Errorf("cannot go on: the daemon stops: %w", context.Canceled)
 
 // request is what a caller of [Daemon.Unlock] or [Daemon.Lock] waits for.
 type request struct {
@@ -96,6 +102,8 @@ type outcome struct {
 const (
 	firstRetry = time.Second
 	lastRetry  = time.Minute
+	// stopPatience is below TimeoutStopSec=, after which the service manager kills.
+	stopPatience = 20 * time.Second
 	// heartbeat is well below WatchdogSec= and the extensions of TimeoutStartSec=.
 	heartbeat = 5 * time.Second
 )
@@ -103,11 +111,13 @@ const (
 // New puts a daemon together.
 func New(parts Parts) *Daemon {
 	retries := backoff.NewExponentialBackOff()
-	retries.InitialInterval, retries.MaxInterval = firstRetry, lastRetry
+	retries.InitialInterval, retries.MaxInterval, retries.Multiplier = firstRetry, lastRetry, 2
+	retries.RandomizationFactor = 0 // nobody else tries at the same time
 	d := &Daemon{
 		Parts:    parts,
 		requests: make(chan *request),
 		outcomes: make(chan outcome, 1),
+		ended:    make(chan struct{}),
 		phase:    locked,
 		backoff:  retries,
 	}
@@ -122,7 +132,7 @@ func (d *Daemon) Run(ctx context.Context) {
 	defer pulse.Stop()
 	operations, cancel := context.WithCancel(ctx)
 	defer cancel()
-	d.advance(operations, open)
+	_ = d.advance(operations, open) // possible from the first phase and while waiting
 	for {
 		select {
 		case <-ctx.Done():
@@ -133,7 +143,7 @@ func (d *Daemon) Run(ctx context.Context) {
 		case outcome := <-d.outcomes:
 			d.settle(operations, outcome)
 		case <-d.retry:
-			d.advance(operations, open)
+			_ = d.advance(operations, open)
 		case <-pulse.C:
 			d.beat()
 		}
@@ -192,7 +202,7 @@ func (d *Daemon) settle(ctx context.Context, o outcome) {
 		e = failed
 	}
 	was := d.phase
-	d.advance(ctx, e) // both operations have a cell for both ends
+	_ = d.advance(ctx, e) // both operations have a cell for both ends
 	o.phase = d.phase
 	switch {
 	case d.phase == serving:
@@ -215,7 +225,6 @@ func (d *Daemon) openGate(ctx context.Context, o outcome) {
 		d.Notifier.Notify("READY=1")
 		d.ready = true
 	}
-	d.reportStatus()
 	if d.late || !o.opened.Adopted() {
 		go d.resume(ctx)
 	}
@@ -230,14 +239,19 @@ func (d *Daemon) beat() {
 	}
 }
 
-// stop waits for the operation that the end of the context has cut short: it undoes what it has begun.
+// stop waits for the operation that the end of the context has cut short: it undoes what it has begun. One that hangs
+// is left behind, and the next daemon finds what it has done.
 func (d *Daemon) stop() {
 	d.Notifier.Notify("STOPPING=1")
-	if d.phase == opening || d.phase == closing {
-		<-d.outcomes
-	}
+	close(d.ended)
 	for _, r := range d.waiters {
-		r.reply <- outcome{phase: d.phase, err: context.Canceled}
+		r.reply <- outcome{phase: d.phase, err: errStopping}
+	}
+	if d.phase == opening || d.phase == closing {
+		select {
+		case <-d.outcomes:
+		case <-time.After(stopPatience):
+		}
 	}
 	d.Journal.Emit(journal.DaemonStopping)
 }
@@ -247,6 +261,8 @@ func (d *Daemon) ask(ctx context.Context, e event) (outcome, error) {
 	r := &request{event: e, reply: make(chan outcome, 1)}
 	select {
 	case d.requests <- r:
+	case <-d.ended:
+		return outcome{}, errStopping
 	case <-ctx.Done():
 		return outcome{}, context.Cause(ctx)
 	}

@@ -23,7 +23,7 @@ func (o observer) Progress(int64, int64) {}
 // Attempt logs why a key source did not open the container.
 func (o observer) Attempt(attempt unlock.Attempt) {
 	o.Journal.Emit(journal.SourceFailed, journal.F("SOURCE", attempt.Source),
-		journal.F("REASON", string(o.Explain(attempt.Err).Class)), journal.F("ERROR", attempt.Err.Error()))
+		journal.F("REASON", o.Explain(attempt.Err).Class), journal.F("ERROR", attempt.Err.Error()))
 }
 
 // Event logs what has happened.

@@ -19,6 +19,9 @@ func (d *Daemon) open(ctx context.Context) outcome {
 	opened, err := d.openLocked(ctx)
 	d.Live.Store(opened)
 	d.view.setOpened(opened, err, d.Explain)
+	if err != nil && ctx.Err() != nil {
+		return outcome{err: err} // the daemon ends: the volume has not failed
+	}
 	if err != nil {
 		d.reportFailure(err)
 		return outcome{err: err}
@@ -36,7 +39,7 @@ func (d *Daemon) open(ctx context.Context) outcome {
 // probeNow does not leave the outcomes from the time before the opening standing for a whole interval.
 func (d *Daemon) probeNow(ctx context.Context) {
 	for _, code := range []health.Code{health.Ciphertext, health.Thumbnail} {
-		go d.Prober.RunNow(ctx, code) // the outcome goes to the board
+		go func() { _ = d.Prober.RunNow(ctx, code) }() // the outcome goes to the board
 	}
 }
 

@@ -3,6 +3,7 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"luksmediad/internal/journal"
 	"luksmediad/internal/volume"
@@ -15,26 +16,25 @@ const (
 	reasonLocked        health.Reason = "locked"
 	reasonNotOpen       health.Reason = "not_open"
 	reasonPlaintext     health.Reason = "store_plaintext"
-	reasonHeaderDamaged health.Reason = "header_damaged"
+	reasonHeaderDamaged health.Reason = "header_copy_damaged"
 )
 
-// openingSteps pairs the steps of opening with the conditions they decide, in the order of the steps.
-func openingSteps() []struct {
-	step      volume.Step
+// decision is a condition that steps of opening decide.
+type decision struct {
 	condition health.Code
-} {
-	return []struct {
-		step      volume.Step
-		condition health.Code
-	}{
-		{volume.StepGuard, health.Guard},
-		{volume.StepContainer, health.Container},
-		{volume.StepHeader, health.Header},
-		{volume.StepAttach, health.Container},
-		{volume.StepUnlock, health.Unlock},
-		{volume.StepCheck, health.Filesystem},
-		{volume.StepMount, health.Mount},
-		{volume.StepBind, health.Mount},
+	// by are its steps, the last of which proves it.
+	by []volume.Step
+}
+
+// decisions are in the order of the steps.
+func decisions() []decision {
+	return []decision{
+		{health.Guard, []volume.Step{volume.StepGuard}},
+		{health.Container, []volume.Step{volume.StepRecord, volume.StepContainer, volume.StepAttach}},
+		{health.Header, []volume.Step{volume.StepHeader}},
+		{health.Unlock, []volume.Step{volume.StepUnlock}},
+		{health.Filesystem, []volume.Step{volume.StepCheck}},
+		{health.Mount, []volume.Step{volume.StepMount, volume.StepBind}},
 	}
 }
 
@@ -49,7 +49,7 @@ func (d *Daemon) reportFailure(err error) {
 	if errors.Is(err, unlock.ErrNoKeyFits) {
 		event = journal.NoKeyFits
 	}
-	d.Journal.Emit(event, journal.F("STEP", string(step)), journal.F("REASON", string(explanation.Class)),
+	d.Journal.Emit(event, journal.F("STEP", string(step)), journal.F("REASON", explanation.Class),
 		journal.F("ERROR", err.Error()), journal.F("NEXT", explanation.Next))
 	if noKey, ok := errors.AsType[*unlock.NoKeyError](err); ok {
 		d.countAttempts(noKey.Attempts)
@@ -58,30 +58,31 @@ func (d *Daemon) reportFailure(err error) {
 	d.Board.Set(health.Gate, health.Fail, reasonNotOpen, "the volume is not open")
 }
 
-// reportSteps reports the steps before the failed one as done, and those after it as unknown.
+// reportSteps reports the condition of the failed step, those before it as holding and those after it as unknown. Each
+// is set once: what fails again as before is no news.
 func (d *Daemon) reportSteps(failed volume.Step, reason health.Reason, text string) {
-	if failed == volume.StepRecord {
-		d.Board.Set(health.Container, health.Fail, reason, text)
-		return
-	}
-	status := health.OK
-	for _, row := range openingSteps() {
-		if row.step == failed {
+	reached := failed != volume.StepRecord // the first step of all
+	for _, row := range decisions() {
+		switch {
+		case slices.Contains(row.by, failed):
 			d.Board.Set(row.condition, health.Fail, reason, text)
-			status = health.Unknown
-		} else if !(row.condition == health.Container && status == health.Unknown) {
-			d.Board.Set(row.condition, status, "", "")
+			reached = false
+		case reached:
+			d.Board.Set(row.condition, health.OK, "", "")
+		default:
+			d.Board.Set(row.condition, health.Unknown, "", "")
 		}
 	}
 }
 
 // reportOpened turns a successful Open into conditions and metrics.
 func (d *Daemon) reportOpened(opened *volume.Opened) {
-	for _, row := range openingSteps() {
-		d.Board.Set(row.condition, health.OK, "", "")
-	}
-	for _, damage := range opened.Header.Damage {
-		d.Board.Set(health.Header, health.Warn, reasonHeaderDamaged, damage.Error())
+	for _, row := range decisions() {
+		if row.condition == health.Header && len(opened.Header.Damage) > 0 {
+			d.Board.Set(health.Header, health.Warn, reasonHeaderDamaged, opened.Header.Damage[0].Error())
+		} else {
+			d.Board.Set(row.condition, health.OK, "", "")
+		}
 	}
 	d.reportStores(opened.Stores)
 	d.countAttempts(opened.Failed)
@@ -113,6 +114,6 @@ func (d *Daemon) reportClosed() {
 
 func (d *Daemon) countAttempts(attempts []unlock.Attempt) {
 	for _, attempt := range attempts {
-		d.Collector.ObserveUnlock(attempt.Took, string(d.Explain(attempt.Err).Class))
+		d.Collector.ObserveUnlock(attempt.Took, d.Explain(attempt.Err).Class)
 	}
 }

@@ -36,6 +36,7 @@ const (
 	ProbeRecovered
 	ConditionChanged
 	RetryScheduled
+	ControlRequest
 	Failed
 	EventsDropped
 	eventCount
@@ -205,6 +206,11 @@ var definitions = [eventCount]definition{
 	RetryScheduled: {
 		"retry_scheduled", "450cd6200cfb45c5aff1d4f4ef4cdb1d", Info, noObject, "retry scheduled",
 		"What failed is tried again after a while.",
+	},
+	ControlRequest: {
+		"control_request", "a38d082255e24e0aa63faae3dfe1ac7d", Info, noObject, "control request answered",
+		"Somebody asked for @LUKSMEDIAD_OPERATION@ over the control socket: process @LUKSMEDIAD_PEER_PID@ of user " +
+			"@LUKSMEDIAD_PEER_UID@.",
 	},
 	Failed: {
 		"failed", "1c14bddd90cc402aa2d9fac97f78f66f", Error, noObject, "operation failed",

@@ -63,11 +63,17 @@ func (g Gate) eachRequirer(ctx context.Context, do func(*Units, string, UnitStat
 	})
 }
 
-// with connects for one piece of work: a connection kept over hours would be one more thing that can be gone.
+// with asks systemd, and does nothing where systemd is not the init system.
 func (g Gate) with(ctx context.Context, do func(*Units) error) error {
-	if !util.IsRunningSystemd() {
+	err := g.ask(ctx, do)
+	if errors.Is(err, ErrNoSystemd) && !util.IsRunningSystemd() {
 		return nil
 	}
+	return err
+}
+
+// ask connects for one piece of work: a connection kept over hours would be one more thing that can be gone.
+func (g Gate) ask(ctx context.Context, do func(*Units) error) error {
 	units, err := ConnectUnits(ctx)
 	if err != nil {
 		return fmt.Errorf("cannot ask about %s: %w", g.Unit, err)

@@ -11,6 +11,7 @@ import (
 // Status is the outcome of a condition, or of a whole Report.
 type Status int
 
+// The outcomes, from the one that says least to the worst.
 const (
 	Unknown Status = iota // not reported yet
 	OK

@@ -51,6 +51,7 @@ const (
 // Impact is what a condition costs when it fails.
 type Impact int
 
+// The impacts, from the mildest.
 const (
 	Degrades    Impact = iota // a warning: /healthz stays 200 and names it
 	FailsHealth               // /healthz answers 503

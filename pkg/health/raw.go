@@ -46,7 +46,7 @@ func (r *rawReader) ReadAt(b []byte, offset int64) error {
 	if err != nil {
 		return fmt.Errorf("cannot allocate a buffer: %w", err)
 	}
-	defer unix.Munmap(window) //nolint:errcheck // of the mapping just made
+	defer unix.Munmap(window) // of the mapping just made
 	if err := r.fill(window, start, int(offset-start)+len(b)); err != nil {
 		return fmt.Errorf("cannot read %s at offset %d: %w", r.file.Name(), offset, err)
 	}

@@ -36,7 +36,7 @@ func (p *WriteProbe) Run(context.Context) (string, error) {
 	}
 	defer dir.Close()
 	contents := make([]byte, writeProbeBytes)
-	rand.Read(contents) //nolint:errcheck // never fails, crypto/rand
+	rand.Read(contents) // never fails, crypto/rand
 	err = dir.create(writeProbeName, contents)
 	if err == nil {
 		err = readBack(dir, contents)

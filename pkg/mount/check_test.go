@@ -91,7 +91,9 @@ func TestCheckForeign(t *testing.T) {
 func TestCheckCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := Check(ctx, programs{}, ext4Image(t), Ext4)
+	image := ext4Image(t)
+	debugfs(t, image, "set_super_value state 0")
+	_, err := Check(ctx, programs{}, image, Ext4)
 	if !errors.Is(err, context.Canceled) || errors.Is(err, ErrFilesystemDamaged) {
 		t.Errorf("%v, want context.Canceled", err)
 	}

@@ -47,7 +47,7 @@ func TestCreate(t *testing.T) {
 	if len(h.Keyslots) != 3 {
 		t.Errorf("%d keyslots instead of recovery passphrase, TPM and key file", len(h.Keyslots))
 	}
-	if len(h.Tokens) != 1 || h.Tokens["0"].Type != "systemd-tpm2" {
+	if len(h.Tokens) != 2 || h.Tokens["0"].Type != "systemd-recovery" || h.Tokens["1"].Type != "systemd-tpm2" {
 		t.Errorf("tokens: %v", h.Tokens)
 	}
 	// crypt_volume_key_verify pays these iterations at every open.

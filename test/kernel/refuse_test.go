@@ -164,7 +164,7 @@ func (s *site) hideDeviceMapper() {
 		s.t.Fatal(err)
 	}
 	s.write(loader, "/bin/false\n")
-	must(s.t, "rmmod", "dm_flakey", "dm_crypt", "dm_mod")
+	must(s.t, "modprobe", "--remove", "--all", "dm-zero", "dm-flakey", "dm-crypt", "dm-mod")
 	s.t.Cleanup(func() {
 		s.write(loader, string(path))
 		must(s.t, "modprobe", "--all", "dm-mod", "dm-crypt", "dm-flakey")

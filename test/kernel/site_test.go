@@ -118,7 +118,7 @@ func (s *site) root() string { return "/var/lib/luksmediad/volumes/" + s.volume 
 // tearDown takes back whatever is still there, with other tools than the one under test: daemons leave their volume open.
 func (s *site) tearDown() {
 	for _, path := range []string{s.store, s.root()} {
-		for unix.Unmount(path, 0) == nil {
+		for unix.Unmount(path, unix.UMOUNT_NOFOLLOW) == nil {
 		}
 		s.unguard(path)
 	}
@@ -127,7 +127,15 @@ func (s *site) tearDown() {
 			s.t.Errorf("cannot close %s: %s", s.mapping(), output)
 		}
 	}
-	if err := errors.Join(os.RemoveAll(s.dir), os.RemoveAll(s.root())); err != nil {
+	faults := []error{os.RemoveAll(s.dir), os.RemoveAll(s.root())}
+	for _, pattern := range []string{"*", "*/*"} { // records and header backups
+		paths, err := filepath.Glob("/var/lib/luksmediad/" + pattern + s.volume + "*")
+		faults = append(faults, err)
+		for _, path := range paths {
+			faults = append(faults, os.Remove(path))
+		}
+	}
+	if err := errors.Join(faults...); err != nil {
 		s.t.Error(err)
 	}
 }

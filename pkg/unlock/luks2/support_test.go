@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 )
@@ -206,5 +205,3 @@ func loadBase(t testing.TB) base {
 	head := loadCorpus(t, "default")
 	return base{head: head, headerSize: len(head) / 2, size: corpusSize}
 }
-
-func decimal(n int64) string { return strconv.FormatInt(n, 10) }

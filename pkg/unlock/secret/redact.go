@@ -13,7 +13,7 @@ const redacted = "[redacted]"
 // redacted as well as a *Key.
 
 // Format implements fmt.Formatter for every verb.
-func (k Key) Format(f fmt.State, _ rune) { io.WriteString(f, redacted) }
+func (k Key) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
 
 // String implements fmt.Stringer.
 func (k Key) String() string { return redacted }

@@ -1,0 +1,252 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"luksmediad/internal/api"
+	"luksmediad/internal/config"
+	"luksmediad/internal/state"
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/health"
+	"luksmediad/pkg/mount"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
+	"luksmediad/pkg/unlock/tpm2"
+)
+
+// withoutAdvice are the classes that need none, with the reason.
+func withoutAdvice() map[string]string {
+	return map[string]string{
+		"mount.ErrInvalid": "the mistake of a caller, which no configuration leads to",
+	}
+}
+
+// A new class of errors without advice fails here.
+func TestEveryClassHasAdvice(t *testing.T) {
+	advised := selectors(t, "hints.go")
+	exceptions := withoutAdvice()
+	for _, dir := range []string{"pkg", "internal/volume", "internal/daemon", "internal/state", "internal/api", "internal/synapse", "internal/command"} {
+		for _, class := range classes(t, filepath.Join("../..", dir)) {
+			if _, excepted := exceptions[class]; excepted == slices.Contains(advised, class) {
+				t.Errorf("%s: advice %t, excepted %t", class, slices.Contains(advised, class), excepted)
+			}
+			delete(exceptions, class)
+		}
+	}
+	for class := range exceptions {
+		t.Errorf("%s is excepted and does not exist", class)
+	}
+}
+
+// classes are the exported sentinels below a folder, as "package.ErrName".
+func classes(t *testing.T, dir string) []string {
+	t.Helper()
+	var found []string
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		for _, declaration := range file.Decls {
+			found = append(found, sentinels(file.Name.Name, declaration)...)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(found) == 0 {
+		t.Fatalf("no classes in %s", dir)
+	}
+	return found
+}
+
+func sentinels(pkg string, declaration ast.Decl) []string {
+	var found []string
+	variables, ok := declaration.(*ast.GenDecl)
+	if !ok || variables.Tok != token.VAR {
+		return nil
+	}
+	for _, spec := range variables.Specs {
+		for _, name := range spec.(*ast.ValueSpec).Names {
+			if strings.HasPrefix(name.Name, "Err") {
+				found = append(found, pkg+"."+name.Name)
+			}
+		}
+	}
+	return found
+}
+
+// selectors are all the names of other packages that a file uses, as "package.Name".
+func selectors(t *testing.T, path string) []string {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	ast.Inspect(file, func(node ast.Node) bool {
+		if selector, ok := node.(*ast.SelectorExpr); ok {
+			if pkg, ok := selector.X.(*ast.Ident); ok {
+				found = append(found, pkg.Name+"."+selector.Sel.Name)
+			}
+		}
+		return true
+	})
+	return found
+}
+
+// Words are labels of metrics and classes of the API; an error of a class is explained by its own row, not by one above.
+func TestHints(t *testing.T) {
+	codes := map[int]bool{}
+	for _, e := range exitCodes() {
+		codes[e.code] = true
+	}
+	for _, h := range hints() {
+		if !regexp.MustCompile(`^[a-z][a-z0-9_]{0,47}$`).MatchString(h.word) {
+			t.Errorf("word %q", h.word)
+		}
+		if !codes[h.exit] || h.exit == exitDone {
+			t.Errorf("%s: exit code %d", h.word, h.exit)
+		}
+		want := api.Explanation{Class: h.word, Next: h.next, ExitCode: h.exit}
+		if got := explain(fmt.Errorf("cannot do it: %w", h.class)); got != want {
+			t.Errorf("%v: got %+v, want %+v", h.class, got, want)
+		}
+		if h.exit == exitNoKey && !slices.Contains(keyWords(), h.word) {
+			t.Errorf("%s is not among the words of key sources", h.word)
+		}
+		silent := errors.Is(h.class, context.Canceled) || errors.Is(h.class, volume.ErrConfirmation)
+		if (h.next == "") != silent {
+			t.Errorf("%s: next is %q", h.word, h.next)
+		}
+	}
+}
+
+// One word has one exit code, whatever class it comes from.
+func TestWordsAreUnambiguous(t *testing.T) {
+	exits := map[string]int{}
+	for _, h := range hints() {
+		if other, ok := exits[h.word]; ok && other != h.exit {
+			t.Errorf("%s: exit codes %d and %d", h.word, other, h.exit)
+		}
+		exits[h.word] = h.exit
+	}
+}
+
+// Errors as they come: wrapped, joined, with causes that are classes too.
+func TestExplain(t *testing.T) {
+	late := fmt.Errorf("%w: %w", tpm2.ErrTimeout, context.DeadlineExceeded)
+	noKey := &unlock.NoKeyError{Container: "/srv/a.luks", Attempts: []unlock.Attempt{
+		{Source: "tpm2", Err: late},
+		{Source: "keyfile", Err: fmt.Errorf("%w: %w", unlock.ErrKeyFileMissing, fs.ErrNotExist)},
+	}}
+	tests := []struct {
+		err   error
+		class string
+		exit  int
+	}{
+		{errors.New("something"), classOther, exitFailed},
+		{&volume.StepError{Step: volume.StepUnlock, Err: noKey}, "no_key_fits", exitNoKey},
+		{noKey.Attempts[0], "tpm_timeout", exitNoKey},
+		{noKey.Attempts[1], "key_missing", exitNoKey},
+		{errors.Join(&volume.StepError{Step: volume.StepBind, Err: mount.ErrBusy}, errors.New("and then")), "in_use", exitBusy},
+		{&luks2.RefusedError{Field: "segments.0.encryption"}, "header_refused", exitRefused},
+		{&luks2.MismatchError{}, "pin_mismatch", exitRefused},
+		{fmt.Errorf("%w: %w", state.ErrBusy, context.DeadlineExceeded), "busy", exitBusy},
+		{&config.Error{}, "config", exitUsage},
+		{usageError{errors.New("unknown flag")}, classUsage, exitUsage},
+		{&api.ProblemError{Class: "pin_mismatch", Next: "x", ExitCode: exitRefused}, "pin_mismatch", exitRefused},
+	}
+	for _, test := range tests {
+		if got := explain(test.err); got.Class != test.class || got.ExitCode != test.exit {
+			t.Errorf("%v: got %+v, want %s, %d", test.err, got, test.class, test.exit)
+		}
+	}
+}
+
+// Whatever a condition fails with, the person on call reads what to type.
+func TestEveryReasonHasAdvice(t *testing.T) {
+	for _, code := range health.Codes() {
+		reasons := health.Reasons(code)
+		if reasons == nil {
+			continue
+		}
+		for _, reason := range append(reasons, health.ReasonStale) {
+			if advise(code, reason) == "" {
+				t.Errorf("%s fails with %s and nothing says what to type", code, reason)
+			}
+		}
+	}
+	for _, h := range hints() {
+		if h.next != "" && advise(health.Container, health.Reason(h.word)) == "" {
+			t.Errorf("%s in a step: nothing says what to type", h.word)
+		}
+	}
+	for _, reason := range daemonReasons(t) {
+		if advise(health.Gate, reason) == "" {
+			t.Errorf("the daemon gives %s and nothing says what to type", reason)
+		}
+	}
+}
+
+// Advice that nothing leads to is a misspelt reason.
+func TestNoUnusedAdvice(t *testing.T) {
+	known := map[health.Reason]bool{health.ReasonStale: true}
+	for _, code := range health.Codes() {
+		for _, reason := range health.Reasons(code) {
+			known[reason] = true
+		}
+	}
+	for _, row := range probeAdvice() {
+		if !known[row.reason] {
+			t.Errorf("no probe fails with %s", row.reason)
+		}
+		delete(known, row.reason)
+	}
+	if len(known) > 0 {
+		t.Errorf("twice or missing: %v", slices.Collect(maps.Keys(known)))
+	}
+	for _, row := range stateAdvice() {
+		if !slices.Contains(daemonReasons(t), row.reason) {
+			t.Errorf("the daemon does not give %s", row.reason)
+		}
+	}
+}
+
+// daemonReasons are the constants called reason… of the daemon.
+func daemonReasons(t *testing.T) []health.Reason {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), "../../internal/daemon/report.go", nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reasons []health.Reason
+	ast.Inspect(file, func(node ast.Node) bool {
+		if spec, ok := node.(*ast.ValueSpec); ok && strings.HasPrefix(spec.Names[0].Name, "reason") && len(spec.Values) == 1 {
+			if value, ok := spec.Values[0].(*ast.BasicLit); ok {
+				reasons = append(reasons, health.Reason(strings.Trim(value.Value, `"`)))
+			}
+		}
+		return true
+	})
+	if len(reasons) == 0 {
+		t.Fatal("none found")
+	}
+	return reasons
+}

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"luksmediad/internal/command"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/secret"
+)
+
+// A passphrase loses the one newline that editors and echo put behind it, and nothing else.
+func TestPassphrase(t *testing.T) {
+	for content, want := range map[string]string{
+		"correct horse": "correct horse", "correct horse\n": "correct horse", "two\n\n": "two\n", " a ": " a ", "\r\n": "\r",
+	} {
+		path := filepath.Join(t.TempDir(), "passphrase")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		stdin, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, flags := range map[string]passphraseFlags{
+			"file": {file: path}, "standard input": {file: "-"}, "command": {command: "cat " + path},
+		} {
+			if _, err := stdin.Seek(0, io.SeekStart); err != nil {
+				t.Fatal(err)
+			}
+			key, err := flags.read(t.Context(), &app{stdin: stdin})
+			if err != nil || string(key.Bytes()) != want || !flags.given() {
+				t.Errorf("%q from %s: got %q, %v", content, name, key.Bytes(), err)
+			}
+			key.Wipe()
+		}
+		stdin.Close()
+	}
+}
+
+func TestNoPassphrase(t *testing.T) {
+	empty := filepath.Join(t.TempDir(), "empty")
+	newline := filepath.Join(t.TempDir(), "newline")
+	huge := filepath.Join(t.TempDir(), "huge")
+	for path, content := range map[string]string{empty: "", newline: "\n", huge: strings.Repeat("x", unlock.MaxKeyFileBytes+1)} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, test := range []struct {
+		flags passphraseFlags
+		want  error
+	}{
+		{passphraseFlags{file: empty}, secret.ErrEmpty},
+		{passphraseFlags{file: newline}, secret.ErrEmpty},
+		{passphraseFlags{file: huge}, secret.ErrTooLarge},
+		{passphraseFlags{file: empty + ".missing"}, fs.ErrNotExist},
+		{passphraseFlags{command: "cat " + newline}, secret.ErrEmpty},
+		{passphraseFlags{command: "no-such-program"}, command.ErrNotFound},
+	} {
+		key, err := test.flags.read(t.Context(), &app{})
+		if key != nil || !errors.Is(err, test.want) {
+			t.Errorf("%+v: got %v, want %v", test.flags, err, test.want)
+		}
+	}
+	if _, err := (&passphraseFlags{command: "  "}).read(t.Context(), &app{}); explain(err).ExitCode != exitUsage {
+		t.Errorf("an empty command: %v", err)
+	}
+	if key, err := (&passphraseFlags{}).read(t.Context(), &app{}); key != nil || err != nil {
+		t.Errorf("no flag: %v, %v", key, err)
+	}
+}
+
+// The recovery key is printed once, whole, and nothing beside it.
+func TestDeliver(t *testing.T) {
+	key, err := secret.From([]byte("cbdefghi-jklnrtuv"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer key.Wipe()
+	for want, json := range map[string]bool{
+		"recovery key: cbdefghi-jklnrtuv\n":                                 false,
+		`{"type":"recovery_key","recovery_key":"cbdefghi-jklnrtuv"}` + "\n": true,
+	} {
+		s := newSession(t)
+		c := &createCommand{app: &app{stdout: s.out, stderr: s.err, json: json}}
+		if err := c.deliver(key); err != nil {
+			t.Error(err)
+		}
+		if got := written(t, s.out); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

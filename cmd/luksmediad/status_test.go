@@ -1,0 +1,82 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"luksmediad/internal/api"
+)
+
+// statusAt is when the statuses of the tests are printed.
+func statusAt() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
+
+func openStatus() *api.Status {
+	keyslot := 1
+	checked := statusAt().Add(-4 * time.Second)
+	return &api.Status{
+		Volume: "synapse-media", State: api.VolumeStateOpen, Phase: api.PhaseServing, Filesystem: "ext4",
+		Container: "/var/lib/luksmediad/synapse-media.luks", ContainerBytes: 50 << 30,
+		Mapping: "/dev/mapper/luksmediad-synapse-media", Device: "/dev/loop0", Mountpoint: "/var/lib/luksmediad/volumes/synapse-media",
+		OpenedBy: api.Opening{Kind: "tpm2", Keyslot: &keyslot},
+		Sources: []api.Source{
+			{Kind: "tpm2", Outcome: api.SourceOutcomeOpened, Keyslot: &keyslot},
+			{Kind: "keyfile", Outcome: api.SourceOutcomeUntried},
+		},
+		Stores: []api.Store{{Name: "media", Path: "/srv/synapse/media_store", State: "encrypted", Mounted: true}},
+		Conditions: []api.Condition{
+			{Code: "mount", Status: api.ConditionStatusOk},
+			{Code: "write", Status: api.ConditionStatusOk, Text: "4096 bytes written and read back", Checked: checked},
+			{Code: "gate", Status: api.ConditionStatusOk},
+		},
+	}
+}
+
+// waitingStatus is that of a volume whose TPM no longer gives the key.
+func waitingStatus() *api.Status {
+	s := openStatus()
+	s.State, s.Phase, s.OpenedBy = api.VolumeStateClosed, api.PhaseWaiting, api.Opening{}
+	s.Sources[0] = api.Source{Kind: "tpm2", Outcome: api.SourceOutcomeFailed, Reason: "tpm_policy", Text: "cannot unseal: PCR 7 has changed"}
+	s.Stores[0].Mounted, s.Stores[0].Guarded = false, true
+	s.Conditions = []api.Condition{
+		{Code: "unlock", Status: api.ConditionStatusFailed, Reason: "no_key_fits", Text: "no key fits (tpm2: cannot unseal: PCR 7 has changed)", Next: "luksmediad unlock"},
+		{Code: "mount", Status: api.ConditionStatusUnknown, Cause: "unlock"},
+		{Code: "gate", Status: api.ConditionStatusFailed, Reason: "not_open", Cause: "unlock"},
+	}
+	return s
+}
+
+// What a person reads, and the exit code that goes with it.
+func TestPrintStatus(t *testing.T) {
+	adopted := openStatus()
+	adopted.OpenedBy = api.Opening{}
+	degraded := openStatus()
+	degraded.Stores[0].State, degraded.Stores[0].Mounted = "plaintext", false
+	degraded.Conditions = append(degraded.Conditions, api.Condition{Code: "store", Status: api.ConditionStatusDegraded,
+		Reason: "store_plaintext", Text: "store media lies in clear text", Next: "ls -la the path"})
+	alone, aloneOpen := waitingStatus(), openStatus()
+	alone.Phase, alone.Conditions, aloneOpen.Conditions = api.PhaseLocked, nil, nil
+	var text strings.Builder
+	for _, test := range []struct {
+		name   string
+		status *api.Status
+		exit   int
+	}{
+		{"serving", openStatus(), exitDone},
+		{"adopted", adopted, exitDone},
+		{"degraded", degraded, exitDegraded},
+		{"waiting for a key", waitingStatus(), exitGateClosed},
+		{"without a daemon", alone, exitGateClosed},
+		{"without a daemon, open", aloneOpen, exitDone},
+	} {
+		text.WriteString("== " + test.name + "\n")
+		if err := printStatus(&text, test.status, statusAt()); err != nil {
+			t.Error(err)
+		}
+		text.WriteString("\n")
+		if got := statusExit(test.status); got != test.exit {
+			t.Errorf("%s: exit code %d, want %d", test.name, got, test.exit)
+		}
+	}
+	golden(t, "testdata/status.golden", text.String())
+}

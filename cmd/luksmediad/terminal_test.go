@@ -1,0 +1,127 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/volume"
+)
+
+// terminal is a pseudoterminal (pty(7)): what a person sees and types, and the side of the program.
+func terminal(t *testing.T) (person, program *os.File) {
+	t.Helper()
+	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { person.Close() })
+	if err := unix.IoctlSetPointerInt(int(person.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	number, err := unix.IoctlGetInt(int(person.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { program.Close() })
+	return person, program
+}
+
+// seen reads what the terminal shows until a text has appeared.
+func seen(t *testing.T, person *os.File, until string) string {
+	t.Helper()
+	var shown strings.Builder
+	buffer := make([]byte, 64<<10)
+	for !strings.Contains(shown.String(), until) {
+		fds := []unix.PollFd{{Fd: int32(person.Fd()), Events: unix.POLLIN}}
+		if n, err := unix.Poll(fds, int(10*time.Second/time.Millisecond)); n != 1 || err != nil {
+			t.Fatalf("%q is not shown, only %q: %v", until, shown.String(), err)
+		}
+		n, err := person.Read(buffer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown.Write(buffer[:n])
+	}
+	return shown.String()
+}
+
+// Nothing but a clear yes is one.
+func TestConfirm(t *testing.T) {
+	for typed, want := range map[string]error{
+		"y\n": nil, "YES\n": nil, "n\n": volume.ErrConfirmation, "\n": volume.ErrConfirmation,
+		"yesterday\n": volume.ErrConfirmation, "\x04": volume.ErrConfirmation,
+	} {
+		person, program := terminal(t)
+		a := &app{stdin: program, stderr: program}
+		if _, err := person.WriteString(typed); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.confirm("lock volume media?"); !errors.Is(err, want) {
+			t.Errorf("%q: %v", typed, err)
+		}
+		seen(t, person, "lock volume media? [y/N] ")
+	}
+}
+
+func TestConfirmWithoutTerminal(t *testing.T) {
+	s := newSession(t)
+	a := &app{stdin: s.in, stderr: s.err}
+	if _, ok := errors.AsType[usageError](a.confirm("lock?")); !ok {
+		t.Errorf("got %v", a.confirm("lock?"))
+	}
+	a.yes = true
+	if err := a.confirm("lock?"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A passphrase is not shown while it is typed.
+func TestAsk(t *testing.T) {
+	person, program := terminal(t)
+	a := &app{stdin: program, stderr: program}
+	type asked struct {
+		key string
+		err error
+	}
+	answer := make(chan asked)
+	go func() {
+		key, err := a.ask("recovery passphrase: ")
+		answer <- asked{string(key.Bytes()), err}
+	}()
+	shown := seen(t, person, "passphrase: ")
+	waitForNoEcho(t, program)
+	if _, err := person.WriteString("correct horse\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-answer; got.err != nil || got.key != "correct horse" {
+		t.Errorf("got %q, %v", got.key, got.err)
+	}
+	if shown += seen(t, person, "\r\n"); shown != "recovery passphrase: \r\n" {
+		t.Errorf("shown: %q", shown)
+	}
+}
+
+func waitForNoEcho(t *testing.T, terminal *os.File) {
+	t.Helper()
+	for range 1000 {
+		settings, err := unix.IoctlGetTermios(int(terminal.Fd()), unix.TCGETS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if settings.Lflag&unix.ECHO == 0 {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatal("the terminal shows what is typed")
+}

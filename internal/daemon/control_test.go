@@ -1,0 +1,314 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"luksmediad/internal/api"
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/health"
+)
+
+// ask calls in the background; the answer can be waited for.
+func ask(do func() (api.Outcome, error)) <-chan answer {
+	answers := make(chan answer, 1)
+	go func() {
+		outcome, err := do()
+		answers <- answer{outcome, err}
+	}()
+	return answers
+}
+
+type answer struct {
+	api.Outcome
+	err error
+}
+
+// All who ask for the volume while it is being opened get the outcome of the one opening.
+func TestUnlockJoinsTheOpening(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite().start(t)
+		first := ask(func() (api.Outcome, error) { return s.Unlock(t.Context()) })
+		s.after(time.Second)
+		second := ask(func() (api.Outcome, error) { return s.Unlock(t.Context()) })
+		keyslot := 1
+		want := api.Outcome{Action: api.OutcomeActionUnlock, Changed: true, State: api.VolumeStateOpen, Phase: api.PhaseServing,
+			OpenedBy: api.Opening{Kind: "tpm2", Keyslot: &keyslot}, Text: "opened by key source tpm2, keyslot 1"}
+		for _, answers := range []<-chan answer{first, second} {
+			got := <-answers
+			if diff := cmp.Diff(want, got.Outcome); diff != "" || got.err != nil {
+				t.Error(got.err, diff)
+			}
+		}
+		again, err := s.Unlock(t.Context())
+		if err != nil || again.Changed || again.Text != "already open" || again.State != api.VolumeStateOpen {
+			t.Errorf("a second time: %+v, %v", again, err)
+		}
+		if opens := s.record.having("volume open"); len(opens) != 1 {
+			t.Error(opens)
+		}
+	})
+}
+
+func TestUnlockTellsWhy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.volume.failsAt(volume.StepHeader, errBroken)
+		s.start(t)
+		if _, err := s.Unlock(t.Context()); !errors.Is(err, errBroken) {
+			t.Errorf("Unlock returned %v", err)
+		}
+		if phase := s.phaseNow(t); phase != api.PhaseWaiting {
+			t.Errorf("phase %s", phase)
+		}
+	})
+}
+
+// Another process may hold the volume's lock: what it does is not undone.
+func TestUnlockWhileAnotherProcessWorks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.volume.locks.set(errBroken)
+		s.start(t)
+		if _, err := s.Unlock(t.Context()); !errors.Is(err, errBroken) {
+			t.Errorf("Unlock returned %v", err)
+		}
+		if _, err := s.Lock(t.Context(), api.LockRequest{}); !errors.Is(err, errBroken) {
+			t.Errorf("Lock returned %v", err)
+		}
+		if touched := append(s.record.having("volume open"), s.record.having("volume close")...); len(touched) > 0 {
+			t.Error(touched)
+		}
+	})
+}
+
+// A request that is refused has stopped nothing.
+func TestLockWhileOpeningIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.gate.running.set([]string{"docker.service"})
+		s.start(t)
+		_, err := s.Lock(t.Context(), api.LockRequest{StopServices: true})
+		if !errors.Is(err, ErrPhase) || err.Error() != "cannot lock while opening: not possible now" {
+			t.Errorf("Lock returned %v", err)
+		}
+		s.after(2 * time.Second)
+		if phase := s.phaseNow(t); phase != api.PhaseServing || len(s.record.having("gate stop")) > 0 {
+			t.Errorf("phase %s\n%s", phase, s.record)
+		}
+	})
+}
+
+// The whole way as the service manager goes it: stopping the gate stops the services, then the gate asks for the closing.
+func TestLockStopsServicesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.gate.running.set([]string{"docker.service"})
+		s.gate.stops.set(func(ctx context.Context) error {
+			s.gate.running.set(nil)
+			_, err := s.Lock(ctx, api.LockRequest{})
+			return err
+		})
+		s.start(t)
+		s.after(2 * time.Second)
+		got, err := s.Lock(t.Context(), api.LockRequest{StopServices: true})
+		want := api.Outcome{Action: api.OutcomeActionLock, Changed: true, State: api.VolumeStateClosed, Phase: api.PhaseLocked,
+			Text: "locked", Stopped: []string{"docker.service"}}
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Error(err, diff)
+		}
+		synctest.Wait()
+		golden(t, "testdata/lock.golden", s.record.String())
+		s.after(time.Hour)
+		if opens := s.record.having("volume open"); len(opens) != 1 || s.Live.Load() != nil {
+			t.Errorf("opened again: %v", opens)
+		}
+	})
+}
+
+// What still runs is not pulled away from under a service, and the stores come back.
+func TestLockWhileServicesRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.gate.running.set([]string{"docker.service", "backup.service"})
+		s.start(t)
+		s.after(2 * time.Second)
+		_, err := s.Lock(t.Context(), api.LockRequest{})
+		if !errors.Is(err, ErrServicesRunning) ||
+			err.Error() != "cannot lock volume media: still running: docker.service, backup.service: services running" {
+			t.Errorf("Lock returned %v", err)
+		}
+		s.after(2 * time.Second)
+		if phase := s.phaseNow(t); phase != api.PhaseServing || len(s.record.having("volume close")) > 0 {
+			t.Errorf("phase %s\n%s", phase, s.record)
+		}
+	})
+}
+
+// Who cannot be asked what still runs may not close the volume.
+func TestLockWithoutServiceManager(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite().start(t)
+		s.after(2 * time.Second)
+		s.gate.fails.set(errBroken)
+		for _, stop := range []bool{true, false} {
+			if _, err := s.Lock(t.Context(), api.LockRequest{StopServices: stop}); !errors.Is(err, errBroken) {
+				t.Errorf("Lock returned %v", err)
+			}
+			s.after(2 * time.Second)
+		}
+		if phase := s.phaseNow(t); phase != api.PhaseServing || len(s.record.having("volume close")) > 0 {
+			t.Errorf("phase %s\n%s", phase, s.record)
+		}
+	})
+}
+
+// A volume that could be closed only in part is opened again, and serves.
+func TestFailedClosingOpensAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite().start(t)
+		s.after(2 * time.Second)
+		s.volume.gives(adopted())
+		s.volume.closes.set(func(_ context.Context, observer volume.Observer) error {
+			observer.Step(volume.StepUnmount)
+			if s.Live.Load() != nil {
+				t.Error("probes look at a volume that is being closed")
+			}
+			time.Sleep(time.Second)
+			return &volume.StepError{Step: volume.StepUnmount, Err: errBroken}
+		})
+		locking := ask(func() (api.Outcome, error) { return s.Lock(t.Context(), api.LockRequest{}) })
+		s.after(100 * time.Millisecond)
+		if _, err := s.Unlock(t.Context()); !errors.Is(err, ErrPhase) {
+			t.Errorf("Unlock while closing returned %v", err)
+		}
+		joined := ask(func() (api.Outcome, error) { return s.Lock(t.Context(), api.LockRequest{}) })
+		for _, answers := range []<-chan answer{locking, joined} {
+			if got := <-answers; !errors.Is(got.err, errBroken) {
+				t.Errorf("Lock returned %v", got.err)
+			}
+		}
+		s.after(time.Second)
+		if phase := s.phaseNow(t); phase != api.PhaseServing || !s.Board.Ready() || s.Live.Load() == nil {
+			t.Errorf("phase %s, ready %t", phase, s.Board.Ready())
+		}
+		if ready := s.record.having("READY=1"); len(ready) != 1 {
+			t.Errorf("ready %d times", len(ready))
+		}
+	})
+}
+
+// Locking gives up what is being waited for.
+func TestLockWhileWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.volume.failsAt(volume.StepUnlock, errBroken)
+		s.start(t)
+		s.after(500 * time.Millisecond)
+		if _, err := s.Lock(t.Context(), api.LockRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		s.after(time.Hour)
+		if opens := s.record.having("volume open"); len(opens) != 1 {
+			t.Error(opens)
+		}
+		again, err := s.Lock(t.Context(), api.LockRequest{})
+		if err != nil || again.Changed || again.Phase != api.PhaseLocked {
+			t.Errorf("a second time: %+v, %v", again, err)
+		}
+	})
+}
+
+// Who gave up waiting for the gate is started when it opens late; a restarted daemon that finds the volume open starts
+// nothing: what does not run then was stopped by somebody.
+func TestResume(t *testing.T) {
+	fails := func(s *site, _ *testing.T) {
+		s.volume.failsAt(volume.StepContainer, errBroken)
+		time.Sleep(10 * time.Millisecond)
+		s.volume.gives(adopted())
+	}
+	tests := map[string]struct {
+		opens  *volume.Opened
+		before func(*site, *testing.T)
+		want   int
+	}{
+		"at boot":                {opened(), nil, 1},
+		"by a restarted daemon":  {adopted(), nil, 0},
+		"opened by hand, late":   {nil, fails, 1},
+		"after lock and unlock":  {adopted(), lockAndUnlock, 1},
+		"asked for what is open": {adopted(), func(s *site, t *testing.T) { s.Unlock(t.Context()) }, 0},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSite()
+				s.volume.failsAt(volume.StepContainer, errBroken)
+				if test.opens != nil {
+					s.volume.gives(test.opens)
+				}
+				s.start(t)
+				if test.before != nil {
+					test.before(s, t)
+				}
+				s.after(5 * time.Second)
+				if phase := s.phaseNow(t); phase != api.PhaseServing {
+					t.Fatalf("phase %s", phase)
+				}
+				if resumes := s.record.having("gate resume"); len(resumes) != test.want {
+					t.Errorf("%d times:\n%s", len(resumes), s.record)
+				}
+			})
+		})
+	}
+}
+
+func lockAndUnlock(s *site, t *testing.T) {
+	if _, err := s.Lock(t.Context(), api.LockRequest{}); err != nil {
+		t.Error(err)
+	}
+	s.volume.gives(opened())
+	if _, err := s.Unlock(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A fault that a probe finds is its result; only a probe that does not exist is an error.
+func TestRunProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite().start(t)
+		s.after(2 * time.Second)
+		s.write.runs.set(func(context.Context) error {
+			time.Sleep(2 * time.Second)
+			return &health.Failure{Class: health.ReasonReadOnly, Err: errBroken}
+		})
+		began := time.Now()
+		got, err := s.RunProbe(t.Context(), api.ProbeName(health.Write))
+		want := api.ProbeResult{Name: api.ProbeName(health.Write), Status: api.ConditionStatusFailed, Reason: "read_only",
+			Text: errBroken.Error(), Next: "luksmediad status", Started: began, DurationSeconds: 2}
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Error(err, diff)
+		}
+		if _, err := s.RunProbe(t.Context(), "space"); !errors.Is(err, health.ErrNoProbe) {
+			t.Errorf("an unknown probe: %v", err)
+		}
+	})
+}
+
+// Right after opening, all probes are run out of turn.
+func TestProbesFollowTheOpening(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite().start(t)
+		s.after(2 * time.Second)
+		for _, c := range s.Board.Snapshot() {
+			if slices.Contains([]health.Code{health.Write, health.Ciphertext, health.Thumbnail}, c.Code) && c.Status != health.OK {
+				t.Errorf("%s: %s", c.Code, c.Status)
+			}
+		}
+	})
+}

@@ -1,0 +1,259 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"luksmediad/internal/api"
+	"luksmediad/internal/journal"
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/health"
+	"luksmediad/pkg/unlock"
+)
+
+var (
+	_ api.StatusReader = (*Daemon)(nil)
+	_ api.Controller   = (*Daemon)(nil)
+)
+
+var errBroken = errors.New("cannot do it: broken")
+
+// From start to READY=1: what service manager and journal are told, and when. Nothing is served before a write has
+// succeeded; what serves says so once.
+//
+// fault 78
+func TestBoot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		writes := 0
+		s.write.runs.set(func(context.Context) error {
+			writes++
+			s.record.add("write %d", writes)
+			if writes < 3 {
+				return syscall.EROFS
+			}
+			return nil
+		})
+		noKey := &unlock.NoKeyError{Container: "/srv/media.luks", Attempts: []unlock.Attempt{{Source: "tpm2", Err: errBroken}}}
+		opens := s.volume.opens.get()
+		s.volume.opens.set(func(_ context.Context, observer volume.Observer) (*volume.Opened, error) {
+			s.volume.opens.set(opens)
+			observer.Step(volume.StepUnlock)
+			time.Sleep(6300 * time.Millisecond)
+			observer.Attempt(noKey.Attempts[0])
+			return nil, &volume.StepError{Step: volume.StepUnlock, Err: noKey}
+		})
+		s.start(t)
+		s.after(31 * time.Second)
+		s.stopDaemon()
+		golden(t, "testdata/boot.golden", s.record.String())
+	})
+}
+
+// A volume that was open all along is adopted, and is closed neither by the end of one daemon nor by the next.
+//
+// fault 65
+func TestRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.volume.gives(adopted())
+		s.start(t)
+		s.after(time.Second)
+		s.stopDaemon()
+		golden(t, "testdata/restart.golden", s.record.String())
+	})
+}
+
+// The times of the attempts, one second apart at first and a minute at last; once it has served, it begins anew.
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.volume.failsAt(volume.StepContainer, errBroken)
+		s.start(t)
+		s.after(3 * time.Minute)
+		want := []string{
+			"  0.0 volume open", "  1.0 volume open", "  3.0 volume open", "  7.0 volume open", " 15.0 volume open",
+			" 31.0 volume open", " 63.0 volume open", "123.0 volume open",
+		}
+		if diff := cmp.Diff(want, s.record.having("volume open")); diff != "" {
+			t.Error(diff)
+		}
+		s.volume.gives(adopted())
+		if _, err := s.Unlock(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.volume.failsAt(volume.StepContainer, errBroken)
+		s.volume.closes.set(func(context.Context, volume.Observer) error { return errBroken })
+		if _, err := s.Lock(t.Context(), api.LockRequest{}); !errors.Is(err, errBroken) {
+			t.Errorf("Lock returned %v", err)
+		}
+		s.after(2 * time.Second)
+		got := s.record.having("retry_scheduled")
+		if last := got[len(got)-2]; last != "180.0 event retry_scheduled {SECONDS 1}" {
+			t.Errorf("got %q", last)
+		}
+	})
+}
+
+// Until it serves, the daemon keeps the service manager waiting; the watchdog is fed all the time, by the loop and
+// whatever an operation does.
+func TestPulse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		hang := make(chan struct{})
+		s.volume.opens.set(func(context.Context, volume.Observer) (*volume.Opened, error) {
+			<-hang
+			return adopted(), nil
+		})
+		s.start(t)
+		s.after(62 * time.Second)
+		if watchdog, extend := len(s.record.having("WATCHDOG=1")), len(s.record.having("EXTEND_TIMEOUT_USEC=60000000")); watchdog != 12 || extend != 12 {
+			t.Errorf("%d times WATCHDOG=1, %d times EXTEND_TIMEOUT_USEC= in a minute", watchdog, extend)
+		}
+		close(hang)
+		s.after(time.Minute)
+		if watchdog, extend := len(s.record.having("WATCHDOG=1")), len(s.record.having("EXTEND_TIMEOUT_USEC")); watchdog != 24 || extend != 12 {
+			t.Errorf("%d times WATCHDOG=1, %d times EXTEND_TIMEOUT_USEC= in two minutes", watchdog, extend)
+		}
+		if ready := s.record.having("READY=1"); len(ready) != 1 {
+			t.Errorf("ready %d times", len(ready))
+		}
+	})
+}
+
+// fault 64: an operation that hangs in the kernel keeps nobody from looking, and from being told no.
+func TestHungOperation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		hang := make(chan struct{})
+		s.volume.opens.set(func(_ context.Context, observer volume.Observer) (*volume.Opened, error) {
+			observer.Step(volume.StepMount)
+			<-hang // whatever becomes of the context, as in a system call
+			return nil, errBroken
+		})
+		s.start(t)
+		s.after(time.Hour)
+		before := time.Now()
+		if phase := s.phaseNow(t); phase != api.PhaseOpening {
+			t.Errorf("phase %s", phase)
+		}
+		if _, err := s.Lock(t.Context(), api.LockRequest{StopServices: true}); !errors.Is(err, ErrPhase) {
+			t.Errorf("Lock returned %v", err)
+		}
+		impatient, leave := context.WithTimeout(t.Context(), 3*time.Second)
+		defer leave()
+		if _, err := s.Unlock(impatient); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Unlock returned %v", err)
+		}
+		if took := time.Since(before); took != 3*time.Second {
+			t.Errorf("took %v", took)
+		}
+		before = time.Now()
+		s.stopDaemon()
+		if took := time.Since(before); took != stopPatience {
+			t.Errorf("the daemon ended after %v", took)
+		}
+		close(hang)
+	})
+}
+
+// A write that hangs is a failed write: the volume is not served, and opening is tried again.
+func TestHungWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.write.runs.set(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
+		s.volume.gives(adopted())
+		s.start(t)
+		s.after(15500 * time.Millisecond)
+		if phase := s.phaseNow(t); phase != api.PhaseWaiting {
+			t.Errorf("phase %s", phase)
+		}
+		if ready := s.record.having("READY=1"); len(ready) != 0 {
+			t.Error("ready")
+		}
+	})
+}
+
+// The end of the context ends an opening that obeys it, answers who waits, and closes nothing.
+func TestEndWhileOpening(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite().start(t)
+		answer := make(chan error)
+		go func() {
+			_, err := s.Unlock(t.Context())
+			answer <- err
+		}()
+		synctest.Wait()
+		before := time.Now()
+		s.end()
+		if err := <-answer; !errors.Is(err, context.Canceled) || !strings.HasPrefix(err.Error(), "cannot go on: the daemon stops") {
+			t.Errorf("Unlock returned %v", err)
+		}
+		s.stopDaemon()
+		if took := time.Since(before); took != 0 {
+			t.Errorf("the daemon ended after %v", took)
+		}
+		if _, err := s.Unlock(t.Context()); !errors.Is(err, context.Canceled) {
+			t.Errorf("Unlock of a daemon that has ended returned %v", err)
+		}
+		for _, unwanted := range []string{"volume close", "open_failed", "gate", "READY=1"} {
+			if lines := s.record.having(unwanted); len(lines) > 0 {
+				t.Error(lines)
+			}
+		}
+	})
+}
+
+// fault 66
+func TestEndWhileServing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite().start(t)
+		s.after(time.Minute)
+		s.stopDaemon()
+		if s.Live.Load() == nil || len(s.record.having("volume close")) > 0 || len(s.record.having("gate stop")) > 0 {
+			t.Errorf("not left open:\n%s", s.record)
+		}
+		if stopping := s.record.having("STOPPING=1"); len(stopping) != 1 {
+			t.Error(stopping)
+		}
+	})
+}
+
+// fault 73: a Synapse that does not answer costs a warning, not the volume.
+func TestSynapseDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.thumb.runs.set(func(context.Context) error {
+			return &health.Failure{Class: health.ReasonSynapseUnreachable, Err: errBroken}
+		})
+		s.start(t)
+		s.after(time.Minute)
+		if phase := s.phaseNow(t); phase != api.PhaseServing || !s.Board.Ready() || s.Board.Worst() != health.Warn {
+			t.Errorf("phase %s, ready %t, %s", phase, s.Board.Ready(), s.Board.Worst())
+		}
+	})
+}
+
+// What goes wrong with services after opening is told and changes nothing about the volume.
+func TestServicesThatDoNotStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.gate.fails.set(errBroken)
+		s.start(t)
+		s.after(2 * time.Second)
+		if phase := s.phaseNow(t); phase != api.PhaseServing {
+			t.Errorf("phase %s", phase)
+		}
+		want := []string{"  1.3 event " + journal.ServicesFailed.Name() + " {ERROR " + errBroken.Error() + "}"}
+		if diff := cmp.Diff(want, s.record.having("event services")); diff != "" {
+			t.Error(diff)
+		}
+	})
+}

@@ -1,0 +1,264 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/common/expfmt"
+
+	"luksmediad/internal/api"
+	"luksmediad/internal/config"
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/health"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
+)
+
+// conditions is what /healthz?verbose answers.
+func (s *site) conditions(t *testing.T) string {
+	t.Helper()
+	var text strings.Builder
+	if err := s.Board.Report(health.Healthz).WriteText(&text, true); err != nil {
+		t.Fatal(err)
+	}
+	return text.String()
+}
+
+// What /healthz?verbose says in each state of the volume: the one thing that failed, what held before it, and what
+// waits for it.
+func TestConditions(t *testing.T) {
+	states := []struct {
+		name string
+		set  func(*testing.T, *site)
+	}{
+		{"not started", func(*testing.T, *site) {}},
+		{"another process holds the lock", func(t *testing.T, s *site) {
+			s.volume.locks.set(errBroken)
+			s.start(t)
+		}},
+	}
+	for _, step := range []volume.Step{volume.StepRecord, volume.StepGuard, volume.StepContainer, volume.StepHeader,
+		volume.StepAttach, volume.StepUnlock, volume.StepCheck, volume.StepMount, volume.StepBind} {
+		states = append(states, struct {
+			name string
+			set  func(*testing.T, *site)
+		}{"step " + string(step) + " failed", func(t *testing.T, s *site) {
+			s.volume.failsAt(step, errBroken)
+			s.start(t)
+		}})
+	}
+	states = append(states, []struct {
+		name string
+		set  func(*testing.T, *site)
+	}{
+		{"not writable", func(t *testing.T, s *site) {
+			s.volume.gives(opened())
+			s.write.runs.set(func(context.Context) error { return syscall.EROFS })
+			s.start(t)
+		}},
+		{"open", func(t *testing.T, s *site) {
+			s.volume.gives(opened())
+			s.start(t)
+		}},
+		{"open with one damaged header and a store in clear text", func(t *testing.T, s *site) {
+			o := opened()
+			o.Header.Damage = []*luks2.Damage{{Part: luks2.Primary, Reason: luks2.ReasonChecksum}}
+			o.Stores[0].State = volume.StorePlaintext
+			s.volume.gives(o)
+			s.start(t)
+		}},
+		{"locked", func(t *testing.T, s *site) {
+			s.volume.gives(opened())
+			s.start(t)
+			if _, err := s.Lock(t.Context(), api.LockRequest{}); err != nil {
+				t.Error(err)
+			}
+		}},
+	}...)
+	var text strings.Builder
+	for _, state := range states {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSite()
+			state.set(t, s)
+			synctest.Wait()
+			fmt.Fprintf(&text, "== %s\n%s\n", state.name, s.conditions(t))
+		})
+	}
+	golden(t, "testdata/conditions.golden", text.String())
+}
+
+// What fails again as it failed before is no news: a condition changes once, however often opening is tried.
+func TestRetriesAreNoNews(t *testing.T) {
+	for _, step := range []volume.Step{volume.StepAttach, volume.StepBind, volume.StepRecord} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSite()
+			s.volume.failsAt(step, errBroken)
+			var changes []health.Code
+			s.Board = health.NewBoard(health.Options{OnChange: func(c health.Condition) { changes = append(changes, c.Code) }})
+			s.start(t)
+			first := len(changes)
+			s.after(10 * time.Second)
+			if opens := s.record.having("volume open"); len(opens) < 3 || first == 0 || len(changes) != first {
+				t.Errorf("step %s: %d attempts, changes %v", step, len(opens), changes)
+			}
+		})
+	}
+}
+
+// How each key source fared stays to be seen after another one has opened the volume.
+func TestSources(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.volume.failsAt(volume.StepUnlock, &unlock.NoKeyError{Container: "/srv/media.luks", Attempts: []unlock.Attempt{
+			{Source: "tpm2", Err: errBroken}, {Source: "keyfile", Err: errBroken}}})
+		s.start(t)
+		s.after(500 * time.Millisecond)
+		failed := func(kind api.SourceKind) api.Source {
+			return api.Source{Kind: kind, Outcome: api.SourceOutcomeFailed, Reason: "some_class", Text: errBroken.Error(), Tried: s.record.began}
+		}
+		if diff := cmp.Diff([]api.Source{failed("tpm2"), failed("keyfile")}, s.sources(t)); diff != "" {
+			t.Error(diff)
+		}
+		o := opened()
+		o.Source, o.Keyslot, o.Failed = "keyfile", 2, []unlock.Attempt{{Source: "tpm2", Err: errBroken, Took: 2 * time.Second}}
+		s.volume.gives(o)
+		s.after(time.Second)
+		again := failed("tpm2")
+		again.Tried = s.record.began.Add(time.Second)
+		two := 2
+		want := []api.Source{again, {Kind: "keyfile", Outcome: api.SourceOutcomeOpened, Keyslot: &two, Tried: again.Tried}}
+		if diff := cmp.Diff(want, s.sources(t)); diff != "" {
+			t.Error(diff)
+		}
+		golden(t, "testdata/metrics.golden", s.metrics(t))
+	})
+}
+
+func (s *site) sources(t *testing.T) []api.Source {
+	t.Helper()
+	status, err := s.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status.Sources
+}
+
+// metrics are those that tell of unlocking and the container.
+func (s *site) metrics(t *testing.T) string {
+	t.Helper()
+	families, err := health.NewRegistry(s.Collector).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	for _, family := range families {
+		if name := family.GetName(); strings.HasPrefix(name, "luksmediad_unlock") || strings.HasPrefix(name, "luksmediad_container") {
+			if _, err := expfmt.MetricFamilyToText(&text, family); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return text.String()
+}
+
+// The status describes the open volume and, once it is locked, none.
+func TestStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.volume.gives(opened())
+		s.start(t)
+		got, err := s.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		one := 1
+		want := api.Status{
+			Version: "1.2.3", PID: os.Getpid(), Started: s.record.began, Phase: api.PhaseServing, State: api.VolumeStateOpen,
+			Volume: "media", Container: "/srv/media.luks", ContainerBytes: 1 << 30, Filesystem: "ext4",
+			UUID: "9d6c1c3e-0d0c-4d3a-9c57-3c2f6a1b7e55", Mapping: "/dev/mapper/luksmediad-media", Device: "/dev/loop3",
+			Mountpoint: "/var/lib/luksmediad/volumes/media", OpenedBy: api.Opening{Kind: "tpm2", Keyslot: &one},
+			Sources: []api.Source{{Kind: "tpm2", Outcome: api.SourceOutcomeOpened, Keyslot: &one, Tried: s.record.began},
+				{Kind: "keyfile", Outcome: api.SourceOutcomeUntried}},
+			Stores:     []api.Store{{Name: "media", Path: "/srv/synapse/media_store", State: "encrypted", Mounted: true}},
+			Services:   []string{"docker.service"},
+			Conditions: got.Conditions,
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+		if _, err := s.Lock(t.Context(), api.LockRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err = s.Status(t.Context()); err != nil || got.State != api.VolumeStateClosed || got.Mapping != "" || got.ContainerBytes != 1<<30 {
+			t.Errorf("locked: %+v, %v", got, err)
+		}
+	})
+}
+
+// Before the volume is open there is nothing to look at, and each probe says so.
+func TestProbesOfAClosedVolume(t *testing.T) {
+	with := settings()
+	with.Probes.Synapse = &config.Synapse{URL: "http://127.0.0.1:8008", Store: "media"}
+	for _, test := range []struct {
+		config *config.Config
+		want   []health.Code
+	}{
+		{settings(), []health.Code{health.Write, health.Ciphertext}},
+		{with, []health.Code{health.Write, health.Ciphertext, health.Thumbnail}},
+	} {
+		var got []health.Code
+		for _, probe := range Probes(test.config, new(atomic.Pointer[volume.Opened]), nil) {
+			got = append(got, probe.Name())
+			if _, err := probe.Run(t.Context()); health.ReasonOf(err) != health.ReasonNotMounted {
+				t.Errorf("%s: %v", probe.Name(), err)
+			}
+		}
+		if diff := cmp.Diff(test.want, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
+// The write probe writes into the volume that is open now: what lies on another device is not it.
+func TestWriteProbeOfAnOpenVolume(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "private")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var stat syscall.Stat_t
+	if err := syscall.Stat(dir, &stat); err != nil {
+		t.Fatal(err)
+	}
+	live := new(atomic.Pointer[volume.Opened])
+	write := Probes(settings(), live, nil)[0]
+	o := opened()
+	o.PrivateDir, o.Mapping = dir, &unlock.Mapping{Device: stat.Dev}
+	live.Store(o)
+	if _, err := write.Run(t.Context()); err != nil {
+		t.Error(err)
+	}
+	elsewhere := *o
+	elsewhere.Mapping = &unlock.Mapping{Device: stat.Dev + 1}
+	live.Store(&elsewhere)
+	if _, err := write.Run(t.Context()); health.ReasonOf(err) != health.ReasonNotMounted {
+		t.Errorf("on another device: %v", err)
+	}
+}
+
+// The thumbnail is asked of the store that is configured for it.
+func TestThumbnailProbeLooksInTheStore(t *testing.T) {
+	c := settings()
+	c.Probes.Synapse = &config.Synapse{Store: "media"}
+	if got := thumbnailProbe(c, opened(), nil).Store; got != "/srv/synapse/media_store" {
+		t.Errorf("looks at %q", got)
+	}
+}

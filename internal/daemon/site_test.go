@@ -1,0 +1,322 @@
+package daemon
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"luksmediad/internal/api"
+	"luksmediad/internal/config"
+	"luksmediad/internal/journal"
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/health"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func golden(t *testing.T, path, got string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// site is a daemon in which board, prober and collector are the real ones, and what it works on is written here: a
+// volume that does what the test says, the service manager's two sides, and the journal.
+type site struct {
+	*Daemon
+	volume *scriptedVolume
+	gate   *scriptedGate
+	write  *scriptedProbe
+	thumb  *scriptedProbe
+	record *record
+	end    context.CancelFunc
+	done   chan struct{}
+}
+
+// opened is what an opening of the volume by its TPM gives.
+func opened() *volume.Opened {
+	pin := luks2.Pin{UUID: "9d6c1c3e-0d0c-4d3a-9c57-3c2f6a1b7e55", Cipher: "aes-xts-plain64", KeyBits: 512,
+		SectorSize: 4096, Offset: 16 << 20, ContainerBytes: 1 << 30}
+	return &volume.Opened{
+		Record:  &volume.Record{Container: "/srv/media.luks", Pin: pin},
+		Root:    "/var/lib/luksmediad/volumes/media",
+		Header:  &luks2.Header{},
+		Mapping: &unlock.Mapping{Name: "luksmediad-media", Path: "/dev/dm-7", Device: 0xfd07},
+		Backing: "/dev/loop3",
+		Source:  "tpm2",
+		Keyslot: 1,
+		Stores: []volume.StoreStatus{{Name: "media", Path: "/srv/synapse/media_store", State: volume.StoreEncrypted,
+			Mounted: true}},
+		Took: 200 * time.Millisecond,
+	}
+}
+
+// adopted is what finding the volume open gives.
+func adopted() *volume.Opened {
+	o := opened()
+	o.Source, o.Keyslot, o.Took = "", 0, 0
+	return o
+}
+
+// settings has the least that the daemon looks at.
+func settings() *config.Config {
+	return &config.Config{
+		Volume: config.Volume{Name: "media", Container: "/srv/media.luks", Filesystem: config.Ext4},
+		Stores: []config.Store{{Name: "media", Path: "/srv/synapse/media_store", Service: &config.Service{Docker: "synapse"}}},
+		Unlock: []config.KeySource{{TPM2: &config.TPM2{Device: "auto"}}, {Keyfile: &config.Keyfile{Path: "/root/.luks-media.key"}}},
+		Probes: config.Probes{Interval: time.Minute, Timeout: 15 * time.Second},
+	}
+}
+
+// explained stands for the table of classes, which belongs to the program.
+func explained(error) api.Explanation {
+	return api.Explanation{Class: "some_class", Next: "luksmediad status", ExitCode: 1}
+}
+
+// newSite makes a daemon whose volume opens in 1.3 seconds and can be written to. It is not running yet.
+func newSite() *site {
+	record := &record{began: time.Now()}
+	s := &site{
+		volume: &scriptedVolume{record: record},
+		gate:   &scriptedGate{record: record},
+		write:  &scriptedProbe{name: health.Write},
+		thumb:  &scriptedProbe{name: health.Thumbnail},
+		record: record,
+		done:   make(chan struct{}),
+	}
+	s.volume.opens.set(func(ctx context.Context, observer volume.Observer) (*volume.Opened, error) {
+		return s.volume.openIn(ctx, observer, 1300*time.Millisecond)
+	})
+	board := health.NewBoard(health.Options{Advise: func(health.Code, health.Reason) string { return "luksmediad status" }})
+	s.Daemon = New(Parts{
+		Config:     settings(),
+		Operations: s.volume,
+		Board:      board,
+		Prober: health.NewProber(board, health.ProberOptions{Interval: time.Minute, Deadline: 15 * time.Second},
+			s.write, &scriptedProbe{name: health.Ciphertext}, s.thumb),
+		Collector: health.NewCollector(board, "some_class"),
+		Gate:      s.gate,
+		Notifier:  record,
+		Journal:   record,
+		Live:      new(atomic.Pointer[volume.Opened]),
+		Explain:   explained,
+		Version:   "1.2.3",
+	})
+	return s
+}
+
+// start runs the daemon until the end of the test or [site.stopDaemon].
+func (s *site) start(t *testing.T) *site {
+	ctx, end := context.WithCancel(t.Context())
+	s.end = end
+	go func() {
+		s.Run(ctx)
+		close(s.done)
+	}()
+	t.Cleanup(func() { s.stopDaemon() })
+	synctest.Wait()
+	return s
+}
+
+func (s *site) stopDaemon() {
+	s.end()
+	<-s.done
+	synctest.Wait()
+}
+
+// after lets time pass, and everything happen that is due by then.
+func (s *site) after(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// phaseNow is what the daemon tells about itself.
+func (s *site) phaseNow(t *testing.T) api.Phase {
+	t.Helper()
+	status, err := s.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status.Phase
+}
+
+// record is the order in which everything happened, each line with the seconds since the start.
+type record struct {
+	began time.Time
+	mu    sync.Mutex
+	lines []string
+}
+
+func (r *record) add(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at := time.Since(r.began).Seconds()
+	r.lines = append(r.lines, fmt.Sprintf("%5.1f ", at)+fmt.Sprintf(format, args...))
+}
+
+// Notify is the service manager's side of sd_notify(3).
+func (r *record) Notify(state string) { r.add("notify %s", state) }
+
+// Emit is the journal.
+func (r *record) Emit(event journal.Event, fields ...journal.Field) {
+	line := "event " + event.Name()
+	for _, field := range fields {
+		line += fmt.Sprintf(" %v", field)
+	}
+	r.add("%s", line)
+}
+
+// having are the lines that contain a text.
+func (r *record) having(text string) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var lines []string
+	for _, line := range r.lines {
+		if strings.Contains(line, text) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+func (r *record) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return strings.Join(r.lines, "\n") + "\n"
+}
+
+// script is what a test changes while the daemon runs.
+type script[T any] struct {
+	mu    sync.Mutex
+	value T
+}
+
+func (s *script[T]) set(value T) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.value = value
+}
+
+func (s *script[T]) get() T {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.value
+}
+
+// scriptedVolume does what a test says.
+type scriptedVolume struct {
+	record *record
+	opens  script[func(context.Context, volume.Observer) (*volume.Opened, error)]
+	closes script[func(context.Context, volume.Observer) error]
+	locks  script[error]
+}
+
+func (v *scriptedVolume) Open(ctx context.Context, _ []unlock.Source, observer volume.Observer) (*volume.Opened, error) {
+	v.record.add("volume open")
+	return v.opens.get()(ctx, observer)
+}
+
+func (v *scriptedVolume) Close(ctx context.Context, observer volume.Observer) error {
+	v.record.add("volume close")
+	if closes := v.closes.get(); closes != nil {
+		return closes(ctx, observer)
+	}
+	return nil
+}
+
+func (v *scriptedVolume) Lock(context.Context) (func() error, error) {
+	return func() error { return nil }, v.locks.get()
+}
+
+// openIn opens by the TPM after a while, or ends with the context.
+func (v *scriptedVolume) openIn(ctx context.Context, observer volume.Observer, d time.Duration) (*volume.Opened, error) {
+	observer.Step(volume.StepUnlock)
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+		return nil, &volume.StepError{Step: volume.StepUnlock, Err: ctx.Err()}
+	}
+	observer.Event(journal.Unlocked, journal.F("SOURCE", "tpm2"))
+	observer.Step(volume.StepMount)
+	return opened(), nil
+}
+
+// failsAt makes opening fail in a step, at once.
+func (v *scriptedVolume) failsAt(step volume.Step, err error) {
+	v.opens.set(func(_ context.Context, observer volume.Observer) (*volume.Opened, error) {
+		observer.Step(step)
+		return nil, &volume.StepError{Step: step, Err: err}
+	})
+}
+
+// gives makes opening give what it is told, at once.
+func (v *scriptedVolume) gives(o *volume.Opened) {
+	v.opens.set(func(context.Context, volume.Observer) (*volume.Opened, error) { return o, nil })
+}
+
+// scriptedGate is the service manager's side of the gate.
+type scriptedGate struct {
+	record  *record
+	running script[[]string]
+	// stops is what the service manager does to stop the gate.
+	stops script[func(context.Context) error]
+	fails script[error]
+}
+
+func (g *scriptedGate) Running(context.Context) ([]string, error) {
+	return g.running.get(), g.fails.get()
+}
+
+func (g *scriptedGate) Stop(ctx context.Context) error {
+	g.record.add("gate stop")
+	if stops := g.stops.get(); stops != nil {
+		return stops(ctx)
+	}
+	return g.fails.get()
+}
+
+func (g *scriptedGate) Resume(context.Context) error {
+	g.record.add("gate resume")
+	return g.fails.get()
+}
+
+// scriptedProbe succeeds unless a test says otherwise.
+type scriptedProbe struct {
+	name health.Code
+	runs script[func(context.Context) error]
+}
+
+func (p *scriptedProbe) Name() health.Code { return p.name }
+
+func (p *scriptedProbe) Run(ctx context.Context) (string, error) {
+	if runs := p.runs.get(); runs != nil {
+		if err := runs(ctx); err != nil {
+			return "", err
+		}
+	}
+	return "proven", nil
+}

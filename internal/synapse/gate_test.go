@@ -1,0 +1,223 @@
+package synapse
+
+import (
+	"bufio"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/dbus"
+	"github.com/coreos/go-systemd/v22/util"
+	godbus "github.com/godbus/dbus/v5"
+	"github.com/google/go-cmp/cmp"
+)
+
+const systemdName = "org.freedesktop.systemd1"
+
+// startBus runs a real D-Bus daemon on which everybody may do everything, as the system's bus of this test.
+func startBus(t *testing.T) (address string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "bus") // t.TempDir() may be too long for a socket's address
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	settings := filepath.Join(dir, "bus.conf")
+	const policy = `<policy context="default"><allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/></policy>`
+	text := "<busconfig><type>session</type><listen>unix:path=" + filepath.Join(dir, "socket") + "</listen>" + policy + "</busconfig>"
+	if err := os.WriteFile(settings, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	bus := exec.Command("dbus-daemon", "--config-file="+settings, "--nofork", "--nopidfile", "--print-address=1")
+	out, err := bus.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := bus.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		bus.Process.Kill()
+		bus.Wait()
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	address = strings.TrimSpace(line)
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", address)
+	return address
+}
+
+// serviceManager owns systemd's name on the bus and answers as org.freedesktop.systemd1(5) says it does.
+type serviceManager struct {
+	t    *testing.T
+	conn *godbus.Conn
+
+	mu    sync.Mutex
+	jobs  []string          // "start UNIT", "stop UNIT"
+	fails map[string]string // unit → result of its job
+}
+
+// unitProperties are the properties of one unit.
+type unitProperties struct {
+	path   godbus.ObjectPath
+	values map[string]any
+}
+
+// Get is a method of org.freedesktop.DBus.Properties.
+func (u unitProperties) Get(_, name string) (godbus.Variant, *godbus.Error) {
+	return godbus.MakeVariant(u.values[name]), nil
+}
+
+// GetAll is a method of org.freedesktop.DBus.Properties.
+func (u unitProperties) GetAll(string) (map[string]godbus.Variant, *godbus.Error) {
+	all := map[string]godbus.Variant{}
+	for name, value := range u.values {
+		all[name] = godbus.MakeVariant(value)
+	}
+	return all, nil
+}
+
+// startServiceManager begins to answer; requirers are the units that require the gate, each "active state/file state".
+func startServiceManager(t *testing.T, requirers map[string]string) *serviceManager {
+	t.Helper()
+	conn, err := godbus.Connect(startBus(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	m := &serviceManager{t: t, conn: conn, fails: map[string]string{}}
+	var names []string
+	for name, state := range requirers {
+		active, file, _ := strings.Cut(state, "/")
+		m.export(name, map[string]any{"LoadState": "loaded", "ActiveState": active, "SubState": "", "UnitFileState": file})
+		names = append(names, name)
+	}
+	m.export("luksmediad-gate.service", map[string]any{"RequiredBy": names})
+	if err := conn.ExportMethodTable(map[string]any{"StartUnit": m.job("start"), "StopUnit": m.job("stop")},
+		"/org/freedesktop/systemd1", systemdName+".Manager"); err != nil {
+		t.Fatal(err)
+	}
+	if reply, err := conn.RequestName(systemdName, godbus.NameFlagDoNotQueue); err != nil || reply != godbus.RequestNameReplyPrimaryOwner {
+		t.Fatal(reply, err)
+	}
+	return m
+}
+
+func (m *serviceManager) export(unit string, values map[string]any) {
+	path := godbus.ObjectPath("/org/freedesktop/systemd1/unit/" + dbus.PathBusEscape(unit))
+	if err := m.conn.Export(unitProperties{path, values}, path, "org.freedesktop.DBus.Properties"); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// job is a method that makes a job; the job's end is signalled later, as systemd does.
+func (m *serviceManager) job(verb string) func(unit, mode string) (godbus.ObjectPath, *godbus.Error) {
+	return func(unit, mode string) (godbus.ObjectPath, *godbus.Error) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.jobs = append(m.jobs, verb+" "+unit)
+		result := "done"
+		if other, ok := m.fails[unit]; ok {
+			result = other
+		}
+		if result == "none" {
+			return "", godbus.NewError(systemdName+".NoSuchUnit", []any{"Unit " + unit + " not loaded."})
+		}
+		job := godbus.ObjectPath("/org/freedesktop/systemd1/job/7")
+		time.AfterFunc(10*time.Millisecond, func() {
+			if err := m.conn.Emit("/org/freedesktop/systemd1", systemdName+".Manager.JobRemoved", uint32(7), job, unit, result); err != nil {
+				m.t.Error(err)
+			}
+		})
+		return job, nil
+	}
+}
+
+// failing makes the jobs of a unit end with another result than "done"; with "none" there is no such unit.
+func (m *serviceManager) failing(unit, result string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fails[unit] = result
+}
+
+func (m *serviceManager) seen() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.jobs
+}
+
+func requirers() map[string]string {
+	return map[string]string{
+		"docker.service": "active/enabled", "starting.service": "activating/enabled", "stopping.service": "deactivating/disabled",
+		"stopped.service": "inactive/enabled", "broken.service": "failed/enabled", "disabled.service": "inactive/disabled",
+		"by-hand.service": "active/disabled", "static.service": "failed/static",
+	}
+}
+
+func gate() Gate { return Gate{Unit: "luksmediad-gate.service"} }
+
+// Whatever still uses a store counts as running, also on its way up or down.
+func TestRunning(t *testing.T) {
+	startServiceManager(t, requirers())
+	running, err := gate().Running(t.Context())
+	want := []string{"by-hand.service", "docker.service", "starting.service", "stopping.service"}
+	if diff := cmp.Diff(want, running); diff != "" || err != nil {
+		t.Error(err, diff)
+	}
+}
+
+// What gave up waiting is started: enabled, and not running. What nobody enabled, or somebody stopped, is not.
+func TestResume(t *testing.T) {
+	m := startServiceManager(t, requirers())
+	if err := gate().Resume(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"start broken.service", "start stopped.service"}, m.seen()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// One that does not start keeps no other from being started.
+func TestResumeGoesOn(t *testing.T) {
+	m := startServiceManager(t, requirers())
+	m.failing("broken.service", "failed")
+	if err := gate().Resume(t.Context()); !errors.Is(err, ErrJobFailed) || !strings.Contains(err.Error(), "broken.service") {
+		t.Errorf("got %v", err)
+	}
+	if jobs := m.seen(); len(jobs) != 2 {
+		t.Error(jobs)
+	}
+}
+
+// Only the gate is stopped: systemd stops what requires it before.
+func TestStop(t *testing.T) {
+	m := startServiceManager(t, requirers())
+	if err := gate().Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"stop luksmediad-gate.service"}, m.seen()); diff != "" {
+		t.Error(diff)
+	}
+	for result, want := range map[string]error{"none": nil, "timeout": ErrJobFailed} {
+		m.failing("luksmediad-gate.service", result)
+		if err := gate().Stop(t.Context()); !errors.Is(err, want) {
+			t.Errorf("%s: %v", result, err)
+		}
+	}
+}
+
+// A bus without systemd is an error only where systemd runs.
+func TestNobodyAnswers(t *testing.T) {
+	startBus(t)
+	_, err := gate().Running(t.Context())
+	if errors.Is(err, ErrNoSystemd) != util.IsRunningSystemd() {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os/exec"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// figure is one row of the table.
+type figure struct {
+	name, unit string
+	ours, peer []float64
+}
+
+func (f figure) row() string {
+	peer, ratio := "–", "–"
+	if len(f.peer) > 0 {
+		peer = summary(f.peer)
+		ratio = fmt.Sprintf("%.2f×", median(f.ours)/median(f.peer))
+	}
+	return fmt.Sprintf("| %s, %s | %s | %s | %s |", f.name, f.unit, summary(f.ours), peer, ratio)
+}
+
+// summary is the median with the extremes.
+func summary(values []float64) string {
+	return fmt.Sprintf("%.1f (%.1f–%.1f)", median(values), slices.Min(values), slices.Max(values))
+}
+
+func median(values []float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	middle := len(sorted) / 2
+	if len(sorted)%2 == 1 {
+		return sorted[middle]
+	}
+	return (sorted[middle-1] + sorted[middle]) / 2
+}
+
+// printConditions says under which conditions the figures hold.
+func printConditions(runs int) error {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return fmt.Errorf("cannot tell the kernel's version: %w", err)
+	}
+	fmt.Printf("`make bench`: %d runs of each by turns, median (min–max); user-mode Linux %s, one CPU; %s; %s.\n",
+		runs, unix.ByteSliceToString(name.Release[:]), firstLine("cryptsetup", "--version"), "systemd "+firstLine("udevadm", "--version"))
+	fmt.Print("The peer's programs are run one after the other by hand, as systemd-cryptsetup@.service, systemd-fsck@.service and two mount units ",
+		"would: without the time that the service manager itself takes.\n\n")
+	return nil
+}
+
+// firstLine is what a program says of its version.
+func firstLine(program string, args ...string) string {
+	output, err := exec.Command(program, args...).Output()
+	if err != nil {
+		return program + " of unknown version"
+	}
+	line, _, _ := bytes.Cut(output, []byte("\n"))
+	return string(line)
+}
