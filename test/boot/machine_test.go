@@ -150,7 +150,7 @@ func (m *Machine) startTPM() {
 func (m *Machine) startQEMU() {
 	m.t.Helper()
 	m.qemu = start(m.t, filepath.Join(m.t.ArtifactDir(), "qemu.log"), "qemu-system-x86_64",
-		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35",
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35,sata=off",
 		// A paravirtual /dev/kvm cannot run Debian's kernels; emulation runs anywhere.
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048",
 		"-kernel", filepath.Join(m.image, "vmlinuz"), "-initrd", filepath.Join(m.image, "initrd.img"),

@@ -28,7 +28,6 @@ stores:
 unlock:
   - tpm2: {device: auto}
   - keyfile: {path: ` + keyFile + `}
-gate: {scope: docker}
 probes:
   interval: 10s
   synapse: {url: "` + synapseURL + `", token_file: /etc/luksmediad/synapse.token}
@@ -37,17 +36,23 @@ probes:
 // modhex is the form of a recovery key, as systemd's recovery_key.c writes it.
 var modhex = regexp.MustCompile(`\b[cbdefghijklnrtuv]{8}(-[cbdefghijklnrtuv]{8}){7}\b`)
 
-// Install puts into the guest what the build makes.
-func (m *Machine) Install() {
+// Build makes what a package would hold and returns the folder it lies in.
+func (m *Machine) Build() string {
 	m.t.Helper()
 	tree := m.t.TempDir()
 	m.host("make", "-C", "../..", "install", "DESTDIR="+tree)
+	return tree
+}
+
+// Install puts what Build made into the guest.
+func (m *Machine) Install(tree string) {
+	m.t.Helper()
 	packed, err := exec.Command("tar", "--directory", tree, "--owner=0", "--group=0", "--no-same-owner", "--create", ".").Output()
 	if err != nil {
 		m.t.Fatalf("tar: %v", err)
 	}
 	m.Pipe(bytes.NewReader(packed), "tar --directory / --extract --no-overwrite-dir --file -")
-	m.Run("systemctl daemon-reload && systemd-tmpfiles --create luksmediad.conf && journalctl --update-catalog")
+	m.Run("systemctl daemon-reload && systemd-sysusers luksmediad.conf && systemd-tmpfiles --create luksmediad.conf && journalctl --update-catalog")
 }
 
 // SetUp goes the documented way from an installed luksmediad to a Synapse that stores its media encrypted, and returns
@@ -73,6 +78,12 @@ func (m *Machine) SetUp() string {
 func (m *Machine) Unlock(key string) {
 	m.t.Helper()
 	m.Pipe(strings.NewReader(key+"\n"), "luksmediad unlock --passphrase-file -")
+}
+
+// GiveUpSoon has what waits for the gate give up before the test does; the shipped unit gives a person more time.
+func (m *Machine) GiveUpSoon() {
+	m.t.Helper()
+	m.write("/etc/systemd/system/luksmediad-gate.service.d/soon.conf", "[Unit]\nJobTimeoutSec=45s\n")
 }
 
 // write makes a file that only root may read.
