@@ -15,13 +15,20 @@ import (
 // allocate begins the journal and makes the container file with all its blocks. The leftover of a crash is reused.
 func (c *creating) allocate(ctx context.Context) (err error) {
 	c.undoable = true
-	if c.journal, err = c.beginCreation(c.newCreation()); err != nil {
+	fresh, err := c.newCreation()
+	if err != nil {
+		return err
+	}
+	if c.journal, err = c.beginCreation(fresh); err != nil {
 		return err
 	}
 	if err := c.closeMapping(ctx); err != nil {
 		return err
 	}
 	if err := c.openOwnContainer(); err != nil || c.container.block {
+		return err
+	}
+	if err := c.recordContainer(); err != nil {
 		return err
 	}
 	size := int64(c.config.Volume.Size)
@@ -33,16 +40,22 @@ func (c *creating) allocate(ctx context.Context) (err error) {
 }
 
 // openOwnContainer opens the leftover of a crash, makes a file, or takes the block device.
-func (c *creating) openOwnContainer() (err error) {
+func (c *creating) openOwnContainer() error {
 	path := c.config.Volume.Container
-	c.container, err = openContainer(path, os.O_RDWR)
-	if errors.Is(err, ErrContainerMissing) {
+	found, err := openContainer(path, os.O_RDWR)
+	if errors.Is(err, ErrContainerMissing) && !isDevicePath(path) {
 		c.container, err = makeContainer(path)
-	}
-	if err != nil || c.container.block {
 		return err
 	}
-	return c.recordInode()
+	if err != nil {
+		return err
+	}
+	// Somebody may have been faster since preflight.
+	if err := c.journal.checkLeftover(found); err != nil {
+		return errors.Join(err, found.Close())
+	}
+	c.container = found
+	return nil
 }
 
 // makeContainer creates the file; its name is on disk before its inode is recorded.
@@ -57,12 +70,10 @@ func makeContainer(path string) (*container, error) {
 	return &container{File: file}, nil
 }
 
-func (c *creating) recordInode() error {
-	var stat unix.Stat_t
-	if err := unix.Fstat(int(c.container.Fd()), &stat); err != nil {
-		return fmt.Errorf("cannot inspect container %s: %w", c.container.Name(), err)
+func (c *creating) recordContainer() error {
+	if err := c.journal.Container.identify(c.container.File); err != nil {
+		return err
 	}
-	c.journal.Device, c.journal.Inode = stat.Dev, stat.Ino
 	return c.saveCreation(c.journal)
 }
 
@@ -75,12 +86,10 @@ func (c *creating) undo(ctx context.Context) error {
 		return err // the journal stays: the next create goes on from here
 	}
 	faults := []error{c.removeContainer()}
-	for _, path := range c.journal.KeyFiles {
-		if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
-			faults = append(faults, err)
-		}
+	for _, file := range c.journal.KeyFiles {
+		faults = append(faults, file.remove())
 	}
-	return errors.Join(append(faults, c.removeBackup(), c.removeGuards(), c.states.Remove(c.creationName()))...)
+	return errors.Join(append(faults, c.removeBackup(), c.restorePaths(), c.states.Remove(c.creationName()))...)
 }
 
 // removeContainer deletes the file, or wipes the header from the device that was blank before.
@@ -90,20 +99,9 @@ func (c *creating) removeContainer() error {
 	}
 	if c.container.block {
 		_, err := c.container.WriteAt(make([]byte, 16<<20), 0)
-		return err
+		return errors.Join(err, c.container.Sync())
 	}
-	return errors.Join(os.Remove(c.container.Name()), syncFolder(filepath.Dir(c.container.Name())))
-}
-
-// removeGuards gives the paths of the stores back: without a volume they guard nothing.
-func (c *creating) removeGuards() error {
-	var faults []error
-	for _, store := range c.config.Stores {
-		if state, err := mount.GuardState(store.Path); err == nil && state == mount.PointGuarded {
-			faults = append(faults, mount.Unguard(store.Path))
-		}
-	}
-	return errors.Join(faults...)
+	return errors.Join(c.journal.Container.remove(), syncFolder(filepath.Dir(c.container.Name())))
 }
 
 func syncFolder(path string) error {

@@ -22,11 +22,31 @@ func (v *Volume) Close(ctx context.Context, observer Observer) error {
 	if mapping == nil {
 		return nil
 	}
+	record, err := v.loadRecord()
+	if err != nil {
+		return err
+	}
+	if !mapping.Carries(record.Pin.UUID) {
+		return foreignMapping(mapping)
+	}
 	return runSteps(ctx, observer, []step{
 		{StepUnbind, func(context.Context) error { return v.unbindStores(mapping, observer) }},
 		{StepUnmount, func(context.Context) error { return v.unmount(mapping, observer) }},
 		{StepLock, func(ctx context.Context) error { return v.lock(ctx, mapping, observer) }},
 	})
+}
+
+// findMapping returns the mapping of the container with that LUKS UUID, nil if there is none.
+func (v *Volume) findMapping(uuid string) (*unlock.Mapping, error) {
+	mapping, err := unlock.FindMapping(v.MappingName())
+	if err == nil && mapping != nil && !mapping.Carries(uuid) {
+		return nil, foreignMapping(mapping)
+	}
+	return mapping, err
+}
+
+func foreignMapping(mapping *unlock.Mapping) error {
+	return fmt.Errorf("cannot use mapping %s: its UUID is %q: %w", mapping.Name, mapping.UUID, unlock.ErrForeignMapping)
 }
 
 func (v *Volume) unbindStores(mapping *unlock.Mapping, observer Observer) error {
@@ -46,13 +66,11 @@ func (v *Volume) unbindStores(mapping *unlock.Mapping, observer Observer) error 
 	return nil
 }
 
+// unmount leaves a foreign mount alone. Should the volume's own be below it, the mapping is busy.
 func (v *Volume) unmount(mapping *unlock.Mapping, observer Observer) error {
 	mounted, err := mount.At(v.Root())
-	if err != nil || mounted == nil {
+	if err != nil || mounted == nil || deviceOf(mounted) != mapping.Device {
 		return err
-	}
-	if deviceOf(mounted) != mapping.Device {
-		return wrongf(ErrMountForeign, "cannot unmount %s: %s is mounted there", v.Root(), mounted.Source)
 	}
 	if err := mount.Unmount(v.Root()); err != nil {
 		return err
@@ -73,10 +91,13 @@ func (v *Volume) lock(ctx context.Context, mapping *unlock.Mapping, observer Obs
 // waitDetached waits for the kernel's autoclear, which runs when the last user of the loop device is gone.
 func (v *Volume) waitDetached(ctx context.Context) error {
 	container, err := openContainer(v.config.Volume.Container, os.O_RDONLY)
-	if err != nil || container.block {
+	if err != nil {
 		return nil // the container may be gone by now; the mapping is closed all the same
 	}
 	defer container.Close()
+	if container.block {
+		return nil
+	}
 	for deadline := time.Now().Add(5 * time.Second); ; {
 		loops, err := mount.FindLoops(container.File)
 		if err != nil || len(loops) == 0 {

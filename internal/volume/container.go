@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -45,14 +46,17 @@ func openContainer(path string, flag int) (*container, error) {
 
 func openLinkedDevice(path string, flag int) (*os.File, error) {
 	info, err := os.Stat(path)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	if info.Mode().Type() != fs.ModeDevice {
+	if err != nil || info.Mode().Type() != fs.ModeDevice {
 		return nil, wrongf(ErrContainerForeign, "%s is a symbolic link to something other than a block device", path)
 	}
 	return os.OpenFile(path, flag|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 }
+
+// isDevicePath: a container that is missing there cannot be made.
+func isDevicePath(path string) bool { return strings.HasPrefix(path, "/dev/") }
 
 func inspectContainer(file *os.File) (*container, error) {
 	var stat unix.Stat_t
@@ -94,10 +98,11 @@ type backing struct {
 	release      func() error
 }
 
-// attach gives the container a block device: itself, the loop device it already has, or a new one.
+// attach gives the container a block device: itself, the loop device it already has, or a new one. It tells whether
+// the device was there before.
 func (c *container) attach(ctx context.Context) (*backing, bool, error) {
 	if c.block {
-		return &backing{path: c.Name(), number: deviceNumber(c.device), release: noRelease}, false, nil
+		return &backing{path: c.Name(), number: deviceNumber(c.device), release: noRelease}, true, nil
 	}
 	loops, err := mount.FindLoops(c.File)
 	if err != nil {

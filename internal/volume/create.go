@@ -28,8 +28,7 @@ const (
 type CreateOptions struct {
 	// Recovery is the recovery passphrase; nil generates a recovery key. Create wipes it.
 	Recovery *secret.Key
-	// Deliver gets the generated recovery key once, when everything but the last step is done. If it fails the
-	// creation does.
+	// Deliver gets the generated recovery key once, when the container is complete. If it fails the creation does.
 	Deliver func(*secret.Key) error
 }
 
@@ -41,6 +40,7 @@ type creating struct {
 	journal   *creation
 	container *container
 	backing   *backing
+	mapping   *unlock.Mapping
 	formatKey *secret.Key
 	recovery  *secret.Key
 	generated bool
@@ -105,11 +105,10 @@ func (c *creating) unlock(ctx context.Context) error {
 	if err := c.cryptsetup.Activate(ctx, c.backing.path, c.MappingName(), header, formatKeyslot, c.formatKey); err != nil {
 		return err
 	}
-	mapping, err := unlock.FindMapping(c.MappingName())
-	if err != nil {
+	if c.mapping, err = c.ownMapping(); err != nil {
 		return err
 	}
-	return mapping.Matches(header, c.backing.number)
+	return c.mapping.Matches(header, c.backing.number)
 }
 
 func (c *creating) readOwnHeader() (*luks2.Header, error) {
@@ -120,13 +119,9 @@ func (c *creating) readOwnHeader() (*luks2.Header, error) {
 	return header, header.Validate(c.container.bytes)
 }
 
-func (c *creating) makeFilesystem(ctx context.Context) error {
-	mapping, err := unlock.FindMapping(c.MappingName())
-	if err != nil {
-		return err
-	}
+func (c *creating) makeFilesystem(ctx context.Context) (err error) {
 	c.record.Filesystem = mount.Kind(c.config.Volume.Filesystem)
-	c.record.FilesystemUUID, err = mount.Make(ctx, c.runner, mapping.Path, mount.MakeOptions{
+	c.record.FilesystemUUID, err = mount.Make(ctx, c.runner, c.mapping.Path, mount.MakeOptions{
 		Kind: c.record.Filesystem, Label: "luksmediad", UUID: c.journal.FilesystemUUID,
 	})
 	return err
@@ -134,11 +129,7 @@ func (c *creating) makeFilesystem(ctx context.Context) error {
 
 // fill puts stores, marker and canary into the new filesystem.
 func (c *creating) fill(context.Context) error {
-	mapping, err := unlock.FindMapping(c.MappingName())
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(os.MkdirAll(c.Root(), 0o700), mount.Mount(mapping.Path, c.record.Filesystem, c.Root())); err != nil {
+	if err := errors.Join(os.MkdirAll(c.Root(), 0o700), mount.Mount(c.mapping.Path, c.record.Filesystem, c.Root())); err != nil {
 		return err
 	}
 	for _, store := range c.config.Stores {
@@ -160,7 +151,7 @@ func (c *creating) lockAgain(ctx context.Context) error {
 
 // closeMapping undoes unlock and fill; what a crash has left of them too.
 func (c *creating) closeMapping(ctx context.Context) error {
-	mapping, err := unlock.FindMapping(c.MappingName())
+	mapping, err := c.ownMapping()
 	if err != nil || mapping == nil {
 		return err
 	}
@@ -170,9 +161,14 @@ func (c *creating) closeMapping(ctx context.Context) error {
 	return c.cryptsetup.Deactivate(ctx, mapping.Name)
 }
 
+// ownMapping returns the mapping of this creation's container, nil if there is none.
+func (c *creating) ownMapping() (*unlock.Mapping, error) {
+	return c.findMapping(c.journal.UUID)
+}
+
 // finishHeader removes the throw-away key, which takes the recovery passphrase, and pins and saves what is left.
 func (c *creating) finishHeader(ctx context.Context) error {
-	if err := c.cryptsetup.RemoveKeyslot(ctx, c.backing.path, c.recovery, formatKeyslot); err != nil {
+	if err := c.cryptsetup.RemoveKeyslot(ctx, c.backing.path, formatKeyslot, c.recovery, recoveryKeyslot); err != nil {
 		return err
 	}
 	header, err := c.readOwnHeader()
@@ -186,16 +182,19 @@ func (c *creating) finishHeader(ctx context.Context) error {
 	return c.backUpHeader(ctx)
 }
 
-func (c *creating) guardPaths(context.Context) error { return c.guardAll(&c.record, c.observer) }
-
-// commit hands out the recovery key and makes the volume usable, in this order: a volume whose recovery key nobody
-// has seen must not exist.
-func (c *creating) commit(context.Context) error {
+// guardPaths hands out the recovery key before anything outside the container changes: a volume whose recovery key
+// nobody has seen must not exist, and who does not want it keeps the paths as they were.
+func (c *creating) guardPaths(context.Context) error {
 	if c.generated {
 		if err := c.options.Deliver(c.recovery); err != nil {
 			return err
 		}
 	}
+	return c.guardAll(&c.record, c.observer)
+}
+
+// commit makes the volume usable.
+func (c *creating) commit(context.Context) error {
 	if err := c.saveRecord(&c.record); err != nil {
 		return err
 	}
@@ -216,6 +215,13 @@ func (c *creating) release() {
 }
 
 // newCreation draws the identities of a volume to be.
-func (v *Volume) newCreation() *creation {
-	return &creation{Container: v.config.Volume.Container, UUID: uuid.NewString(), FilesystemUUID: uuid.NewString(), Marker: uuid.NewString()}
+func (v *Volume) newCreation() (*creation, error) {
+	bare, err := v.barePaths()
+	return &creation{
+		Container:      ownFile{Path: v.config.Volume.Container},
+		UUID:           uuid.NewString(),
+		FilesystemUUID: uuid.NewString(),
+		Marker:         uuid.NewString(),
+		Bare:           bare,
+	}, err
 }

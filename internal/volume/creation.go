@@ -4,9 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-
-	"golang.org/x/sys/unix"
+	"slices"
 )
 
 // creationVersion is raised when a field changes its meaning.
@@ -15,17 +13,16 @@ const creationVersion = 1
 // creation is the journal of an unfinished create. It is on disk before anything it names exists, so that whatever a
 // crash leaves is known to be ours; it is removed when the record is there.
 type creation struct {
-	Container string `json:"container"`
+	Container ownFile `json:"container"`
 	// UUID is the LUKS UUID the container will get, FilesystemUUID that of the filesystem, Marker the content of
 	// the marker file.
 	UUID           string `json:"uuid"`
 	FilesystemUUID string `json:"filesystem_uuid"`
 	Marker         string `json:"marker"`
-	// Device and Inode identify the container file; 0 until it exists.
-	Device uint64 `json:"device"`
-	Inode  uint64 `json:"inode"`
 	// KeyFiles are the key files that this create made.
-	KeyFiles []string `json:"key_files"`
+	KeyFiles []ownFile `json:"key_files"`
+	// Bare is what the mount points were before.
+	Bare []barePath `json:"bare"`
 }
 
 func (v *Volume) creationName() string { return "create-" + v.Name() }
@@ -48,21 +45,33 @@ func (v *Volume) beginCreation(fresh *creation) (*creation, error) {
 	if err != nil {
 		return nil, err
 	}
-	if found.Container != fresh.Container {
-		return nil, wrongf(ErrUnfinished, "cannot create %s: an earlier creation of %s is unfinished", fresh.Container, found.Container)
+	if found.Container.Path != fresh.Container.Path {
+		return nil, wrongf(ErrUnfinished, "cannot create %s: an earlier creation of %s is unfinished", fresh.Container.Path, found.Container.Path)
 	}
 	return found, nil
 }
 
-// owns tells whether file is the container this create made: the recorded inode, or an empty file, which is what a
-// crash between making and recording it leaves.
-func (c *creation) owns(file *os.File) (bool, error) {
-	var stat unix.Stat_t
-	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
-		return false, fmt.Errorf("cannot inspect %s: %w", file.Name(), err)
+// madeKeyFile tells whether the key file at path is one that this creation made, perhaps not to the end.
+func (c *creation) madeKeyFile(path string) (bool, error) {
+	for _, file := range c.KeyFiles {
+		if file.Path == path {
+			return file.exists()
+		}
 	}
-	if c.Inode == 0 {
-		return stat.Size == 0, nil
+	return false, nil
+}
+
+// forgetKeyFile removes the key file at path if an interrupted creation made it: nothing depends on it yet. What has
+// taken its place is left alone.
+func (c *creation) forgetKeyFile(path string) error {
+	for _, file := range c.KeyFiles {
+		if file.Path != path {
+			continue
+		}
+		if err := file.remove(); err != nil {
+			return fmt.Errorf("cannot make key file %s anew: %w", path, err)
+		}
 	}
-	return stat.Dev == c.Device && stat.Ino == c.Inode, nil
+	c.KeyFiles = slices.DeleteFunc(c.KeyFiles, func(file ownFile) bool { return file.Path == path })
+	return nil
 }

@@ -49,6 +49,10 @@ func (v *Volume) inspectContainer(state *State) {
 	}
 	defer container.Close()
 	state.ContainerBytes = container.bytes
+	if container.block {
+		state.Backing = container.Name()
+		return
+	}
 	if loops, err := mount.FindLoops(container.File); err == nil && len(loops) == 1 {
 		state.Backing = loops[0].Path
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -108,11 +107,8 @@ func (c *creating) addTPM2(ctx context.Context, keyslot int, source *config.TPM2
 
 // addKeyFile uses the key file that is there or makes one.
 func (c *creating) addKeyFile(ctx context.Context, keyslot int, path string) error {
-	if slices.Contains(c.journal.KeyFiles, path) {
-		// An interrupted creation made it, perhaps not to the end; nothing depends on it yet.
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("cannot make key file %s anew: %w", path, err)
-		}
+	if err := c.journal.forgetKeyFile(path); err != nil {
+		return err
 	}
 	key, err := unlock.KeyFile{Path: path}.Read()
 	if errors.Is(err, unlock.ErrKeyFileMissing) {
@@ -132,19 +128,13 @@ func (c *creating) addKeyFile(ctx context.Context, keyslot int, path string) err
 
 // makeKeyFile writes 0400 and durably what it returns.
 func (c *creating) makeKeyFile(path string) (*secret.Key, error) {
-	if !slices.Contains(c.journal.KeyFiles, path) {
-		c.journal.KeyFiles = append(c.journal.KeyFiles, path)
-	}
-	if err := c.saveCreation(c.journal); err != nil {
+	file, err := c.openKeyFile(path)
+	if err != nil {
 		return nil, err
 	}
 	key, err := secret.Random(keyBytes)
 	if err != nil {
-		return nil, err
-	}
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o400)
-	if err != nil {
-		return nil, fmt.Errorf("cannot make key file: %w", err)
+		return nil, errors.Join(err, file.Close())
 	}
 	_, err = file.Write(key.Bytes())
 	if err := errors.Join(err, file.Sync(), file.Close(), syncFolder(filepath.Dir(path))); err != nil {
@@ -152,6 +142,23 @@ func (c *creating) makeKeyFile(path string) (*secret.Key, error) {
 		return nil, fmt.Errorf("cannot write key file %s: %w", path, err)
 	}
 	return key, nil
+}
+
+// openKeyFile makes an empty key file and records it, before and after.
+func (c *creating) openKeyFile(path string) (*os.File, error) {
+	c.journal.KeyFiles = append(c.journal.KeyFiles, ownFile{Path: path})
+	if err := c.saveCreation(c.journal); err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o400)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make key file: %w", err)
+	}
+	made := &c.journal.KeyFiles[len(c.journal.KeyFiles)-1]
+	if err := errors.Join(made.identify(file), c.saveCreation(c.journal)); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
 }
 
 func (c *creating) addProvenKey(ctx context.Context, key *secret.Key, keyslot int, pbkdf unlock.PBKDF) error {

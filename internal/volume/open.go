@@ -258,16 +258,23 @@ func (o *opening) undo(ctx context.Context) error {
 	if o.opened.Mapping == nil || o.opened.Adopted() {
 		return nil
 	}
+	// Close waits until the loop device is free.
+	o.releaseBacking()
 	return o.Close(ctx, silent{})
 }
 
 func (o *opening) release() {
-	if o.backing != nil {
-		// dm-crypt holds the loop device by now; otherwise this frees it.
-		o.backing.release()
-	}
+	o.releaseBacking()
 	if o.container != nil {
 		o.container.Close()
+	}
+}
+
+// releaseBacking leaves the loop device to dm-crypt; without a mapping this frees it.
+func (o *opening) releaseBacking() {
+	if o.backing != nil {
+		o.backing.release()
+		o.backing = nil
 	}
 }
 

@@ -7,13 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/config"
 	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/pkg/unlock/tpm2"
 )
 
@@ -27,7 +27,7 @@ func (c *creating) preflight(ctx context.Context) error {
 	if err := c.checkAbsent(); err != nil {
 		return err
 	}
-	faults := []error{c.cryptsetup.CheckVersion(ctx), c.checkContainerPath()}
+	faults := []error{c.cryptsetup.CheckVersion(ctx), c.checkContainerPath(), c.checkMappingName()}
 	for _, store := range c.config.Stores {
 		faults = append(faults, checkStorePath(store))
 	}
@@ -55,7 +55,7 @@ func (c *creating) checkAbsent() error {
 func (c *creating) checkContainerPath() error {
 	path := c.config.Volume.Container
 	container, err := openContainer(path, os.O_RDONLY)
-	if errors.Is(err, ErrContainerMissing) {
+	if errors.Is(err, ErrContainerMissing) && !isDevicePath(path) {
 		return c.checkSpace(filepath.Dir(path))
 	}
 	if err != nil {
@@ -63,8 +63,8 @@ func (c *creating) checkContainerPath() error {
 	}
 	defer container.Close()
 	unfinished, err := c.loadCreation()
-	if err == nil && unfinished.Container == path {
-		return c.checkLeftover(unfinished, container)
+	if err == nil && unfinished.Container.Path == path {
+		return unfinished.checkLeftover(container)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -75,20 +75,44 @@ func (c *creating) checkContainerPath() error {
 	return wrongf(ErrContainerForeign, "cannot create container %s: a file is there already", path)
 }
 
-func (c *creating) checkLeftover(unfinished *creation, container *container) error {
+// checkLeftover accepts what the interrupted creation has left.
+func (c *creation) checkLeftover(container *container) error {
 	if container.block {
-		return nil // it was blank when the journal was begun
+		return c.checkDevice(container)
 	}
-	ours, err := unfinished.owns(container.File)
+	ours, err := c.Container.exists()
 	if err == nil && !ours {
 		err = wrongf(ErrContainerForeign, "cannot create container %s: the file there is not the one that the interrupted creation made", container.Name())
 	}
 	return err
 }
 
+// checkDevice accepts a device that is blank or got its header from this creation: the name of a device is not its
+// identity, another disk may bear it after a reboot.
+func (c *creation) checkDevice(container *container) error {
+	header, err := luks2.Read(container, container.bytes)
+	if err == nil && header.UUID == c.UUID {
+		return nil
+	}
+	return checkBlank(container)
+}
+
+// checkMappingName refuses a mapping of that name that is not the interrupted creation's.
+func (c *creating) checkMappingName() error {
+	unfinished, err := c.loadCreation()
+	if err != nil {
+		unfinished = &creation{}
+	}
+	_, err = c.findMapping(unfinished.UUID)
+	if errors.Is(err, unlock.ErrNoDeviceMapper) {
+		return nil // CheckHost says so
+	}
+	return err
+}
+
 // checkBlank refuses a device that carries anything.
 func checkBlank(container *container) error {
-	identity, err := mount.Identify(container.Name())
+	identity, err := mount.IdentifyReader(container)
 	if err != nil || identity.Blank() {
 		return err
 	}
@@ -117,7 +141,11 @@ func checkStorePath(store config.Store) error {
 	case err != nil:
 		return err
 	case state == mount.PointNotEmpty:
-		return wrongf(ErrStoreNotEmpty, "cannot put store %s at %s: it is not empty", store.Name, store.Path)
+		return wrongf(ErrStoreNotEmpty, "cannot put store %s at %s", store.Name, store.Path)
+	case state == mount.PointSymlink:
+		return fmt.Errorf("cannot put store %s at %s: %w", store.Name, store.Path, mount.ErrSymlink)
+	case state == mount.PointNotDirectory:
+		return fmt.Errorf("cannot put store %s at %s: %w", store.Name, store.Path, mount.ErrNotDirectory)
 	case state == mount.PointMounted:
 		return wrongf(ErrMountForeign, "cannot put store %s at %s: something is mounted there", store.Name, store.Path)
 	}
@@ -141,8 +169,10 @@ func (c *creating) checkSource(ctx context.Context, source config.KeySource) err
 		return device.Close()
 	}
 	path := source.Keyfile.Path
-	if unfinished, err := c.loadCreation(); err == nil && slices.Contains(unfinished.KeyFiles, path) {
-		return nil // made by the interrupted creation and made anew by this one
+	if unfinished, err := c.loadCreation(); err == nil {
+		if ours, err := unfinished.madeKeyFile(path); err != nil || ours {
+			return err // it will be made anew
+		}
 	}
 	key, err := unlock.KeyFile{Path: path}.Read()
 	key.Wipe()

@@ -62,7 +62,7 @@ func (v *Volume) guardPath(path string, observer Observer) error {
 	case mount.PointMounted, mount.PointGuarded:
 		return nil
 	case mount.PointNotEmpty:
-		return wrongf(ErrStoreNotEmpty, "cannot guard %s: it holds files that are not in the volume", path)
+		return wrongf(ErrStoreNotEmpty, "cannot guard %s", path)
 	case mount.PointMissing:
 		if err := os.Mkdir(path, 0); err != nil {
 			return fmt.Errorf("cannot make mount point: %w", err)

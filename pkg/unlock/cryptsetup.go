@@ -92,8 +92,15 @@ func (c Cryptsetup) TestKey(ctx context.Context, device string, key *secret.Key,
 		"--disable-external-tokens", "--type", "luks2", "--key-slot", strconv.Itoa(slot), device)
 }
 
-// RemoveKeyslot wipes keyslot slot; remaining must open another one, which proves that a way in is left.
-func (c Cryptsetup) RemoveKeyslot(ctx context.Context, device string, remaining *secret.Key, slot int) error {
+// RemoveKeyslot wipes keyslot slot once remaining has been found to open keyslot way, another one, so that a way in is
+// left: luksKillSlot removes the last keyslot too, with that keyslot's own key.
+func (c Cryptsetup) RemoveKeyslot(ctx context.Context, device string, slot int, remaining *secret.Key, way int) error {
+	if slot == way {
+		return fmt.Errorf("cannot remove keyslot %d of %s by its own key: %w", slot, device, ErrWrongKey)
+	}
+	if err := c.TestKey(ctx, device, remaining, way); err != nil {
+		return err
+	}
 	return c.withKey(ctx, "remove a keyslot of", device, remaining, nil,
 		"luksKillSlot", "--batch-mode", device, strconv.Itoa(slot))
 }
@@ -128,10 +135,18 @@ func (c Cryptsetup) Activate(ctx context.Context, device, name string, header *l
 		"--type", "luks2", "--header", "/proc/self/fd/3", "--key-slot", strconv.Itoa(slot), device, name)
 }
 
-// Deactivate removes the mapping name and wipes its key from the kernel.
+// Deactivate removes the mapping name, with which dm-crypt wipes its key. It does so by dmsetup(8): cryptsetup close
+// reads the header on the device first and rewrites a damaged copy of it.
 func (c Cryptsetup) Deactivate(ctx context.Context, name string) error {
-	_, err := c.Runner.Run(ctx, nil, nil, "cryptsetup", "close", name)
-	return classify("close", name, err)
+	_, err := c.Runner.Run(ctx, nil, nil, "dmsetup", "remove", "--retry", name)
+	if err == nil {
+		return nil
+	}
+	class := ErrCryptsetup
+	if mapping, found := FindMapping(name); found == nil && mapping != nil && mapping.Used {
+		class = ErrMappingBusy
+	}
+	return fmt.Errorf("cannot close %s: %w: %w", name, class, err)
 }
 
 // CheckVersion refuses a cryptsetup older than [MinimumVersion].

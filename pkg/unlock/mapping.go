@@ -27,6 +27,8 @@ type Mapping struct {
 	Table Table
 	// Suspended: input and output wait.
 	Suspended bool
+	// Used: it is mounted, open, or below another device.
+	Used bool
 }
 
 // Table is a crypt target's line of the kernel's table (Documentation/admin-guide/device-mapper/dm-crypt.rst).
@@ -54,6 +56,9 @@ const (
 // FindMapping describes the active mapping name; nil if there is none. It fails with [ErrNoDeviceMapper] where the
 // kernel has none and with [ErrForeignMapping] if the mapping is not a single crypt target.
 func FindMapping(name string) (*Mapping, error) {
+	if len(name) >= unix.DM_NAME_LEN {
+		return nil, nil // the kernel would look for its beginning
+	}
 	control, err := openControl()
 	if err != nil {
 		return nil, err
@@ -77,6 +82,7 @@ func FindMapping(name string) (*Mapping, error) {
 		Device:    reply.Dev,
 		Table:     parsed,
 		Suspended: reply.Flags&unix.DM_SUSPEND_FLAG != 0,
+		Used:      reply.Open_count > 0,
 	}, nil
 }
 
@@ -93,9 +99,8 @@ func CheckDeviceMapper() error {
 // backing ("major:minor"): a mapping that only bears the name is somebody else's.
 func (m *Mapping) Matches(header *luks2.Header, backing string) error {
 	segment := header.Segment()
-	uuid := "CRYPT-LUKS2-" + strings.ReplaceAll(header.UUID, "-", "") + "-" + m.Name
 	for _, property := range []struct{ what, got, want string }{
-		{"UUID", m.UUID, uuid},
+		{"UUID", m.UUID, mappingUUID(header.UUID, m.Name)},
 		{"device below", m.Table.Backing, backing},
 		{"cipher", m.Table.Cipher, segment.Encryption},
 		{"key size in bits", strconv.Itoa(m.Table.KeyBits), strconv.Itoa(segment.KeyBits)},
@@ -109,6 +114,14 @@ func (m *Mapping) Matches(header *luks2.Header, backing string) error {
 		}
 	}
 	return nil
+}
+
+// Carries tells whether m was made of a LUKS2 container with that UUID.
+func (m *Mapping) Carries(uuid string) bool { return m.UUID == mappingUUID(uuid, m.Name) }
+
+// mappingUUID is what cryptsetup makes of a container's UUID (dm_prepare_uuid in lib/libdevmapper.c).
+func mappingUUID(uuid, name string) string {
+	return "CRYPT-LUKS2-" + strings.ReplaceAll(uuid, "-", "") + "-" + name
 }
 
 func openControl() (*os.File, error) {
@@ -134,38 +147,45 @@ func tableStatus(control *os.File, name string) (reply unix.DmIoctl, table []byt
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, control.Fd(), unix.DM_TABLE_STATUS, uintptr(unsafe.Pointer(request))); errno != 0 {
 		return reply, nil, errno
 	}
+	if request.Flags&unix.DM_BUFFER_FULL_FLAG != 0 {
+		return *request, nil, fmt.Errorf("its table is longer than %d bytes: %w", len(buffer), ErrForeignMapping)
+	}
 	if request.Target_count != 1 {
 		return *request, nil, fmt.Errorf("it has %d targets: %w", request.Target_count, ErrForeignMapping)
 	}
 	return *request, bytes.Clone(redactKey(buffer[request.Data_start:])), nil
 }
 
+// targetText is where the text of a target begins, behind its dm_target_spec.
+const targetText = int(unsafe.Sizeof(unix.DmTargetSpec{}))
+
 // redactKey cuts the target to its text and overwrites the key field with as many zeros, unless the field only names
-// a key in the kernel's keyring (":64:logon:…").
+// a key in the kernel's keyring (":64:logon:…"). It returns nil if the target has no end.
 func redactKey(target []byte) []byte {
-	text := int(unsafe.Sizeof(unix.DmTargetSpec{}))
-	end := bytes.IndexByte(target[text:], 0)
+	if len(target) < targetText {
+		return nil
+	}
+	end := bytes.IndexByte(target[targetText:], 0)
 	if end < 0 {
 		return nil
 	}
-	line := target[text : text+end]
+	line := target[targetText : targetText+end]
 	if fields := bytes.Fields(line); len(fields) > 1 && fields[1][0] != ':' {
 		copy(fields[1], bytes.Repeat([]byte{'0'}, len(fields[1])))
 	}
-	return target[:text+end]
+	return target[:targetText+end]
 }
 
 // parseCryptTable reads "<cipher> <key> <iv offset> <device> <offset> [<#opts> <opts>]" behind its dm_target_spec.
 func parseCryptTable(target []byte) (Table, error) {
-	specBytes := int(unsafe.Sizeof(unix.DmTargetSpec{}))
-	if len(target) < specBytes {
+	if len(target) < targetText {
 		return Table{}, fmt.Errorf("its table is truncated: %w", ErrForeignMapping)
 	}
-	kind := unix.ByteSliceToString(target[24:specBytes])
+	kind := unix.ByteSliceToString(target[24:targetText])
 	if kind != "crypt" {
 		return Table{}, fmt.Errorf("its target is %q, not crypt: %w", kind, ErrForeignMapping)
 	}
-	fields := strings.Fields(string(target[specBytes:]))
+	fields := strings.Fields(string(target[targetText:]))
 	if len(fields) < 5 {
 		return Table{}, fmt.Errorf("its crypt table has %d fields: %w", len(fields), ErrForeignMapping)
 	}

@@ -92,7 +92,7 @@ func (o Opener) try(ctx context.Context, target Target, source Source, failed *[
 // activate wipes the offered key whatever happens.
 func (o Opener) activate(ctx context.Context, target Target, offer Offer) (int, error) {
 	defer offer.Key.Wipe()
-	err := error(ErrNoKeyslot)
+	err := ErrNoKeyslot
 	for _, keyslot := range offer.Keyslots {
 		err = o.Cryptsetup.Activate(ctx, target.Device, target.Name, target.Header, keyslot, offer.Key)
 		if !errors.Is(err, ErrWrongKey) {

@@ -1,0 +1,142 @@
+//go:build kernel
+
+package volume
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/config"
+	"luksmediad/pkg/unlock/luks2"
+)
+
+// deviceName is a block device of 64 MiB, reached as those below /dev/disk are: by a symbolic link.
+const deviceName = "volume-test-disk"
+
+func newDeviceSite(t *testing.T) *site {
+	t.Helper()
+	s := newSite(t)
+	image := filepath.Join(t.TempDir(), "disk")
+	s.run("fallocate", "--length", "64MiB", image)
+	loop := s.run("losetup", "--find", "--show", "--sector-size", "4096", image)
+	t.Cleanup(func() { s.run("losetup", "--detach", loop) })
+	s.run("dmsetup", "create", deviceName, "--table", "0 131072 linear "+loop+" 0")
+	t.Cleanup(func() { s.run("dmsetup", "remove", "--retry", deviceName) })
+	return s.again(onDevice)
+}
+
+// onDevice keeps a size that the device does not have: it is that of a file.
+func onDevice(c *config.Config) {
+	c.Volume.Container, c.Volume.Size = "/dev/mapper/"+deviceName, 50*config.GiB
+}
+
+func TestRoundTripOnDevice(t *testing.T) {
+	s := newDeviceSite(t)
+	s.create()
+	s.requireClosed()
+	s.requireError(s.tryCreate(t.Context(), &watcher{}), StepPreflight, ErrAlreadySetUp)
+	opened := s.open()
+	if opened.Backing != s.container || opened.Source != "keyfile" {
+		t.Errorf("opened %+v", opened)
+	}
+	s.requireOpen()
+	s.write(filepath.Join(s.store, "picture"), "x")
+	if again := s.open(); !again.Adopted() {
+		t.Errorf("opened %+v", again)
+	}
+	if state, err := s.Inspect(); err != nil || state.ContainerBytes != 64<<20 || state.Backing != s.container || !state.Mounted {
+		t.Errorf("state %+v, %v", state, err)
+	}
+	s.close()
+	s.requireClosed()
+	s.open()
+	s.requireContent(filepath.Join(s.store, "picture"), "x")
+}
+
+// fault 8: a device that carries anything is somebody's.
+func TestUsedDeviceIsRefused(t *testing.T) {
+	for name, use := range map[string]func(*site){
+		"ext4": func(s *site) { s.run("mkfs.ext4", "-q", s.container) },
+		"swap": func(s *site) { s.run("mkswap", s.container) },
+		"LUKS": func(s *site) { s.formatDevice() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newDeviceSite(t)
+			use(s)
+			before := s.run("sha256sum", s.container)
+			s.refusesCreate(StepPreflight, ErrContainerForeign)
+			if after := s.run("sha256sum", s.container); after != before {
+				t.Error("the device has changed")
+			}
+		})
+	}
+}
+
+func (s *site) formatDevice() {
+	key := filepath.Join(s.t.TempDir(), "key")
+	s.write(key, "a foreign key")
+	s.run("cryptsetup", "luksFormat", "--batch-mode", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", key, s.container)
+}
+
+// After a crash the name may be another disk's.
+func TestOtherDeviceAfterCrash(t *testing.T) {
+	s := newDeviceSite(t)
+	s.mustCrash(string(StepKeys))
+	s.run("mkfs.ext4", "-q", "-F", s.container)
+	before := s.run("sha256sum", s.container)
+	s.refusesCreate(StepPreflight, ErrContainerForeign)
+	if after := s.run("sha256sum", s.container); after != before {
+		t.Error("the device has changed")
+	}
+}
+
+func TestCreateOnDeviceAfterCrash(t *testing.T) {
+	for _, step := range []Step{StepFormat, StepKeys, StepMount, StepGuard} {
+		t.Run(string(step), func(t *testing.T) {
+			s := newDeviceSite(t)
+			s.mustCrash(string(step))
+			s.requireUnusable()
+			s.create()
+			s.requireComplete()
+		})
+	}
+}
+
+// A device whose creation failed is blank again.
+func TestFailedCreateWipesDevice(t *testing.T) {
+	s := newDeviceSite(t)
+	err := s.tryCreate(t.Context(), &watcher{before: func(step Step) {
+		if step == StepHeader {
+			s.mkdir(s.store)
+			s.write(filepath.Join(s.store, "picture"), "in clear text") // the guard will refuse it
+		}
+	}})
+	s.requireError(err, StepGuard, ErrStoreNotEmpty)
+	s.requireContent(filepath.Join(s.store, "picture"), "in clear text")
+	if head := s.run("head", "--bytes", "65536", s.container); len(head) == 0 || head != string(make([]byte, len(head))) {
+		t.Errorf("the device is not blank: %.20q", head)
+	}
+	file, err := os.Open(s.container)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if _, err := luks2.Read(file, 64<<20); !errors.Is(err, luks2.ErrNotLUKS2) {
+		t.Error(err)
+	}
+}
+
+// Nothing is made below /dev.
+func TestMissingDeviceIsRefused(t *testing.T) {
+	const missing = "/dev/volume-test-missing"
+	s := newSite(t).again(func(c *config.Config) { c.Volume.Container = missing })
+	s.refusesCreate(StepPreflight, ErrContainerMissing)
+	var stat unix.Stat_t
+	if err := unix.Lstat(missing, &stat); err == nil {
+		t.Errorf("%s was made", missing)
+	}
+}

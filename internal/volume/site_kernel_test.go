@@ -1,0 +1,374 @@
+//go:build kernel
+
+package volume
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/command"
+	"luksmediad/internal/config"
+	"luksmediad/internal/journal"
+	"luksmediad/pkg/mount"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/secret"
+)
+
+// These tests act on the machine: they run as root inside test/kernel/uml.
+
+// site is a configured volume on a disk of the machine.
+type site struct {
+	*Volume
+	t                         *testing.T
+	config                    *config.Config
+	paths                     Paths
+	dir                       string
+	container, keyFile, store string
+	// recovery is the recovery key that create has delivered.
+	recovery string
+}
+
+const siteOwner = 991
+
+// newSite is always in the same folder, which a record names.
+func newSite(t *testing.T, settings ...func(*config.Config)) *site {
+	t.Helper()
+	dir := filepath.Join(os.TempDir(), "volume-test")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := openSite(dir, settings...)
+	s.t = t
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(s.tearDown)
+	return s
+}
+
+// templateFolder keeps a created volume, of which every test gets a copy of its own.
+func templateFolder() string { return filepath.Join(os.TempDir(), "volume-test.template") }
+
+// newCreated is a volume that has been created and is locked.
+func newCreated(t *testing.T) *site {
+	t.Helper()
+	s := newSite(t)
+	if _, err := os.Stat(templateFolder()); err != nil {
+		s.create()
+		s.unguard(s.store)
+		s.run("cp", "--archive", "--sparse=never", s.dir, templateFolder())
+	} else {
+		s.run("cp", "--archive", "--sparse=never", "--no-target-directory", templateFolder(), s.dir)
+	}
+	record, err := s.loadRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.guardAll(record, silent{}); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// openSite is the volume below dir, in whatever process.
+func openSite(dir string, settings ...func(*config.Config)) *site {
+	c := siteConfig(dir)
+	for _, set := range settings {
+		set(c)
+	}
+	paths := Paths{State: filepath.Join(dir, "state"), Runtime: filepath.Join(dir, "run")}
+	return &site{
+		Volume: New(c, paths, command.Runner{}), config: c, paths: paths, dir: dir,
+		container: c.Volume.Container, keyFile: c.Unlock[0].Keyfile.Path, store: c.Stores[0].Path,
+	}
+}
+
+func siteConfig(dir string) *config.Config {
+	return &config.Config{
+		Volume: config.Volume{
+			Name: "volume-test", Container: filepath.Join(dir, "volume.luks"), Size: 64 * config.MiB, Filesystem: config.Ext4,
+		},
+		Stores: []config.Store{siteStore("media", filepath.Join(dir, "media_store"))},
+		Unlock: []config.KeySource{{Keyfile: &config.Keyfile{Path: filepath.Join(dir, "volume.key")}}},
+	}
+}
+
+func siteStore(name, path string) config.Store {
+	return config.Store{Name: name, Path: path, Owner: config.Owner{UID: siteOwner, GID: siteOwner}}
+}
+
+// again is the same site after its configuration has changed.
+func (s *site) again(settings ...func(*config.Config)) *site {
+	other := openSite(s.dir, settings...)
+	other.t = s.t
+	s.t.Cleanup(other.tearDown)
+	return other
+}
+
+// watcher remembers what an operation said and may interfere at the beginning of a step.
+type watcher struct {
+	steps    []Step
+	events   []journal.Event
+	attempts []unlock.Attempt
+	before   func(Step)
+	progress func()
+}
+
+func (w *watcher) Step(step Step) {
+	w.steps = append(w.steps, step)
+	if w.before != nil {
+		w.before(step)
+	}
+}
+
+func (w *watcher) Progress(int64, int64) {
+	if w.progress != nil {
+		w.progress()
+	}
+}
+
+func (w *watcher) Attempt(attempt unlock.Attempt) { w.attempts = append(w.attempts, attempt) }
+
+func (w *watcher) Event(event journal.Event, _ ...journal.Field) { w.events = append(w.events, event) }
+
+// tryCreate keeps the recovery key.
+func (s *site) tryCreate(ctx context.Context, observer Observer) error {
+	_, err := s.Create(ctx, CreateOptions{Deliver: func(key *secret.Key) error {
+		s.recovery = string(key.Bytes())
+		return nil
+	}}, observer)
+	return err
+}
+
+func (s *site) create() {
+	s.t.Helper()
+	if err := s.tryCreate(s.t.Context(), &watcher{}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *site) open() *Opened {
+	s.t.Helper()
+	opened, err := s.Open(s.t.Context(), s.Sources(), &watcher{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return opened
+}
+
+func (s *site) close() {
+	s.t.Helper()
+	if err := s.Close(s.t.Context(), &watcher{}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// refusesOpen wants Open to fail in a step with a class of error.
+func (s *site) refusesOpen(step Step, class error) {
+	s.t.Helper()
+	_, err := s.Open(s.t.Context(), s.Sources(), &watcher{})
+	s.requireError(err, step, class)
+}
+
+// refusesCreate wants Create to fail in a step with a class of error and to leave everything as it was.
+func (s *site) refusesCreate(step Step, class error) {
+	s.t.Helper()
+	before := s.picture()
+	s.requireError(s.tryCreate(s.t.Context(), &watcher{}), step, class)
+	s.requireUnchanged(before)
+}
+
+func (s *site) requireError(err error, step Step, class error) {
+	s.t.Helper()
+	failed, ok := errors.AsType[*StepError](err)
+	if !ok || failed.Step != step || !errors.Is(err, class) {
+		s.t.Errorf("%v instead of %v in step %s", err, class, step)
+	}
+}
+
+// requireClosed wants no trace of the volume in the kernel, told by other tools than the one under test.
+func (s *site) requireClosed() {
+	s.t.Helper()
+	if mappings := s.run("dmsetup", "ls"); strings.Contains(mappings, s.MappingName()) {
+		s.t.Errorf("mappings: %s", mappings)
+	}
+	if _, err := os.Stat(s.container); err == nil {
+		if loops := s.run("losetup", "--associated", s.container); loops != "" {
+			s.t.Errorf("loop devices: %s", loops)
+		}
+	}
+	for _, path := range s.mountPoints() {
+		if mounted, err := mount.At(path); mounted != nil || err != nil {
+			s.t.Errorf("at %s: %+v, %v", path, mounted, err)
+		}
+	}
+}
+
+// requireOpen wants the store to be the volume's and to keep what is written.
+func (s *site) requireOpen() {
+	s.t.Helper()
+	want := s.run("readlink", "--canonicalize", "/dev/mapper/"+s.MappingName()) + "[/stores/media]"
+	if source := s.run("findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", s.store); source != want {
+		s.t.Errorf("at %s: %s, not %s", s.store, source, want)
+	}
+	s.write(filepath.Join(s.store, "probe"), "probe")
+}
+
+// picture is everything that a refused operation must leave as it was.
+func (s *site) picture() string {
+	s.t.Helper()
+	var picture strings.Builder
+	for _, dir := range []string{s.dir, filepath.Dir(s.Root())} {
+		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err == nil && !slices.Contains(s.ownFolders(), path) {
+				err = paint(&picture, path)
+			}
+			return err
+		})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	fmt.Fprintf(&picture, "%s\n%s\n%s", s.run("losetup", "--list", "--noheadings"), s.run("dmsetup", "table"), mounts)
+	return picture.String()
+}
+
+// ownFolders may be made on the way and are not taken back.
+func (s *site) ownFolders() []string {
+	return []string{s.paths.State, filepath.Join(s.paths.State, headersFolder), filepath.Dir(s.Root())}
+}
+
+// paint adds a line on the file at path.
+func paint(picture *strings.Builder, path string) error {
+	var stat unix.Stat_t
+	if err := unix.Lstat(path, &stat); err != nil {
+		return err
+	}
+	var content [sha256.Size]byte
+	if stat.Mode&unix.S_IFMT == unix.S_IFREG {
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		content = sha256.Sum256(whole)
+	}
+	fmt.Fprintf(picture, "%s %o %d:%d inode %d, %x\n", path, stat.Mode, stat.Uid, stat.Gid, stat.Ino, content[:8])
+	return nil
+}
+
+func (s *site) requireUnchanged(before string) {
+	s.t.Helper()
+	if after := s.picture(); after != before {
+		s.t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+func (s *site) run(name string, args ...string) string {
+	s.t.Helper()
+	output, err := s.tryRun(name, args...)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", name, strings.Join(args, " "), err)
+	}
+	return output
+}
+
+func (s *site) tryRun(name string, args ...string) (string, error) {
+	output, err := command.Runner{}.Run(context.WithoutCancel(s.t.Context()), nil, nil, name, args...)
+	return strings.TrimSpace(string(output)), err
+}
+
+func (s *site) write(path, content string) {
+	s.t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *site) requireContent(path, want string) {
+	s.t.Helper()
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, []byte(want)) {
+		s.t.Errorf("%s: %q, %v", path, got, err)
+	}
+}
+
+func (s *site) mkdir(path string) {
+	s.t.Helper()
+	if err := os.Mkdir(path, 0o750); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// mountTmpfs puts a foreign filesystem over path until the test ends.
+func (s *site) mountTmpfs(path string) {
+	s.t.Helper()
+	if err := unix.Mount("tmpfs", path, "tmpfs", 0, ""); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *site) requireTmpfs(path string) {
+	s.t.Helper()
+	if mounted, err := mount.At(path); err != nil || mounted == nil || mounted.Source != "tmpfs" {
+		s.t.Errorf("at %s: %+v, %v", path, mounted, err)
+	}
+}
+
+// tearDown takes back whatever is still there, with other tools than the one under test.
+func (s *site) tearDown() {
+	for _, path := range slices.Backward(s.mountPoints()) {
+		for unix.Unmount(path, unix.UMOUNT_NOFOLLOW) == nil {
+		}
+		s.unguard(path)
+	}
+	if _, err := os.Stat("/dev/mapper/" + s.MappingName()); err == nil {
+		if _, err := s.tryRun("dmsetup", "remove", "--retry", s.MappingName()); err != nil {
+			s.t.Error(err)
+		}
+	}
+	if err := os.RemoveAll(s.Root()); err != nil {
+		s.t.Error(err)
+	}
+}
+
+// unguard makes a bare mount point an ordinary folder again.
+func (s *site) unguard(path string) {
+	s.t.Helper()
+	folder, err := os.OpenFile(path, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return // there is none
+	}
+	defer folder.Close()
+	if err := unix.IoctlSetPointerInt(int(folder.Fd()), unix.FS_IOC_SETFLAGS, 0); err != nil {
+		s.t.Error(err)
+	}
+}
+
+// requireGuarded wants even root to be unable to write where nothing is mounted.
+func (s *site) requireGuarded(paths ...string) {
+	s.t.Helper()
+	for _, path := range paths {
+		if err := os.WriteFile(filepath.Join(path, "file"), nil, 0o600); !errors.Is(err, unix.EPERM) {
+			s.t.Errorf("writing below %s: %v", path, err)
+		}
+	}
+}
