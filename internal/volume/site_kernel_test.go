@@ -326,13 +326,6 @@ func (s *site) mountTmpfs(path string) {
 	}
 }
 
-func (s *site) requireTmpfs(path string) {
-	s.t.Helper()
-	if mounted, err := mount.At(path); err != nil || mounted == nil || mounted.Source != "tmpfs" {
-		s.t.Errorf("at %s: %+v, %v", path, mounted, err)
-	}
-}
-
 // tearDown takes back whatever is still there, with other tools than the one under test.
 func (s *site) tearDown() {
 	for _, path := range slices.Backward(s.mountPoints()) {
