@@ -79,7 +79,7 @@ var conditions = []definition{
 	{code: Filesystem, title: "filesystem checked", impact: FailsReady, dependsOn: []Code{Unlock}},
 	{code: Mount, title: "volume and stores mounted", impact: FailsReady, dependsOn: []Code{Filesystem}},
 	{code: Guard, title: "bare mountpoints refuse writes", impact: FailsHealth},
-	{code: Store, title: "stores moved in", impact: Degrades},
+	{code: Store, title: "stores moved in", impact: Degrades, dependsOn: []Code{Mount}},
 	{
 		code: Write, title: "volume writable", impact: FailsReady, dependsOn: []Code{Mount},
 		reasons: []Reason{ReasonError, ReasonIO, ReasonNoSpace, ReasonNotMounted, ReasonReadOnly, ReasonTimeout},
