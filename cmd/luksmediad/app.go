@@ -59,7 +59,7 @@ func newRootCommand(a *app) *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.AddCommand(newRunCommand(a), newCreateCommand(a), newUnlockCommand(a), newLockCommand(a), newStatusCommand(a),
-		newGateCommand(a), newConfigCommand(a), newVersionCommand(a))
+		newGateCommand(a), newConfigCommand(a), newKeyCommand(a), newHeaderCommand(a), newVersionCommand(a))
 	root.SetHelpCommand(newHelpCommand())
 	a.watchStart(root)
 	return root
@@ -135,7 +135,7 @@ func (a *app) finish(cmd *cobra.Command, err error) int {
 		a.printJSON(result{Type: "result", Class: explained.Class, Error: err.Error(), Next: explained.Next, ExitCode: explained.ExitCode})
 	}
 	for line := range strings.Lines(err.Error()) {
-		fmt.Fprintf(a.stderr, "luksmediad: %s\n", strings.TrimSuffix(line, "\n"))
+		fmt.Fprintf(a.stderr, "luksmediad: %s\n", printable(strings.TrimSuffix(line, "\n")))
 	}
 	if explained.Next != "" {
 		fmt.Fprintf(a.stderr, "type: %s\n", explained.Next)

@@ -63,3 +63,7 @@ func (v *Volume) saveRecord(record *Record) error {
 }
 
 func (v *Volume) recordName() string { return "volume-" + v.Name() }
+
+// Record is what was written down when the volume was created. It fails with [ErrUnfinished] or [ErrNotSetUp] if
+// nothing was.
+func (v *Volume) Record() (*Record, error) { return v.loadRecord() }

@@ -19,6 +19,12 @@ var (
 	ErrLockout = errors.New("TPM in lockout")
 	// ErrPolicy: the PCRs are not what the key was sealed to; see [PolicyError].
 	ErrPolicy = errors.New("policy does not match")
+	// ErrPIN: the PIN is wrong. Where the TPM counts wrong ones, some more lead to [ErrLockout].
+	ErrPIN = errors.New("wrong PIN")
+	// ErrPINNeeded: the key is sealed with a PIN and none was given.
+	ErrPINNeeded = errors.New("PIN needed")
+	// ErrSignature: there is no valid signature about the PCRs of a signed policy.
+	ErrSignature = errors.New("no valid PCR signature")
 	// ErrSRKMismatch: the storage root key is not the one the token names. The TPM was cleared or replaced.
 	ErrSRKMismatch = errors.New("storage root key differs")
 	// ErrSRKForeign: what lies at the handle of the storage root key cannot serve as one.
@@ -44,11 +50,17 @@ type PolicyError struct {
 	PCRs []int
 	// Want is the policy digest of the token, Got the one that the PCRs give now (SHA-256 both).
 	Want, Got []byte
+	// Signed are, in place of Want, the digests that were signed, when the policy is a signed one.
+	Signed [][]byte
 	// Values are the PCRs as they are now, to be compared with what was recorded at enrolment.
 	Values map[int][]byte
 }
 
 func (e *PolicyError) Error() string {
+	if e.Want == nil {
+		return fmt.Sprintf("PCRs %v of bank %s give policy %x, which is none of the %d signed ones: %v",
+			e.PCRs, e.Bank, e.Got, len(e.Signed), ErrPolicy)
+	}
 	return fmt.Sprintf("PCRs %v of bank %s give policy %s, the key is sealed to %s: %v",
 		e.PCRs, e.Bank, hex.EncodeToString(e.Got), hex.EncodeToString(e.Want), ErrPolicy)
 }
@@ -69,10 +81,10 @@ func failure(what string, err error) error {
 	return fmt.Errorf("cannot %s: %w: %w", what, ErrFailed, err)
 }
 
-// hasClass tells whether err comes from the bus, and not from go-tpm refusing a response.
+// hasClass tells whether err comes from the bus or from here, and not from go-tpm refusing a response.
 func hasClass(err error) bool {
 	for _, class := range []error{
-		ErrAbsent, ErrBusy, ErrTimeout, ErrFailed, context.Canceled, context.DeadlineExceeded,
+		ErrAbsent, ErrBusy, ErrTimeout, ErrFailed, ErrPolicy, ErrSignature, context.Canceled, context.DeadlineExceeded,
 	} {
 		if errors.Is(err, class) {
 			return true

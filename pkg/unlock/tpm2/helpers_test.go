@@ -37,11 +37,24 @@ func newKey(t *testing.T) *secret.Key {
 	return key
 }
 
+func newPIN(t *testing.T, text string) *secret.Key {
+	t.Helper()
+	pin, err := secret.From([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pin.Wipe)
+	return pin
+}
+
 func seal(t *testing.T, s *swtpm.TPM, key *secret.Key, pcrs ...int) *Token {
 	t.Helper()
-	token, err := with(t, s, func(d *Device) (*Token, error) {
-		return d.Seal(t.Context(), key, SealOptions{PCRs: pcrs})
-	})
+	return sealWith(t, s, key, SealOptions{PCRs: pcrs})
+}
+
+func sealWith(t *testing.T, s *swtpm.TPM, key *secret.Key, opts SealOptions) *Token {
+	t.Helper()
+	token, err := with(t, s, func(d *Device) (*Token, error) { return d.Seal(t.Context(), key, opts) })
 	if err != nil {
 		t.Fatalf("Seal: %v", err)
 	}
@@ -51,7 +64,12 @@ func seal(t *testing.T, s *swtpm.TPM, key *secret.Key, pcrs ...int) *Token {
 
 func unseal(t *testing.T, s *swtpm.TPM, token *Token) (*secret.Key, error) {
 	t.Helper()
-	return with(t, s, func(d *Device) (*secret.Key, error) { return d.Unseal(t.Context(), token) })
+	return unsealWith(t, s, token, UnsealOptions{})
+}
+
+func unsealWith(t *testing.T, s *swtpm.TPM, token *Token, opts UnsealOptions) (*secret.Key, error) {
+	t.Helper()
+	return with(t, s, func(d *Device) (*secret.Key, error) { return d.UnsealWith(t.Context(), token, opts) })
 }
 
 func readPCRs(t *testing.T, s *swtpm.TPM, bank Bank, pcrs []int) map[int][]byte {
@@ -66,7 +84,12 @@ func readPCRs(t *testing.T, s *swtpm.TPM, bank Bank, pcrs []int) map[int][]byte 
 // wantKey unseals and compares.
 func wantKey(t *testing.T, s *swtpm.TPM, token *Token, want *secret.Key) {
 	t.Helper()
-	got, err := unseal(t, s, token)
+	wantKeyWith(t, s, token, UnsealOptions{}, want)
+}
+
+func wantKeyWith(t *testing.T, s *swtpm.TPM, token *Token, opts UnsealOptions, want *secret.Key) {
+	t.Helper()
+	got, err := unsealWith(t, s, token, opts)
 	if err != nil {
 		t.Errorf("Unseal: %v", err)
 		return

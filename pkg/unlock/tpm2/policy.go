@@ -2,11 +2,15 @@ package tpm2
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"luksmediad/pkg/unlock/secret"
 )
 
 // digestSize is the size in bytes of every policy digest here: SHA-256, as the name algorithm of the sealed object.
@@ -18,37 +22,78 @@ type Policy struct {
 	PCRs []int
 	// PIN says that the object's authorisation value has to be known as well.
 	PIN bool
+	// Signer has to have signed the values of SignedPCRs, of the same bank; nil if nobody has.
+	Signer     *rsa.PublicKey
+	SignedPCRs []int
 }
 
-// Digest computes the policy digest for the given PCR values (TPM 2.0 Library,
-// Part 3, TPM2_PolicyPCR and TPM2_PolicyAuthValue, in the order of systemd
-// src/shared/tpm2-util.c, tpm2_calculate_sealing_policy). A policy that asks for
-// nothing has a digest of zeros. A value that is missing or of the wrong size is
-// [ErrBankUnavailable].
+// Digest computes the policy digest for the given values of PCRs; it does not
+// depend on those of SignedPCRs. The steps are those of TPM 2.0 Library, Part 3,
+// TPM2_PolicyAuthorize, TPM2_PolicyPCR and TPM2_PolicyAuthValue, in the order of
+// systemd src/shared/tpm2-util.c, tpm2_calculate_sealing_policy. A policy that
+// asks for nothing has a digest of zeros. A value that is missing or of the
+// wrong size is [ErrBankUnavailable].
 func (p Policy) Digest(values map[int][]byte) ([]byte, error) {
+	steps, err := p.steps(values)
+	if err != nil {
+		return nil, err
+	}
+	return digestOf(steps...)
+}
+
+func digestOf(steps ...tpm2.PolicyCommand) ([]byte, error) {
 	calculator, err := tpm2.NewPolicyCalculator(tpm2.TPMAlgSHA256)
 	if err != nil {
 		return nil, err
 	}
-	if len(p.PCRs) > 0 {
-		command, err := p.commandPCR(values)
-		if err != nil {
-			return nil, err
-		}
-		if err := command.Update(calculator); err != nil {
-			return nil, err
-		}
-	}
-	if p.PIN {
-		if err := (tpm2.PolicyAuthValue{}).Update(calculator); err != nil {
+	for _, step := range steps {
+		if err := step.Update(calculator); err != nil {
 			return nil, err
 		}
 	}
 	return calculator.Hash().Digest, nil
 }
 
-func (p Policy) commandPCR(values map[int][]byte) (tpm2.PolicyPCR, error) {
-	algorithm, err := p.Bank.algorithm()
+func (p Policy) steps(values map[int][]byte) (steps []tpm2.PolicyCommand, err error) {
+	if p.Signer != nil {
+		name, err := signerName(p.Signer)
+		if err != nil {
+			return nil, err
+		}
+		steps = append(steps, tpm2.PolicyAuthorize{KeySign: tpm2.TPM2BName{Buffer: name}})
+	}
+	if len(p.PCRs) > 0 {
+		step, err := commandPCR(p.Bank, p.PCRs, values)
+		if err != nil {
+			return nil, err
+		}
+		steps = append(steps, step)
+	}
+	if p.PIN {
+		steps = append(steps, tpm2.PolicyAuthValue{})
+	}
+	return steps, nil
+}
+
+// accepted tells whether the signer accepts the values of the signed PCRs.
+func (p Policy) accepted(values map[int][]byte, signatures *Signatures) (bool, error) {
+	step, err := commandPCR(p.Bank, p.SignedPCRs, values)
+	if err != nil {
+		return false, err
+	}
+	digest, err := digestOf(step)
+	if err != nil {
+		return false, err
+	}
+	_, err = signatures.verified(p, digest)
+	if errors.Is(err, ErrPolicy) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func commandPCR(bank Bank, pcrs []int, values map[int][]byte) (tpm2.PolicyPCR, error) {
+	algorithm, err := bank.algorithm()
 	if err != nil {
 		return tpm2.PolicyPCR{}, err
 	}
@@ -57,58 +102,101 @@ func (p Policy) commandPCR(values map[int][]byte) (tpm2.PolicyPCR, error) {
 		return tpm2.PolicyPCR{}, err
 	}
 	digest := sha256.New()
-	for _, pcr := range slices.Sorted(slices.Values(p.PCRs)) {
+	for _, pcr := range slices.Sorted(slices.Values(pcrs)) {
 		if len(values[pcr]) != hash.Size() {
-			return tpm2.PolicyPCR{}, fmt.Errorf("no value of %s PCR %d: %w", p.Bank, pcr, ErrBankUnavailable)
+			return tpm2.PolicyPCR{}, fmt.Errorf("no value of %s PCR %d: %w", bank, pcr, ErrBankUnavailable)
 		}
 		digest.Write(values[pcr])
 	}
 	return tpm2.PolicyPCR{
 		PcrDigest: tpm2.TPM2BDigest{Buffer: digest.Sum(nil)},
-		Pcrs:      selection(algorithm, p.PCRs),
+		Pcrs:      selection(algorithm, pcrs),
 	}, nil
 }
 
+// proof is a policy with what satisfies it.
+type proof struct {
+	Policy
+	// auth is the authorisation value, nil without PIN.
+	auth       *secret.Key
+	signatures *Signatures
+}
+
 // satisfy takes the steps of the policy in a session.
-func (p Policy) satisfy(tpm bus, session tpm2.TPMHandle) error {
-	if len(p.PCRs) == 0 {
+func (p proof) satisfy(tpm bus, session tpm2.TPMHandle) error {
+	if p.Signer != nil {
+		if err := tpm.policyPCR(session, p.Bank, p.SignedPCRs); err != nil {
+			return err
+		}
+		if err := tpm.authorize(session, p.Policy, p.signatures); err != nil {
+			return err
+		}
+	}
+	if len(p.PCRs) > 0 {
+		if err := tpm.policyPCR(session, p.Bank, p.PCRs); err != nil {
+			return err
+		}
+	}
+	if !p.PIN {
 		return nil
 	}
-	algorithm, err := p.Bank.algorithm()
-	if err != nil {
-		return err
-	}
-	_, err = tpm2.PolicyPCR{PolicySession: session, Pcrs: selection(algorithm, p.PCRs)}.Execute(tpm)
+	_, err := tpm2.PolicyAuthValue{PolicySession: session}.Execute(tpm)
 	return err
 }
 
-// Policy is the policy of the token. Those that depend on more than PCRs and
-// PIN are [ErrUnsupported].
+func (b bus) policyPCR(session tpm2.TPMHandle, bank Bank, pcrs []int) error {
+	algorithm, err := bank.algorithm()
+	if err != nil {
+		return err
+	}
+	_, err = tpm2.PolicyPCR{PolicySession: session, Pcrs: selection(algorithm, pcrs)}.Execute(b)
+	return err
+}
+
+// Policy is the policy of the token. One kept by systemd-pcrlock and one signed
+// with another key than RSA are [ErrUnsupported], a key that is none [ErrToken].
 func (t *Token) Policy() (Policy, error) {
+	policy := Policy{Bank: t.Bank, PCRs: t.PCRs, PIN: t.PIN, SignedPCRs: t.PubkeyPCRs}
+	if policy.Bank == "" {
+		policy.Bank = SHA256 // what systemd used before it wrote the bank down (version 250)
+	}
 	switch {
 	case t.PCRLock || t.PCRLockNV != nil:
 		return Policy{}, fmt.Errorf("policy kept by systemd-pcrlock: %w", ErrUnsupported)
-	case t.Pubkey != nil || len(t.PubkeyPCRs) > 0:
-		return Policy{}, fmt.Errorf("signed PCR policy: %w", ErrUnsupported)
+	case (t.Pubkey == nil) != (len(t.PubkeyPCRs) == 0):
+		return Policy{}, malformed("tpm2_pubkey and tpm2_pubkey_pcrs do not go together")
+	case t.Pubkey == nil:
+		return policy, nil
 	}
-	bank := t.Bank
-	if bank == "" {
-		bank = SHA256 // what systemd used before it wrote the bank down (version 250)
-	}
-	return Policy{Bank: bank, PCRs: t.PCRs, PIN: t.PIN}, nil
+	var err error
+	policy.Signer, err = parseSigner(t.Pubkey)
+	return policy, err
 }
 
-// PolicyMatches tells whether the token could be unsealed while the PCRs of its
-// policy have these values. It needs no TPM, so that drift is found without
-// unsealing anything. The classes are [ErrUnsupported] and [ErrBankUnavailable].
+// PolicyMatches is [Token.PolicyMatchesWith] without signatures.
 func (t *Token) PolicyMatches(values map[int][]byte) (bool, error) {
+	return t.PolicyMatchesWith(values, nil)
+}
+
+// PolicyMatchesWith tells whether the token could be unsealed, with its PIN if
+// it has one, while its PCRs and PubkeyPCRs have these values. It needs no TPM,
+// so that drift is found without unsealing anything. The classes are [ErrToken],
+// [ErrUnsupported], [ErrBankUnavailable] and [ErrSignature].
+func (t *Token) PolicyMatchesWith(values map[int][]byte, signatures *Signatures) (bool, error) {
 	policy, err := t.Policy()
 	if err != nil {
 		return false, err
 	}
 	digest, err := policy.Digest(values)
-	if err != nil {
-		return false, err
+	if err != nil || !bytes.Equal(digest, t.PolicyHash) || policy.Signer == nil {
+		return err == nil && bytes.Equal(digest, t.PolicyHash), err
 	}
-	return bytes.Equal(digest, t.PolicyHash), nil
+	if signatures == nil {
+		return false, errNoSignatures()
+	}
+	return policy.accepted(values, signatures)
+}
+
+func errNoSignatures() error {
+	return fmt.Errorf("PCR policy is signed, and signatures are not at hand: %w", ErrSignature)
 }

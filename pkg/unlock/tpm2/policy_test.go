@@ -17,15 +17,15 @@ func TestPolicyDigest(t *testing.T) {
 		values map[int][]byte
 		want   string
 	}{
-		{"PCR 7", Policy{SHA256, []int{7}, false}, map[int][]byte{7: zero},
+		{"PCR 7", Policy{Bank: SHA256, PCRs: []int{7}}, map[int][]byte{7: zero},
 			"8b5682d81b29435d08d79278150611dc7e5923b2fefcce684a09577b40130a8b"},
-		{"PCR 7 and PIN", Policy{SHA256, []int{7}, true}, map[int][]byte{7: zero},
+		{"PCR 7 and PIN", Policy{Bank: SHA256, PCRs: []int{7}, PIN: true}, map[int][]byte{7: zero},
 			"b8db92fae7c1e0c588e7352d2fc10f27c7b384e32f706a520cb10bf7ffee8970"},
 		{"PIN", Policy{PIN: true}, nil,
 			"8fcd2169ab92694e0c633f1ab772842b8241bbc20288981fc7ac1eddc1fddb0e"},
-		{"PCRs 0 and 7", Policy{SHA256, []int{7, 0}, false}, map[int][]byte{0: zero, 7: zero},
+		{"PCRs 0 and 7", Policy{Bank: SHA256, PCRs: []int{7, 0}}, map[int][]byte{0: zero, 7: zero},
 			"02e3642b3e29eeccfffd8031c00a6f0a0febe5ceea2f6ef6b0322fe81598cf31"},
-		{"PCR 7 of ones", Policy{SHA256, []int{7}, false}, map[int][]byte{7: ones},
+		{"PCR 7 of ones", Policy{Bank: SHA256, PCRs: []int{7}}, map[int][]byte{7: ones},
 			"3fba4993f86fdb1703456bdb8b4e0740e7efcab8e8eb74105a1b590164718e60"},
 		{"nothing", Policy{}, nil,
 			"0000000000000000000000000000000000000000000000000000000000000000"},
@@ -62,7 +62,7 @@ func TestPolicyMatchesFindsDrift(t *testing.T) {
 	if same, err := token.PolicyMatches(live()); same || err != nil {
 		t.Errorf("PolicyMatches after an extend = %v, %v", same, err)
 	}
-	token.Pubkey = []byte("PEM")
+	token.PCRLock = true
 	_, err := token.PolicyMatches(live())
 	wantClass(t, err, ErrUnsupported)
 }

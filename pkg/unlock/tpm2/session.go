@@ -31,29 +31,34 @@ func (b bus) authSession(salt *parent) (session tpm2.Session, end func(), err er
 }
 
 // policySession opens a session that satisfies the policy and encrypts what comes out.
-func (b bus) policySession(salt *parent, policy Policy) (session tpm2.Session, end func(), err error) {
-	s, _, err := tpm2.PolicySession(b, tpm2.TPMAlgSHA256, nonceSize,
-		tpm2.Salted(salt.handle, *salt.public), tpm2.AESEncryption(sessionKeyBits, tpm2.EncryptOut))
+func (b bus) policySession(salt *parent, policy proof) (session tpm2.Session, end func(), err error) {
+	s, err := b.startPolicy(salt, policy.auth)
 	if err != nil {
 		return nil, nil, failure("open a policy session", err)
 	}
-	if err := policy.satisfy(b, s.Handle()); err != nil {
-		b.flush(s.Handle())
+	end = func() {
+		s.key.Wipe()
+		b.flush(s.handle)
+	}
+	if err := policy.satisfy(b, s.handle); err != nil {
+		end()
 		return nil, nil, failure("satisfy the policy", err)
 	}
-	return s, func() { b.flush(s.Handle()) }, nil
+	return s, end, nil
 }
 
 // sealing puts the key into the command at the last moment, where go-tpm is
 // about to encrypt it in place, so that it is nowhere on the heap in clear.
 type sealing struct {
 	tpm2.Session
-	key *secret.Key
+	key, auth *secret.Key
 }
 
-// Encrypt implements [tpm2.Session]. The parameter is a TPMS_SENSITIVE_CREATE
-// whose data, at its end, is zeros of the size of the key.
+// Encrypt implements [tpm2.Session]. The parameter is a TPMS_SENSITIVE_CREATE:
+// the authorisation value behind its size, and at the end the data, both zeros
+// so far.
 func (s sealing) Encrypt(parameter []byte) error {
+	copy(parameter[2:], s.auth.Bytes())
 	copy(parameter[len(parameter)-s.key.Len():], s.key.Bytes())
 	err := s.Session.Encrypt(parameter)
 	if err != nil {

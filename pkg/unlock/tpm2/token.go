@@ -29,7 +29,7 @@ type Token struct {
 	Keyslots []int
 	// Private is the content of the TPM2B_PRIVATE of the sealed object, Public that of its TPM2B_PUBLIC.
 	Private, Public []byte
-	// Seed is set in tokens made on another machine for this TPM, which would have to be imported.
+	// Seed is set in tokens made on another machine for this TPM (systemd 255, --tpm2-device-key=).
 	Seed []byte
 	// PCRs that the policy takes literally, none for a policy that does not look at PCRs.
 	PCRs []int

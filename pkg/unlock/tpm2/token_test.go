@@ -61,29 +61,39 @@ func TestTokenOfSystemd252(t *testing.T) {
 	}
 }
 
+// shape is a token's JSON in its order, with the length of what differs from key to key.
+func shape(data []byte) (names []string) {
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	for {
+		token, err := decoder.Token()
+		if err != nil {
+			return names
+		}
+		if text, ok := token.(string); ok && len(text) > 40 {
+			token = len(text)
+		}
+		names = append(names, string(must(json.Marshal(token))))
+	}
+}
+
 // Our token has the fields of systemd's, in its order, and all but the keys' bytes are the same.
 func TestSealWritesTheTokenOfSystemd257(t *testing.T) {
 	s := swtpm.Start(t)
 	s.Extend(7, "boot")
-	ours, err := seal(t, s, newKey(t), 7).MarshalJSON()
-	if err != nil {
-		t.Fatal(err)
-	}
-	shape := func(data []byte) (names []string) {
-		decoder := json.NewDecoder(bytes.NewReader(data))
-		for {
-			token, err := decoder.Token()
-			if err != nil {
-				return names
-			}
-			if text, ok := token.(string); ok && len(text) > 40 {
-				token = len(text)
-			}
-			names = append(names, strings.TrimSpace(string(must(json.Marshal(token)))))
+	for name, opts := range map[string]SealOptions{
+		"systemd257-pcr7":   {PCRs: []int{7}},
+		"systemd257-none":   {},
+		"systemd257-sha384": {PCRs: []int{7}, Bank: SHA384},
+		"systemd257-pin":    {PCRs: []int{7}, PIN: newPIN(t, "1234")},
+	} {
+		token := sealWith(t, s, newKey(t), opts)
+		if got, want := shape(must(token.MarshalJSON())), shape(sample(t, name)); !slices.Equal(got, want) {
+			t.Errorf("our token is\n%v, that of %s is\n%v", got, name, want)
 		}
-	}
-	if got, want := shape(ours), shape(sample(t, "systemd257-pcr7")); !slices.Equal(got, want) {
-		t.Errorf("our token is\n%v, systemd's is\n%v", got, want)
+		theirs := must(ParseToken(sample(t, name)))
+		if attributes := theirs.Public[4:8]; !bytes.Equal(token.Public[4:8], attributes) {
+			t.Errorf("our object has attributes %x, that of %s has %x", token.Public[4:8], name, attributes)
+		}
 	}
 }
 
@@ -165,6 +175,9 @@ func TestParseTokenRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, err := ParseToken(edit(t, good, test.changes))
 			wantClass(t, err, test.class)
+			if strings.Contains(name, "shards") && !strings.Contains(err.Error(), "secret in shards") {
+				t.Errorf("error %q does not name the shards", err)
+			}
 		})
 	}
 }
@@ -186,22 +199,28 @@ func TestParseTokenRefusesJSON(t *testing.T) {
 	}
 }
 
-// What Unseal cannot handle can be listed all the same, and says why.
-func TestTokensForLater(t *testing.T) {
-	lock := edit(t, sample(t, "systemd257-none"), map[string]any{"tpm2_pcrlock": true})
-	for reason, data := range map[string][]byte{
-		"signed PCR policy":              sample(t, "systemd257-signed"),
-		"policy kept by systemd-pcrlock": lock,
-		"token with a PIN":               sample(t, "systemd257-pin"),
+// What Unseal cannot handle, or not without help, can be listed all the same, and says why.
+func TestTokensThatNeedMore(t *testing.T) {
+	none := sample(t, "systemd257-none")
+	for reason, test := range map[string]struct {
+		data  []byte
+		class error
+	}{
+		"PCR policy is signed":           {sample(t, "systemd257-signed"), ErrSignature},
+		"policy kept by systemd-pcrlock": {edit(t, none, map[string]any{"tpm2_pcrlock": true}), ErrUnsupported},
+		"policy kept by systemd-pcrlock:": {edit(t, none, map[string]any{
+			"tpm2_pcrlock": true, "tpm2_pcrlock_nv": "AAA="}), ErrUnsupported},
+		"PIN needed":  {sample(t, "systemd257-pin"), ErrPINNeeded},
+		"PIN needed:": {sample(t, "systemd252-pin"), ErrPINNeeded},
 	} {
-		token, err := ParseToken(data)
+		token, err := ParseToken(test.data)
 		if err != nil {
 			t.Errorf("%s: %v", reason, err)
 			continue
 		}
-		_, err = token.unsealable()
-		wantClass(t, err, ErrUnsupported)
-		if !strings.HasPrefix(err.Error(), reason) {
+		_, err = token.prove(UnsealOptions{})
+		wantClass(t, err, test.class)
+		if err != nil && !strings.HasPrefix(err.Error(), strings.TrimSuffix(reason, ":")) {
 			t.Errorf("error is %q, want it to start with %q", err, reason)
 		}
 	}

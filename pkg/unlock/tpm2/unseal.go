@@ -15,48 +15,94 @@ import (
 // the time (https://github.com/systemd/systemd/issues/24906).
 const policyTries = 5
 
-// Unseal gives the sealed bytes, whose base64 is the passphrase of the token's
-// keyslot. The caller wipes them.
+// UnsealOptions is what some tokens ask for.
+type UnsealOptions struct {
+	// PIN for a token that has one (see [Token]); nil for none. It stays the caller's.
+	PIN *secret.Key
+	// Signatures for tokens with a signed PCR policy; nil for none.
+	Signatures *Signatures
+}
+
+// Unseal is [Device.UnsealWith] for tokens that ask for nothing: others are
+// [ErrPINNeeded] and [ErrSignature].
+func (d *Device) Unseal(ctx context.Context, t *Token) (*secret.Key, error) {
+	return d.UnsealWith(ctx, t, UnsealOptions{})
+}
+
+// UnsealWith gives the sealed bytes, whose base64 is the passphrase of the
+// token's keyslot. The caller wipes them.
 //
 // Of the classes, [ErrUnsupported], [ErrToken], [ErrSRKMismatch], [ErrPolicy] (a
-// [*PolicyError]) and [ErrBankUnavailable] speak of the token, so that another
-// token may do; all others speak of the TPM.
-func (d *Device) Unseal(ctx context.Context, t *Token) (*secret.Key, error) {
+// [*PolicyError]), [ErrBankUnavailable], [ErrPIN], [ErrPINNeeded] and
+// [ErrSignature] speak of the token, so that another token may do; all others
+// speak of the TPM. [ErrLockout] comes as a [*LockoutError]. A PIN is tried once,
+// and only where the PCRs match.
+func (d *Device) UnsealWith(ctx context.Context, t *Token, opts UnsealOptions) (*secret.Key, error) {
 	tpm, end := d.begin(ctx)
 	defer end()
-	policy, err := t.unsealable()
+	p, err := t.prove(opts)
 	if err != nil {
 		return nil, fmt.Errorf("cannot unseal the key: %w", err)
 	}
-	under, release, err := tpm.parentOf(t)
-	if err != nil {
-		return nil, fmt.Errorf("cannot unseal the key: %w", err)
-	}
-	defer release()
-	object, err := tpm.load(t, under)
-	if err != nil {
-		return nil, err
-	}
-	defer tpm.flush(object.Handle)
-	key, err := tpm.unseal(object, under, policy)
-	if errors.Is(err, ErrPolicy) {
-		return nil, tpm.explain(t, policy, err)
+	defer p.auth.Wipe()
+	key, err := tpm.unsealToken(t, p)
+	switch {
+	case errors.Is(err, ErrPolicy):
+		return nil, tpm.explain(t, p.Policy, err)
+	case errors.Is(err, ErrLockout):
+		return nil, tpm.explainLockout(err)
 	}
 	return key, err
 }
 
-// unsealable gives the policy if Unseal can satisfy it.
-func (t *Token) unsealable() (Policy, error) {
+func (b bus) unsealToken(t *Token, p proof) (*secret.Key, error) {
+	under, release, err := b.parentOf(t)
+	if err != nil {
+		return nil, fmt.Errorf("cannot unseal the key: %w", err)
+	}
+	defer release()
+	object, err := b.load(t, under)
+	if err != nil {
+		return nil, err
+	}
+	defer b.flush(object.Handle)
+	if err := b.settleBank(t, &p); err != nil {
+		return nil, fmt.Errorf("cannot unseal the key: %w", err)
+	}
+	return b.unseal(object, under, p)
+}
+
+// prove gives the policy with what satisfies it, if Unseal can. The caller wipes auth.
+func (t *Token) prove(opts UnsealOptions) (proof, error) {
 	policy, err := t.Policy()
 	switch {
 	case err != nil:
-		return Policy{}, err
-	case policy.PIN:
-		return Policy{}, fmt.Errorf("token with a PIN: %w", ErrUnsupported)
-	case len(t.Seed) > 0:
-		return Policy{}, fmt.Errorf("key sealed on another machine: %w", ErrUnsupported)
+		return proof{}, err
+	case policy.Signer != nil && opts.Signatures == nil:
+		return proof{}, errNoSignatures()
+	case policy.PIN && opts.PIN.Len() == 0:
+		return proof{}, ErrPINNeeded
 	}
-	return policy, nil
+	p := proof{Policy: policy, signatures: opts.Signatures}
+	if policy.PIN {
+		p.auth, err = authValue(opts.PIN, t.Salt)
+	}
+	return p, err
+}
+
+// settleBank chooses for a token that names no bank because all its PCRs are
+// signed ones, as since version 256: SHA-256, or else SHA-1 (systemd
+// src/shared/tpm2-util.c, tpm2_get_best_pcr_bank).
+func (b bus) settleBank(t *Token, p *proof) error {
+	if t.Bank != "" || p.Signer == nil || len(p.PCRs) > 0 {
+		return nil
+	}
+	_, err := b.readPCRs(p.Bank, p.SignedPCRs)
+	if errors.Is(err, ErrBankUnavailable) {
+		p.Bank = SHA1
+		return nil
+	}
+	return err
 }
 
 // parentOf gives the key under which the token is sealed, until release.
@@ -73,16 +119,17 @@ func (b bus) parentOf(t *Token) (under *parent, release func(), err error) {
 
 // load brings the sealed object into the TPM.
 func (b bus) load(t *Token, under *parent) (tpm2.NamedHandle, error) {
+	private, err := b.private(t, under)
+	if err != nil {
+		return tpm2.NamedHandle{}, t.loadFailure(err)
+	}
 	loaded, err := tpm2.Load{
 		ParentHandle: under.named(),
-		InPrivate:    tpm2.TPM2BPrivate{Buffer: t.Private},
+		InPrivate:    private,
 		InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](t.Public),
 	}.Execute(b)
-	if errors.Is(err, tpm2.TPMRCIntegrity) {
-		return tpm2.NamedHandle{}, fmt.Errorf("cannot load the sealed key: %w: %w", t.foreignClass(), err)
-	}
 	if err != nil {
-		return tpm2.NamedHandle{}, failure("load the sealed key", err)
+		return tpm2.NamedHandle{}, t.loadFailure(err)
 	}
 	// Computed, not taken from the response: who sits between could tell any Name.
 	name, err := nameOf(t.Public)
@@ -93,18 +140,42 @@ func (b bus) load(t *Token, under *parent) (tpm2.NamedHandle, error) {
 	return tpm2.NamedHandle{Handle: loaded.ObjectHandle, Name: tpm2.TPM2BName{Buffer: name}}, nil
 }
 
-// foreignClass is the class for an object that its parent does not recognize.
-// Without recorded storage root key only another TPM seed explains it; where
-// that key has just been compared, the object itself is damaged.
-func (t *Token) foreignClass() error {
-	if t.SRK == nil {
-		return ErrSRKMismatch
+// private is the private area of the sealed object. That of a key sealed
+// elsewhere, to the public part of this TPM's storage root key, has to be imported
+// first (systemd src/shared/tpm2-util.c, tpm2_calculate_seal and tpm2_import).
+func (b bus) private(t *Token, under *parent) (tpm2.TPM2BPrivate, error) {
+	private := tpm2.TPM2BPrivate{Buffer: t.Private}
+	if len(t.Seed) == 0 {
+		return private, nil
 	}
-	return ErrToken
+	imported, err := tpm2.Import{
+		ParentHandle: under.named(),
+		ObjectPublic: tpm2.BytesAs2B[tpm2.TPMTPublic](t.Public),
+		Duplicate:    private,
+		InSymSeed:    tpm2.TPM2BEncryptedSecret{Buffer: t.Seed},
+		Symmetric:    tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgNull},
+	}.Execute(b)
+	if err != nil {
+		return tpm2.TPM2BPrivate{}, err
+	}
+	return imported.OutPrivate, nil
+}
+
+// loadFailure tells an object that its parent does not recognize. Without
+// recorded storage root key only another TPM seed explains it; where that key has
+// just been compared, the object itself is damaged.
+func (t *Token) loadFailure(err error) error {
+	switch {
+	case !errors.Is(err, tpm2.TPMRCIntegrity):
+		return failure("load the sealed key", err)
+	case t.SRK == nil:
+		return fmt.Errorf("cannot load the sealed key: %w: %w", ErrSRKMismatch, err)
+	}
+	return fmt.Errorf("cannot load the sealed key: %w: %w", ErrToken, err)
 }
 
 // unseal satisfies the policy and unseals, again if a PCR moves in between.
-func (b bus) unseal(object tpm2.NamedHandle, under *parent, policy Policy) (key *secret.Key, err error) {
+func (b bus) unseal(object tpm2.NamedHandle, under *parent, policy proof) (key *secret.Key, err error) {
 	for range policyTries {
 		key, err = b.unsealOnce(object, under, policy)
 		if !errors.Is(err, tpm2.TPMRCPCRChanged) {
@@ -114,7 +185,7 @@ func (b bus) unseal(object tpm2.NamedHandle, under *parent, policy Policy) (key 
 	return key, err
 }
 
-func (b bus) unsealOnce(object tpm2.NamedHandle, under *parent, policy Policy) (*secret.Key, error) {
+func (b bus) unsealOnce(object tpm2.NamedHandle, under *parent, policy proof) (*secret.Key, error) {
 	session, end, err := b.policySession(under, policy)
 	if err != nil {
 		return nil, err
@@ -124,28 +195,40 @@ func (b bus) unsealOnce(object tpm2.NamedHandle, under *parent, policy Policy) (
 	_, err = tpm2.Unseal{
 		ItemHandle: tpm2.AuthHandle{Handle: object.Handle, Name: object.Name, Auth: taker},
 	}.Execute(b)
-	if err != nil {
-		taker.key.Wipe()
-		return nil, failure("unseal the key", err)
+	if err == nil {
+		return taker.key, nil
 	}
-	return taker.key, nil
+	taker.key.Wipe()
+	if policy.PIN && isWrongAuth(err) {
+		return nil, fmt.Errorf("cannot unseal the key: %w: %w", ErrPIN, err)
+	}
+	return nil, failure("unseal the key", err)
+}
+
+// isWrongAuth tells the code for a wrong authorisation value, with and without
+// the TPM counting it (TPM 2.0 Library, Part 2, "TPM_RC").
+func isWrongAuth(err error) bool {
+	return errors.Is(err, tpm2.TPMRCAuthFail) || errors.Is(err, tpm2.TPMRCBadAuth)
 }
 
 // explain replaces the TPM's refusal by what the PCRs say: that they moved, or
 // that the bank is gone. It keeps the refusal where they cannot be read.
 func (b bus) explain(t *Token, policy Policy, refusal error) error {
-	values, err := b.readPCRs(policy.Bank, policy.PCRs)
+	told := &PolicyError{Bank: policy.Bank, PCRs: policy.PCRs, Want: t.PolicyHash}
+	signed := errors.As(refusal, &told)
+	values, err := b.readPCRs(told.Bank, told.PCRs)
 	switch {
 	case errors.Is(err, ErrBankUnavailable):
 		return fmt.Errorf("cannot unseal the key: %w", err)
 	case err != nil:
 		return refusal
 	}
-	got, err := policy.Digest(values)
-	if err != nil {
+	told.Values = values
+	if signed {
 		return refusal
 	}
-	return fmt.Errorf("cannot unseal the key: %w", &PolicyError{
-		Bank: policy.Bank, PCRs: policy.PCRs, Want: t.PolicyHash, Got: got, Values: values,
-	})
+	if told.Got, err = policy.Digest(values); err != nil {
+		return refusal
+	}
+	return fmt.Errorf("cannot unseal the key: %w", told)
 }

@@ -2,8 +2,11 @@ package tpm2
 
 import (
 	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"reflect"
+	"slices"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -157,19 +160,77 @@ func wantNoHandles(t *testing.T, s *swtpm.TPM) {
 
 func TestUnsealRefusesWhatItCannot(t *testing.T) {
 	s := swtpm.Start(t)
-	for name, change := range map[string]func(*Token){
-		"PIN":     func(token *Token) { token.PIN = true },
-		"pcrlock": func(token *Token) { token.PCRLock = true },
-		"signed":  func(token *Token) { token.Pubkey = []byte("-----BEGIN PUBLIC KEY-----") },
-		"seed":    func(token *Token) { token.Seed = []byte{1} },
+	signed := must(ParseToken(sample(t, "systemd257-signed")))
+	for name, test := range map[string]struct {
+		change func(*Token)
+		class  error
+	}{
+		"no PIN":             {func(token *Token) { token.PIN = true }, ErrPINNeeded},
+		"pcrlock":            {func(token *Token) { token.PCRLock = true }, ErrUnsupported},
+		"no signatures":      {func(token *Token) { token.Pubkey, token.PubkeyPCRs = signed.Pubkey, []int{11} }, ErrSignature},
+		"signer no PEM":      {func(token *Token) { token.Pubkey, token.PubkeyPCRs = []byte("key"), []int{11} }, ErrToken},
+		"signer of no PCRs":  {func(token *Token) { token.Pubkey = signed.Pubkey }, ErrToken},
+		"PCRs of no signer":  {func(token *Token) { token.PubkeyPCRs = []int{11} }, ErrToken},
+		"signer no key":      {func(token *Token) { token.Pubkey, token.PubkeyPCRs = pemOf([]byte{1}), []int{11} }, ErrToken},
+		"signer without RSA": {func(token *Token) { token.Pubkey, token.PubkeyPCRs = ecPublic(t), []int{11} }, ErrUnsupported},
 	} {
 		t.Run(name, func(t *testing.T) {
 			token := seal(t, s, newKey(t))
-			change(token)
+			test.change(token)
 			_, err := unseal(t, s, token)
-			wantClass(t, err, ErrUnsupported)
+			wantClass(t, err, test.class)
 		})
 	}
+}
+
+// sealElsewhere makes a token with no more of the TPM than its storage root key's public part.
+func sealElsewhere(t *testing.T, srk *SRK, key, pin *secret.Key) *Token {
+	t.Helper()
+	token := &Token{Keyslots: []int{1}, SRK: srk, PIN: pin != nil}
+	var auth []byte
+	if pin != nil {
+		token.Salt = newSalt()
+		auth = must(authValue(pin, token.Salt)).Bytes()
+	}
+	token.PolicyHash = must(must(token.Policy()).Digest(nil))
+	seed := newSalt()
+	unique := sha256.Sum256(slices.Concat(seed, key.Bytes()))
+	public := sealedTemplate(token.PolicyHash, pin == nil)
+	public.ObjectAttributes.FixedTPM, public.ObjectAttributes.FixedParent = false, false
+	public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgKeyedHash, &tpm2.TPM2BDigest{Buffer: unique[:]})
+	token.Public = tpm2.Marshal(public)
+	sensitive := tpm2.Marshal(tpm2.TPMTSensitive{
+		SensitiveType: tpm2.TPMAlgKeyedHash,
+		AuthValue:     tpm2.TPM2BAuth{Buffer: auth},
+		SeedValue:     tpm2.TPM2BDigest{Buffer: seed},
+		Sensitive:     tpm2.NewTPMUSensitiveComposite(tpm2.TPMAlgKeyedHash, &tpm2.TPM2BSensitiveData{Buffer: key.Bytes()}),
+	})
+	parent := must(tpm2.ImportEncapsulationKey(must(tpm2.Unmarshal[tpm2.TPMTPublic](srk.Public))))
+	var err error
+	token.Private, token.Seed, err = tpm2.CreateDuplicate(rand.Reader, parent, must(nameOf(token.Public)), sensitive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reparse(t, token)
+}
+
+// Keys sealed elsewhere are imported; what only claims to be one is refused.
+func TestUnsealWhatWasSealedElsewhere(t *testing.T) {
+	s := swtpm.Start(t)
+	srk := seal(t, s, newKey(t)).SRK
+	key, pin := newKey(t), newPIN(t, "1234")
+	wantKey(t, s, sealElsewhere(t, srk, key, nil), key)
+	token := sealElsewhere(t, srk, key, pin)
+	wantKeyWith(t, s, token, UnsealOptions{PIN: pin}, key)
+	_, err := unsealWith(t, s, token, UnsealOptions{PIN: newPIN(t, "4321")})
+	wantClass(t, err, ErrPIN)
+	token.Private[len(token.Private)-1] ^= 1
+	_, err = unsealWith(t, s, token, UnsealOptions{PIN: pin})
+	wantClass(t, err, ErrToken)
+	s.Replace()
+	_, err = unsealWith(t, s, token, UnsealOptions{PIN: pin})
+	wantClass(t, err, ErrSRKMismatch)
+	wantNoHandles(t, s)
 }
 
 // interposer changes what passes between us and a real TPM.

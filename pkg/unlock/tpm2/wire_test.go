@@ -115,7 +115,7 @@ func sealInClear(t *testing.T, d *Device, key *secret.Key) (*Token, error) {
 		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
 			Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: slices.Clone(key.Bytes())}),
 		}},
-		InPublic: tpm2.New2B(sealedTemplate(make([]byte, digestSize))),
+		InPublic: tpm2.New2B(sealedTemplate(make([]byte, digestSize), true)),
 	}.Execute(tpm)
 	if err != nil {
 		return nil, err
@@ -163,6 +163,43 @@ func TestInterposerCannotReplaceTheSRK(t *testing.T) {
 		return d.Unseal(t.Context(), token)
 	})
 	wantClass(t, err, ErrSRKMismatch)
+}
+
+// flipper changes a bit in the response to TPM2_Unseal: in the key, or in the session's proof that it is the TPM's.
+type flipper struct {
+	stream
+	at        int
+	unsealing bool
+}
+
+func (f *flipper) Write(command []byte) (int, error) {
+	f.unsealing = commandCode(command) == tpm2.TPMCCUnseal
+	return f.stream.Write(command)
+}
+
+func (f *flipper) Read(p []byte) (int, error) {
+	n, err := f.stream.Read(p)
+	if f.unsealing && n > headerSize {
+		p[(f.at+n)%n] ^= 1
+	}
+	return n, err
+}
+
+func TestInterposerCannotChangeTheKey(t *testing.T) {
+	s := swtpm.Start(t)
+	token := seal(t, s, newKey(t))
+	const firstOfKey, lastOfProof = headerSize + 4 + 2, -1 // after the size of the parameters and that of the key
+	for _, at := range []int{firstOfKey, lastOfProof} {
+		key, err := with(t, s, func(d *Device) (*secret.Key, error) {
+			d.stream = &flipper{stream: d.stream, at: at}
+			return d.Unseal(t.Context(), token)
+		})
+		wantClass(t, err, ErrFailed)
+		if key != nil {
+			t.Errorf("a response changed at %d gave a key", at)
+		}
+	}
+	wantNoHandles(t, s)
 }
 
 // After the last copy was taken, no buffer that go-tpm handled has the secret.

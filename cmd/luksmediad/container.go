@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"luksmediad/internal/config"
+	"luksmediad/internal/keys"
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/tpm2"
+)
+
+const containerHelp = `Without --container it is the configured volume, whose record tells which keyslots luksmediad made. With it, any LUKS2
+container, without configuration or root. Nothing is written to the container, also where its header is damaged.`
+
+// containerFlags say which container, and which keys to offer.
+type containerFlags struct {
+	*app
+	container  string
+	tpm        string
+	signature  string
+	pinFile    string
+	keyFile    string
+	passphrase passphraseFlags
+}
+
+func (f *containerFlags) register(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.container, "container", "", "`file` or block device to look at, instead of the configured volume")
+	flags.StringVar(&f.tpm, "tpm2-device", "", "`TPM`: auto, a device node, or swtpm:path=SOCKET (default as configured, or auto)")
+	flags.StringVar(&f.signature, "tpm2-signature", "", "`file` with signed PCR policies, as systemd-measure writes it")
+	flags.StringVar(&f.pinFile, "pin-file", "", "read the PIN of TPM tokens from `file`")
+	flags.StringVar(&f.keyFile, "keyfile", "", "offer the content of key `file`")
+	f.passphrase.register(cmd)
+}
+
+// ignore takes flags that have no meaning for a command, so that all commands on a container can be called alike.
+func (f *containerFlags) ignore(cmd *cobra.Command, names ...string) {
+	for _, name := range names {
+		cmd.Flags().Lookup(name).Hidden = true
+	}
+}
+
+// subject is what a command looks at.
+type subject struct {
+	*keys.Container
+	// config and record are nil for a container that is not the configured one.
+	config *config.Config
+	record *volume.Record
+}
+
+// read opens what the flags name. It returns a subject together with an error if only the header is bad.
+func (f *containerFlags) read() (*subject, error) {
+	if f.container != "" {
+		f.config = &config.Config{Volume: config.Volume{Container: f.container}} // all that advice can name
+		container, err := keys.Read(f.container)
+		return &subject{Container: container}, err
+	}
+	loaded, vol, err := f.load()
+	if err != nil {
+		return &subject{}, err
+	}
+	record, err := vol.Record()
+	if err != nil {
+		return &subject{}, err
+	}
+	container, err := keys.Read(loaded.Volume.Container)
+	return &subject{Container: container, config: loaded, record: record}, err
+}
+
+// readValid refuses a header that is not valid, and in place of the configured container another one.
+func (f *containerFlags) readValid() (*subject, error) {
+	s, err := f.read()
+	if err == nil {
+		err = s.check()
+	}
+	return s, err
+}
+
+func (s *subject) check() error {
+	err := s.Header.Validate(s.Bytes)
+	if err == nil && s.record != nil {
+		err = s.record.Pin.Check(s.Header, s.Bytes)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot use container %s: %w", s.Path, err)
+	}
+	return nil
+}
+
+// slots marks what luksmediad made.
+func (s *subject) slots() []*keys.Slot {
+	if s.record == nil {
+		return keys.Slots(s.Header, nil)
+	}
+	return keys.Slots(s.Header, s.record.Keyslots)
+}
+
+// next is the advice about an error; most of it is about the configured volume.
+func (s *subject) next(err error) string {
+	if s.config == nil || err == nil {
+		return ""
+	}
+	return explainFor(s.config, err).Next
+}
+
+// tpmOf is the TPM that was named, else the configured one, else the one of the machine.
+func (f *containerFlags) tpmOf(s *subject) string {
+	if f.tpm != "" {
+		return f.tpm
+	}
+	if s.config != nil {
+		for _, source := range s.config.Unlock {
+			if source.TPM2 != nil {
+				return source.TPM2.Device
+			}
+		}
+	}
+	return "auto"
+}
+
+// unsealOptions are what was given for tokens that ask for more than the TPM. The caller wipes the PIN.
+func (f *containerFlags) unsealOptions() (options tpm2.UnsealOptions, err error) {
+	if options.Signatures, err = f.signatures(); err != nil || f.pinFile == "" {
+		return options, err
+	}
+	pin, err := readPassphraseFile(f.pinFile)
+	if err != nil {
+		return options, fmt.Errorf("cannot read the PIN: %w", err)
+	}
+	options.PIN, err = trimmed(pin)
+	return options, err
+}
+
+// maxSignatureBytes bounds a file of signatures: systemd-measure writes some KiB.
+const maxSignatureBytes = 1 << 20
+
+func (f *containerFlags) signatures() (*tpm2.Signatures, error) {
+	if f.signature == "" {
+		return nil, nil
+	}
+	file, err := os.Open(f.signature)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the PCR signatures: %w", err)
+	}
+	defer file.Close()
+	content, err := io.ReadAll(io.LimitReader(file, maxSignatureBytes))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the PCR signatures: %w", err)
+	}
+	return tpm2.ParseSignatures(content)
+}
+
+// sources are the offered keys: a passphrase, a key file, or else the configured key files.
+func (f *containerFlags) sources(ctx context.Context, s *subject) ([]unlock.Source, error) {
+	var sources []unlock.Source
+	passphrase, err := f.passphrase.read(ctx, f.app)
+	if err != nil {
+		return nil, err
+	}
+	if passphrase != nil {
+		sources = append(sources, unlock.Passphrase{Key: passphrase})
+	}
+	if f.keyFile != "" {
+		return append(sources, unlock.KeyFile{Path: f.keyFile}), nil
+	}
+	if s.config != nil {
+		for _, source := range s.config.Unlock {
+			if source.Keyfile != nil {
+				sources = append(sources, unlock.KeyFile{Path: source.Keyfile.Path})
+			}
+		}
+	}
+	return sources, nil
+}

@@ -1,0 +1,228 @@
+package keys
+
+import (
+	"context"
+	"fmt"
+
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
+	"luksmediad/pkg/unlock/secret"
+	"luksmediad/pkg/unlock/tpm2"
+)
+
+// Test proves keys on the keyslots of a container without opening it.
+type Test struct {
+	Container  *Container // with a valid header
+	Cryptsetup unlock.Cryptsetup
+	// TPM is the address of the TPM that unseals the systemd-tpm2 tokens; see [tpm2.Open].
+	TPM string
+	// Unseal is what some tokens ask for. Each token tries the PIN once.
+	Unseal tpm2.UnsealOptions
+	// Sources offer the other keys, each of them one, in one or several forms.
+	Sources []unlock.Source
+	// Slots get the proofs.
+	Slots []*Slot
+}
+
+// Unplaced is a key that was offered and opens nothing, while every keyslot that it could have opened is opened by
+// another, or none is there.
+type Unplaced struct {
+	Source Source
+	Err    error
+}
+
+// Run unseals each TPM token and tries its key on the keyslots of the token, then tries what the sources offer on the
+// keyslots that it is meant for. A key that opens one keyslot says nothing about the others: those stay untested. One
+// that opens none has failed on each that nothing else opens. It fails only with the error of a context that ended.
+func (t *Test) Run(ctx context.Context) ([]Unplaced, error) {
+	if err := t.tokens(ctx); err != nil {
+		return nil, err
+	}
+	var misfits []misfit
+	for _, source := range t.Sources {
+		m := misfit{source: Source(source.Name()), errs: map[int]error{}}
+		fits := t.try(ctx, source, &m)
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if !fits {
+			misfits = append(misfits, m)
+		}
+	}
+	return t.place(misfits), nil
+}
+
+// misfit is a source whose key opens no keyslot.
+type misfit struct {
+	source Source
+	// errs has the error of each keyslot that was tried, or would have been if there were a key; err is the last.
+	errs map[int]error
+	err  error
+}
+
+// try tries every form in which a source offers its key.
+func (t *Test) try(ctx context.Context, source unlock.Source, m *misfit) bool {
+	m.err = fmt.Errorf("cannot find a keyslot for what was offered: %w", unlock.ErrNoKeyslot)
+	fits := false
+	for offer, err := range source.Offers(ctx, t.Container.Header) {
+		if err != nil {
+			m.err = err
+			for _, number := range offer.Keyslots {
+				m.errs[number] = err
+			}
+			continue
+		}
+		fits = t.fits(ctx, m, offer) || fits
+	}
+	return fits
+}
+
+// fits tries an offer on all its keyslots, and wipes its key.
+func (t *Test) fits(ctx context.Context, m *misfit, offer unlock.Offer) bool {
+	defer offer.Key.Wipe()
+	fits := false
+	for _, number := range offer.Keyslots {
+		if err := t.prove(ctx, offer.Key, number); err != nil {
+			m.err, m.errs[number] = err, err
+			continue
+		}
+		t.add(number, Proof{Source: m.source, Token: -1})
+		fits = true
+	}
+	return fits
+}
+
+// place gives each misfit to the keyslots that are not proven otherwise, and not known to be opened by something else.
+func (t *Test) place(misfits []misfit) []Unplaced {
+	var unplaced []Unplaced
+	for _, m := range misfits {
+		placed := false
+		for _, slot := range t.Slots {
+			if err := m.errs[slot.Number]; err != nil && !slot.Proven() && slot.takes(m.source) {
+				slot.Proofs = append(slot.Proofs, Proof{Source: m.source, Token: -1, Err: err})
+				placed = true
+			}
+		}
+		if !placed {
+			unplaced = append(unplaced, Unplaced{Source: m.source, Err: m.err})
+		}
+	}
+	return unplaced
+}
+
+// tokens proves the key of each TPM token. What fails on one ends none of the others.
+func (t *Test) tokens(ctx context.Context) error {
+	tokens := tpmTokens(t.Container.Header)
+	if len(tokens) == 0 {
+		return nil
+	}
+	device, absent := tpm2.Open(ctx, t.TPM)
+	if absent == nil {
+		defer device.Close()
+	}
+	for _, token := range tokens {
+		t.token(ctx, device, absent, token)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// token adds a proof to each keyslot of the token; absent is why there is no device.
+func (t *Test) token(ctx context.Context, device *tpm2.Device, absent error, token luks2.Token) {
+	key, err := t.unseal(ctx, device, absent, token)
+	if err == nil {
+		defer key.Wipe()
+	}
+	for _, number := range token.Keyslots {
+		proof := Proof{Source: TPM2, Token: token.ID, Err: err}
+		if err == nil {
+			proof.Err = t.prove(ctx, key, number)
+		}
+		t.add(number, proof)
+	}
+}
+
+// unseal gives the passphrase of the token's keyslots.
+func (t *Test) unseal(ctx context.Context, device *tpm2.Device, absent error, token luks2.Token) (*secret.Key, error) {
+	sealed, err := tpm2.ParseToken(token.Raw)
+	switch {
+	case err != nil:
+		return nil, err
+	case absent != nil:
+		return nil, absent
+	}
+	key, err := device.UnsealWith(ctx, sealed, t.Unseal)
+	if err != nil {
+		return nil, err
+	}
+	defer key.Wipe()
+	return key.Base64()
+}
+
+func (t *Test) prove(ctx context.Context, key *secret.Key, number int) error {
+	return t.Cryptsetup.Prove(ctx, t.Container.Path, t.Container.Header, key, number)
+}
+
+func (t *Test) slot(number int) *Slot {
+	for _, slot := range t.Slots {
+		if slot.Number == number {
+			return slot
+		}
+	}
+	return nil
+}
+
+// add notes a proof. What opens a keyslot without a token tells what kind it is.
+func (t *Test) add(number int, proof Proof) {
+	slot := t.slot(number)
+	if slot == nil {
+		return
+	}
+	slot.Proofs = append(slot.Proofs, proof)
+	if proof.Err == nil && len(slot.Tokens) == 0 && !slot.Ours {
+		slot.Source = proof.Source
+	}
+}
+
+// Verdict sums up a test.
+type Verdict int
+
+// The verdicts.
+const (
+	// NoneProven: nothing was shown to open the container.
+	NoneProven Verdict = iota
+	// SomeFailed: something opens it, something else that should does not.
+	SomeFailed
+	// AllProven: everything that was offered opens it.
+	AllProven
+)
+
+// Judge sums up the proofs of slots. A keyslot that luksmediad made and that is missing counts as failed.
+func Judge(slots []*Slot, unplaced []Unplaced) Verdict {
+	proven, failed := false, len(unplaced) > 0
+	for _, slot := range slots {
+		proven = proven || slot.Proven()
+		failed = failed || slot.Missing || len(slot.Failures()) > 0
+	}
+	switch {
+	case !proven:
+		return NoneProven
+	case failed:
+		return SomeFailed
+	}
+	return AllProven
+}
+
+// Err is why the keyslot cannot be relied on: nil if it is proven or was not tested.
+func (s *Slot) Err() error {
+	switch failures := s.Failures(); {
+	case s.Missing:
+		return fmt.Errorf("cannot find keyslot %d, which luksmediad made: %w", s.Number, unlock.ErrNoKeyslot)
+	case s.Proven(), len(failures) == 0:
+		return nil
+	default:
+		return failures[0].Err
+	}
+}

@@ -1,0 +1,62 @@
+package tpm2
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// LockoutError reports that the TPM refuses what is subject to its
+// dictionary-attack lockout (TPM 2.0 Library, Part 1, "Dictionary Attack
+// Protection"). It wraps [ErrLockout].
+type LockoutError struct {
+	// Failures counted so far; unclean power-offs are among them. At Limit the lockout begins.
+	Failures, Limit uint32
+	// Recovery is how long the lockout lasts at most while the TPM is powered; 0 if it does not end by itself.
+	Recovery time.Duration
+	refusal  error
+}
+
+func (e *LockoutError) Error() string {
+	if e.Recovery == 0 {
+		return fmt.Sprintf("%v (%d failures of %d, no recovery by itself)", e.refusal, e.Failures, e.Limit)
+	}
+	return fmt.Sprintf("%v (%d failures of %d, recovery within %v)", e.refusal, e.Failures, e.Limit, e.Recovery)
+}
+
+// Unwrap gives the refusal of the TPM, which has the class.
+func (e *LockoutError) Unwrap() error { return e.refusal }
+
+// explainLockout adds to the refusal how long it will last. It keeps the refusal
+// alone where the TPM does not tell.
+func (b bus) explainLockout(refusal error) error {
+	got, err := tpm2.GetCapability{
+		Capability:    tpm2.TPMCapTPMProperties,
+		Property:      uint32(tpm2.TPMPTLockoutCounter),
+		PropertyCount: 3, // the limit and the interval follow
+	}.Execute(b)
+	if err != nil {
+		return refusal
+	}
+	properties, err := got.CapabilityData.Data.TPMProperties()
+	if err != nil {
+		return refusal
+	}
+	values := map[tpm2.TPMPT]uint32{}
+	for _, property := range properties.TPMProperty {
+		values[property.Property] = property.Value
+	}
+	return newLockoutError(refusal,
+		values[tpm2.TPMPTLockoutCounter], values[tpm2.TPMPTMaxAuthFail], values[tpm2.TPMPTLockoutInterval])
+}
+
+// newLockoutError computes the recovery: one failure is forgotten every interval,
+// in seconds, and the lockout ends below the limit.
+func newLockoutError(refusal error, failures, limit, interval uint32) *LockoutError {
+	e := &LockoutError{Failures: failures, Limit: limit, refusal: refusal}
+	if limit > 0 && failures >= limit {
+		e.Recovery = time.Duration(failures-limit+1) * time.Duration(interval) * time.Second
+	}
+	return e
+}
