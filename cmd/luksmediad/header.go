@@ -157,10 +157,10 @@ func factsOf(h *luks2.Header) headerFacts {
 // collect finds every error of a type in a tree of errors, of which errors.As finds the first.
 func collect[T error](err error) []T {
 	var found []T
-	if match, ok := err.(T); ok {
+	if match, ok := err.(T); ok { //nolint:errorlint // one level at a time, what is wrapped comes below
 		found = append(found, match)
 	}
-	switch wrapper := err.(type) {
+	switch wrapper := err.(type) { //nolint:errorlint // as above
 	case interface{ Unwrap() error }:
 		found = append(found, collect[T](wrapper.Unwrap())...)
 	case interface{ Unwrap() []error }:

@@ -67,18 +67,25 @@ func (l Live) Drifts(ctx context.Context, header *luks2.Header) ([]Drift, error)
 	return drifts, nil
 }
 
+// policyOf reads what a token says about its policy.
+func policyOf(token luks2.Token) (*tpm2.Token, tpm2.Policy, error) {
+	parsed, err := tpm2.ParseToken(token.Raw)
+	if err != nil {
+		return nil, tpm2.Policy{}, err
+	}
+	policy, err := parsed.Policy()
+	if err != nil {
+		return nil, tpm2.Policy{}, fmt.Errorf("cannot compare token %d: %w", token.ID, err)
+	}
+	return parsed, policy, nil
+}
+
 // compare fails only if the TPM does.
 func (d *Drift) compare(ctx context.Context, device *tpm2.Device, signatures *tpm2.Signatures) error {
 	d.Result = NotComparable
-	token, err := tpm2.ParseToken(d.Token.Raw)
-	if err != nil {
-		d.Err = err
-		return nil
-	}
-	policy, err := token.Policy()
-	if err != nil {
-		d.Err = fmt.Errorf("cannot compare token %d: %w", d.Token.ID, err)
-		return nil
+	token, policy, err := policyOf(d.Token)
+	if d.Err = err; err != nil {
+		return nil //nolint:nilerr // a token that cannot be compared is a result
 	}
 	d.Sealed = token.PolicyHash
 	d.PCRs = slices.Compact(slices.Sorted(slices.Values(slices.Concat(policy.PCRs, policy.SignedPCRs))))
