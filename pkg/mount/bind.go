@@ -7,11 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bind makes the directory source, a descriptor of any kind (OpenDirectory gives one), visible at target, an existing directory
+// Bind makes the directory source, a descriptor of any kind (OpenDirectory gives one), visible at target, a guarded directory
 // that is no mount yet: without the mounts below it, and nosuid, nodev, noexec whatever the source has. Afterwards the
 // mount table and the inode at target must agree with source, else it is undone.
 //
-// Errors: ErrMounted, ErrNotDirectory, ErrUnsupported, ErrUnverified, and those of OpenDirectory.
+// That target is guarded is seen on the descriptor that is mounted on: whoever can rename directories above it cannot have the files
+// land where the next writer would not notice that they are gone.
+//
+// Errors: ErrUnguarded, ErrMounted, ErrNotDirectory, ErrUnsupported, ErrUnverified, and those of OpenDirectory.
 func Bind(source *os.File, target string) error {
 	if err := bind(source, target); err != nil {
 		return fmt.Errorf("cannot bind %s to %s: %w", source.Name(), target, err)
@@ -27,7 +30,7 @@ func bind(source *os.File, target string) error {
 	if stat.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return fmt.Errorf("%w: the source", ErrNotDirectory)
 	}
-	point, err := openTarget(target)
+	point, err := openGuarded(target)
 	if err != nil {
 		return err
 	}
@@ -36,7 +39,7 @@ func bind(source *os.File, target string) error {
 	if err != nil {
 		return err
 	}
-	return attach(clone, point, func(*Info) error { return checkSame(target, stat) })
+	return attach(clone, point.File, func(*Info) error { return checkSame(target, stat) })
 }
 
 // cloneMount makes a mount of source that is attached nowhere yet.

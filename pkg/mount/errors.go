@@ -19,6 +19,8 @@ var (
 	ErrNotEmpty = errors.New("directory not empty")
 	// ErrMounted: a filesystem is mounted where none may be, or the device is mounted already.
 	ErrMounted = errors.New("already mounted")
+	// ErrUnguarded: a directory is not guarded although it must be; see Guard.
+	ErrUnguarded = errors.New("not guarded")
 	// ErrNotMounted: nothing is mounted there.
 	ErrNotMounted = errors.New("not mounted")
 	// ErrBusy: in use; see BusyError.

@@ -2,6 +2,7 @@ package mount
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 )
@@ -20,6 +21,29 @@ func (k Kind) check() error {
 		return fmt.Errorf("%w: filesystem %q, not ext4 or xfs", ErrInvalid, string(k))
 	}
 	return nil
+}
+
+// programs are what Make and Check run.
+func (k Kind) programs() []string {
+	if k == Ext4 {
+		return []string{"mkfs.ext4", "e2fsck"}
+	}
+	return []string{"mkfs.xfs"}
+}
+
+// CheckPrograms finds out whether the programs that Make and Check need for kind can be run, by their -V, which touches nothing.
+// Errors: ErrInvalid, the Runner's.
+func CheckPrograms(ctx context.Context, runner Runner, kind Kind) error {
+	if err := kind.check(); err != nil {
+		return err
+	}
+	var faults []error
+	for _, name := range kind.programs() {
+		if _, err := runner.Run(ctx, nil, nil, name, "-V"); err != nil {
+			faults = append(faults, fmt.Errorf("cannot make and check %s: %w", kind, err))
+		}
+	}
+	return errors.Join(faults...)
 }
 
 // Runner runs the programs mkfs.ext4, mkfs.xfs and e2fsck.

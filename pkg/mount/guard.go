@@ -65,6 +65,22 @@ func Guard(path string) error {
 	return nil
 }
 
+// openGuarded opens a guarded mountpoint, and nothing else.
+func openGuarded(path string) (point, error) {
+	directory, err := openPoint(path)
+	if err != nil {
+		return point{}, err
+	}
+	guarded, err := directory.isGuarded()
+	if err == nil && !guarded {
+		err = fmt.Errorf("%w: %s", ErrUnguarded, path)
+	}
+	if err != nil {
+		return point{}, errors.Join(err, directory.Close())
+	}
+	return directory, nil
+}
+
 // Unguard clears the attribute and leaves owner and mode as they are. Errors: as Guard, without ErrNotEmpty.
 func Unguard(path string) error {
 	directory, err := openPoint(path)

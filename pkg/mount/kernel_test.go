@@ -3,7 +3,6 @@
 package mount
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -27,25 +26,35 @@ func container(t *testing.T, size int64) *os.File {
 	return file
 }
 
-func shortly(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Second)
-	t.Cleanup(cancel)
-	return ctx
-}
-
 // attachFor attaches file and detaches it at the end, which must succeed: nothing is left behind.
 func attachFor(t *testing.T, file *os.File) *Loop {
 	t.Helper()
-	loop, err := AttachLoop(t.Context(), file, LoopOptions{BlockBytes: 4096, DirectIO: true, RequireDirectIO: true, AutoClear: true})
+	loop, err := AttachLoop(t.Context(), file, LoopOptions{BlockBytes: 4096, DirectIO: true, AutoClear: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := loop.Detach(shortly(t)); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { detach(t, file, loop) })
 	return loop
+}
+
+// detach gives loop up and waits until the kernel has let go of file.
+func detach(t *testing.T, file *os.File, loop *Loop) {
+	t.Helper()
+	if err := loop.Close(); err != nil {
+		t.Error(err)
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(loopPause) {
+		found, err := FindLoops(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(found) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s is still attached", loop.Path())
+		}
+	}
 }
 
 // device makes a filesystem on a loop device.

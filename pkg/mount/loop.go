@@ -25,8 +25,6 @@ type LoopOptions struct {
 	// DirectIO asks the kernel to go past the page cache of the backing file. It may decline: hostfs and, before 6.6, tmpfs
 	// have no O_DIRECT, and the blocks of the loop device must not be smaller than those below it. Loop.Info tells.
 	DirectIO bool
-	// RequireDirectIO makes a declined DirectIO an error of class ErrUnsupported.
-	RequireDirectIO bool
 	// AutoClear frees the device with its last user, so that a crash leaks none.
 	AutoClear bool
 	// ReadOnly attaches the file read-only. Without it a file not open for writing is refused.
@@ -43,7 +41,7 @@ type Loop struct {
 // nothing but the caller should parse the content. What the kernel made of the options is read back.
 //
 // Errors: ErrAttached (see FindLoops and OpenLoop), ErrNoLoop, ErrInvalid (not a file, empty, no multiple of BlockBytes),
-// ErrReadOnly, ErrUnsupported (block size or required direct I/O declined), fs.ErrPermission, the context's.
+// ErrReadOnly, ErrUnsupported (block size declined), fs.ErrPermission, the context's.
 func AttachLoop(ctx context.Context, container *os.File, options LoopOptions) (*Loop, error) {
 	loop, err := attachLoop(ctx, container, options)
 	if err != nil {
@@ -97,34 +95,6 @@ func (l *Loop) Path() string { return l.info.Path }
 // Close gives up the hold on the device. With AutoClear the kernel frees it unless someone else has it open.
 func (l *Loop) Close() error { return l.device.Close() }
 
-// Detach frees the device and returns when the kernel has really let go of the file: LOOP_CLR_FD itself returns 0 at once
-// and leaves the work to the last user's close. Until then it waits, at most as long as ctx lives.
-//
-// Errors: ErrBusy while a mapping or a mount holds the device (nothing is changed then) or when ctx ends first.
-func (l *Loop) Detach(ctx context.Context) error {
-	if err := l.checkUnused(); err != nil {
-		return fmt.Errorf("cannot detach %s: %w", l.info.Path, err)
-	}
-	if err := errors.Join(l.clear(), l.Close()); err != nil {
-		return fmt.Errorf("cannot detach %s: %w", l.info.Path, err)
-	}
-	for l.info.attached() {
-		if err := pause(ctx, loopPause); err != nil {
-			return fmt.Errorf("cannot detach %s: %w: %w", l.info.Path, ErrBusy, err)
-		}
-	}
-	return nil
-}
-
-// checkUnused opens the device exclusively: the kernel refuses that while device mapper or a filesystem claims it.
-func (l *Loop) checkUnused() error {
-	exclusive, err := os.OpenFile(l.info.Path, os.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return classify(cause(err))
-	}
-	return exclusive.Close()
-}
-
 func (l *Loop) clear() error {
 	err := unix.IoctlSetInt(int(l.device.Fd()), unix.LOOP_CLR_FD, 0)
 	if errors.Is(err, unix.ENXIO) { // free already
@@ -146,10 +116,7 @@ func (l *Loop) settle(container *os.File, options LoopOptions) error {
 		}
 	}
 	if options.DirectIO && !l.info.DirectIO {
-		err := unix.IoctlSetInt(fd, unix.LOOP_SET_DIRECT_IO, 1)
-		if err != nil && options.RequireDirectIO {
-			return fmt.Errorf("%w: direct I/O: %w", ErrUnsupported, err)
-		}
+		_ = unix.IoctlSetInt(fd, unix.LOOP_SET_DIRECT_IO, 1) // it may decline; Info tells
 	}
 	if err := l.readInfo(container); err != nil {
 		return err

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -68,45 +67,9 @@ func TestLoopAutoClear(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := loop.Close(); err != nil {
-		t.Fatal(err)
-	}
-	for deadline := time.Now().Add(5 * time.Second); loop.Info().attached(); time.Sleep(loopPause) {
-		if time.Now().After(deadline) {
-			t.Fatal("still attached")
-		}
-	}
+	detach(t, file, loop)
 	if _, err := OpenLoop(file, loop.Info()); !errors.Is(err, ErrForeign) {
 		t.Errorf("a free device: %v, want ErrForeign", err)
-	}
-}
-
-// LOOP_CLR_FD alone would succeed here and leave the device attached.
-func TestDetachBusy(t *testing.T) {
-	file := container(t, containerBytes)
-	loop, err := AttachLoop(t.Context(), file, LoopOptions{BlockBytes: 4096})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Make(t.Context(), programs{}, loop.Path(), MakeOptions{Kind: Ext4}); err != nil {
-		t.Fatal(err)
-	}
-	target := mountpoint(t)
-	mountFor(t, loop.Path(), Ext4, target)
-	if err := loop.Detach(shortly(t)); !errors.Is(err, ErrBusy) {
-		t.Errorf("mounted: %v, want ErrBusy", err)
-	}
-	if found, err := FindLoops(file); err != nil || len(found) != 1 || found[0].AutoClear {
-		t.Errorf("the refusal changed the device: %+v, %v", found, err)
-	}
-	if err := Unmount(target); err != nil {
-		t.Fatal(err)
-	}
-	if err := loop.Detach(shortly(t)); err != nil {
-		t.Error(err)
-	}
-	if found, err := FindLoops(file); err != nil || len(found) != 0 {
-		t.Errorf("still attached: %+v, %v", found, err)
 	}
 }
 
@@ -125,9 +88,7 @@ func TestLoopReadOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	adopted.Close()
-	if err := loop.Detach(shortly(t)); err != nil {
-		t.Error(err)
-	}
+	detach(t, file, loop)
 }
 
 // Direct I/O needs blocks no smaller than those below: the kernel declines it silently.
@@ -139,37 +100,27 @@ func TestLoopDirectIODeclined(t *testing.T) {
 	if err := Allocate(t.Context(), file, 1<<20, nil); err != nil {
 		t.Fatal(err)
 	}
-	options := LoopOptions{BlockBytes: 512, DirectIO: true, RequireDirectIO: true}
-	if _, err := AttachLoop(t.Context(), file, options); !errors.Is(err, ErrUnsupported) {
-		t.Errorf("required: %v, want ErrUnsupported", err)
-	}
-	if found, err := FindLoops(file); err != nil || len(found) != 0 {
-		t.Errorf("left attached: %+v, %v", found, err)
-	}
-	options.RequireDirectIO = false
-	loop, err := AttachLoop(t.Context(), file, options)
+	loop, err := AttachLoop(t.Context(), file, LoopOptions{BlockBytes: 512, DirectIO: true, AutoClear: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if loop.Info().DirectIO {
 		t.Errorf("%+v", loop.Info())
 	}
-	if err := loop.Detach(shortly(t)); err != nil {
-		t.Error(err)
-	}
+	detach(t, file, loop)
 }
 
 // fault 56: everyone asks for the same free device.
 func TestLoopRace(t *testing.T) {
 	const rivals = 12
 	start := make(chan struct{})
-	loops := make([]*Loop, rivals)
+	loops, files := make([]*Loop, rivals), make([]*os.File, rivals)
 	var group sync.WaitGroup
 	for i := range rivals {
-		file := container(t, 1<<20)
+		files[i] = container(t, 1<<20)
 		group.Go(func() {
 			<-start
-			loop, err := AttachLoop(t.Context(), file, LoopOptions{AutoClear: true})
+			loop, err := AttachLoop(t.Context(), files[i], LoopOptions{AutoClear: true})
 			if err != nil {
 				t.Error(err)
 				return
@@ -180,7 +131,7 @@ func TestLoopRace(t *testing.T) {
 	close(start)
 	group.Wait()
 	seen := map[string]bool{}
-	for _, loop := range loops {
+	for i, loop := range loops {
 		if loop == nil {
 			continue
 		}
@@ -188,9 +139,7 @@ func TestLoopRace(t *testing.T) {
 			t.Errorf("%s twice", loop.Path())
 		}
 		seen[loop.Path()] = true
-		if err := loop.Detach(shortly(t)); err != nil {
-			t.Error(err)
-		}
+		detach(t, files[i], loop)
 	}
 }
 

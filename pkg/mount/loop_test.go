@@ -23,12 +23,12 @@ func TestAttachLoopRefusals(t *testing.T) {
 		"read-only":    {openFile(t, imageFile(t, 1<<20), os.O_RDONLY), ErrReadOnly},
 		"write-only":   {openFile(t, imageFile(t, 1<<20), os.O_WRONLY), ErrReadOnly},
 	} {
-		loop, err := AttachLoop(t.Context(), test.file, LoopOptions{BlockBytes: 4096})
+		loop, err := AttachLoop(t.Context(), test.file, LoopOptions{BlockBytes: 4096, AutoClear: true})
 		if !errors.Is(err, test.want) {
 			t.Errorf("%s: %v, want %v", name, err, test.want)
 		}
 		if err == nil {
-			loop.Detach(t.Context())
+			loop.Close()
 		}
 	}
 }
@@ -40,15 +40,14 @@ func TestLoopInfoCheck(t *testing.T) {
 		change func(*LoopInfo, *LoopOptions)
 		want   error
 	}{
-		"as asked":            {func(*LoopInfo, *LoopOptions) {}, nil},
-		"no direct I/O":       {func(i *LoopInfo, _ *LoopOptions) { i.DirectIO = false }, nil},
-		"required direct I/O": {func(i *LoopInfo, o *LoopOptions) { i.DirectIO, o.RequireDirectIO = false, true }, ErrUnsupported},
-		"block size":          {func(i *LoopInfo, _ *LoopOptions) { i.BlockBytes = 512 }, ErrUnsupported},
-		"any block size":      {func(i *LoopInfo, o *LoopOptions) { i.BlockBytes, o.BlockBytes = 512, 0 }, nil},
-		"read-only":           {func(i *LoopInfo, _ *LoopOptions) { i.ReadOnly = true }, ErrUnverified},
-		"no autoclear":        {func(i *LoopInfo, _ *LoopOptions) { i.AutoClear = false }, ErrUnverified},
-		"offset":              {func(i *LoopInfo, _ *LoopOptions) { i.OffsetBytes = 512 }, ErrUnverified},
-		"size limit":          {func(i *LoopInfo, _ *LoopOptions) { i.LimitBytes = 4096 }, ErrUnverified},
+		"as asked":       {func(*LoopInfo, *LoopOptions) {}, nil},
+		"no direct I/O":  {func(i *LoopInfo, _ *LoopOptions) { i.DirectIO = false }, nil},
+		"block size":     {func(i *LoopInfo, _ *LoopOptions) { i.BlockBytes = 512 }, ErrUnsupported},
+		"any block size": {func(i *LoopInfo, o *LoopOptions) { i.BlockBytes, o.BlockBytes = 512, 0 }, nil},
+		"read-only":      {func(i *LoopInfo, _ *LoopOptions) { i.ReadOnly = true }, ErrUnverified},
+		"no autoclear":   {func(i *LoopInfo, _ *LoopOptions) { i.AutoClear = false }, ErrUnverified},
+		"offset":         {func(i *LoopInfo, _ *LoopOptions) { i.OffsetBytes = 512 }, ErrUnverified},
+		"size limit":     {func(i *LoopInfo, _ *LoopOptions) { i.LimitBytes = 4096 }, ErrUnverified},
 	} {
 		info, options := right, asked
 		test.change(&info, &options)

@@ -102,18 +102,10 @@ func (i LoopInfo) carries(container *os.File) (bool, error) {
 	return stat.Dev == i.device && stat.Ino == i.inode, err
 }
 
-// attached reports whether the device still carries the file it carried.
-func (i LoopInfo) attached() bool {
-	now, err := inspectLoop(i.Path)
-	return err == nil && now.device == i.device && now.inode == i.inode
-}
-
 func (i LoopInfo) check(options LoopOptions) error {
 	switch {
 	case options.BlockBytes != 0 && i.BlockBytes != options.BlockBytes:
 		return fmt.Errorf("%w: blocks of %d bytes, the kernel made %d", ErrUnsupported, options.BlockBytes, i.BlockBytes)
-	case options.RequireDirectIO && !i.DirectIO:
-		return fmt.Errorf("%w: direct I/O", ErrUnsupported)
 	case i.ReadOnly != options.ReadOnly, i.AutoClear != options.AutoClear, i.OffsetBytes != 0, i.LimitBytes != 0:
 		return fmt.Errorf("%w: %s came up as %+v", ErrUnverified, i.Path, i)
 	}

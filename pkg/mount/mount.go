@@ -183,7 +183,7 @@ func attach(mount, point *os.File, check func(*Info) error) error {
 	if err == nil {
 		return nil
 	}
-	return errors.Join(err, mount.Close(), unix.Unmount(point.Name(), unix.UMOUNT_NOFOLLOW))
+	return errors.Join(err, mount.Close(), unmountOn(point))
 }
 
 func checkAttached(mount *os.File, target string, check func(*Info) error) error {

@@ -146,6 +146,7 @@ func TestContainerStaysAllocated(t *testing.T) {
 func TestBind(t *testing.T) {
 	device, target, store := device(t, Ext4), mountpoint(t), mountpoint(t)
 	mountFor(t, device, Ext4, target)
+	guardFor(t, store)
 	stores := mkdir(t, target, "stores")
 	source, err := OpenDirectory(mkdir(t, stores, "media"))
 	if err != nil {
@@ -182,6 +183,7 @@ func TestBindFromUnsafeMount(t *testing.T) {
 	}
 	defer source.Close()
 	store := mountpoint(t)
+	guardFor(t, store)
 	if err := Bind(source, store); err != nil {
 		t.Fatal(err)
 	}
@@ -343,6 +345,64 @@ func TestAttachUndoes(t *testing.T) {
 	}
 	if info, err := At(target); err != nil || info != nil {
 		t.Errorf("still mounted: %+v, %v", info, err)
+	}
+}
+
+// Whoever owns a directory above can rename it while the mount is being made: what is undone is that mount and no other.
+func TestAttachUndoesAfterExchange(t *testing.T) {
+	device, parent := device(t, Ext4), mkdir(t, t.TempDir(), "parent")
+	target := mkdir(t, parent, "mountpoint")
+	filesystem, err := newMount(device, Ext4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	point, err := openTarget(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer point.Close()
+	err = attach(filesystem, point, func(*Info) error {
+		if err := os.Rename(parent, parent+".moved"); err != nil {
+			t.Fatal(err)
+		}
+		plainMount(t, "tmpfs", mkdir(t, mkdir(t, parent), "mountpoint"), "tmpfs")
+		return ErrUnverified
+	})
+	if !errors.Is(err, ErrUnverified) || errors.Is(err, syscall.EBUSY) {
+		t.Errorf("%v, want ErrUnverified", err)
+	}
+	if info, err := At(filepath.Join(parent+".moved", "mountpoint")); err != nil || info != nil {
+		t.Errorf("still mounted: %+v, %v", info, err)
+	}
+	if info, err := At(target); err != nil || info == nil || info.Kind != "tmpfs" {
+		t.Errorf("the other mount: %+v, %v", info, err)
+	}
+}
+
+// A directory that root made but nobody guarded is no place for a store.
+func TestBindOnUnguarded(t *testing.T) {
+	source, err := OpenDirectory(mkdir(t, t.TempDir(), "source"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	store := mountpoint(t)
+	for name, almost := range map[string][]string{
+		"ordinary":        {"chmod", "755", store},
+		"immutable":       {"chattr", "+i", store},
+		"mode 0000":       {"chmod", "0", store},
+		"somebody else's": {"sh", "-c", "chmod 0 " + store + "; chown 991 " + store + "; chattr +i " + store},
+	} {
+		run(t, almost[0], almost[1:]...)
+		if err := Bind(source, store); !errors.Is(err, ErrUnguarded) {
+			t.Errorf("%s: %v, want ErrUnguarded", name, err)
+		}
+		run(t, "chattr", "-i", store)
+		run(t, "chown", "0", store)
+		run(t, "chmod", "755", store)
+	}
+	if info, err := At(store); err != nil || info != nil {
+		t.Errorf("mounted all the same: %+v, %v", info, err)
 	}
 }
 

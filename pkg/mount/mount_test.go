@@ -52,6 +52,9 @@ func TestBindRefusals(t *testing.T) {
 	if err := Bind(source, "/proc"); !errors.Is(err, ErrMounted) {
 		t.Errorf("onto a mount: %v, want ErrMounted", err)
 	}
+	if err := Bind(source, target); !errors.Is(err, ErrUnguarded) {
+		t.Errorf("onto a directory that takes writes: %v, want ErrUnguarded", err)
+	}
 	if err := Bind(openFile(t, imageFile(t, 0), os.O_RDONLY), target); !errors.Is(err, ErrNotDirectory) {
 		t.Errorf("a file: %v, want ErrNotDirectory", err)
 	}

@@ -3,6 +3,7 @@ package mount
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +34,10 @@ func Unmount(target string) error {
 	}
 	return nil
 }
+
+// unmountOn removes the mount on top of point, a descriptor of the directory below it, whatever its path is by now: umount2(2)
+// goes from procfs's link to that directory and from there up to the mount (handle_lookup_down() in fs/namei.c).
+func unmountOn(point *os.File) error { return unix.Unmount(procPath(point), 0) }
 
 // unmountBelow reaches target through a descriptor of its parent: umount2(2) itself follows links in all but the last
 // component. A descriptor of target would keep the mount busy.
