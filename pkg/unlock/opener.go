@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"luksmediad/pkg/unlock/luks2"
+	"luksmediad/pkg/unlock/secret"
 )
 
 // Opener opens containers with the first key that fits.
@@ -42,7 +43,7 @@ type Opened struct {
 
 // Open tries the offers of each source in turn. It fails with [NoKeyError] when none fits, with
 // [ErrForeignMapping] when the kernel's table is not what the header says, and with the error itself where another
-// key would not help (no device mapper, device busy, context done).
+// key would not help (no device mapper, device busy, cryptsetup missing, no locked memory, context done).
 func (o Opener) Open(ctx context.Context, target Target) (*Opened, error) {
 	var failed []Attempt
 	for _, source := range o.Sources {
@@ -70,7 +71,8 @@ var errNoOffer = errors.New("no offer fitted")
 func (o Opener) try(ctx context.Context, target Target, source Source, failed *[]Attempt) (int, error) {
 	began := time.Now()
 	for offer, err := range source.Offers(ctx, target.Header) {
-		if err == nil {
+		offered := err == nil
+		if offered {
 			var keyslot int
 			keyslot, err = o.activate(ctx, target, offer)
 			if err == nil {
@@ -80,13 +82,19 @@ func (o Opener) try(ctx context.Context, target Target, source Source, failed *[
 		if ctx.Err() != nil {
 			return -1, context.Cause(ctx)
 		}
-		if errors.Is(err, ErrMappingBusy) || errors.Is(err, ErrNoDeviceMapper) {
+		if offered && !anotherKeyMayFit(err) || errors.Is(err, secret.ErrNoMemory) {
 			return -1, err
 		}
 		*failed = append(*failed, Attempt{Source: source.Name(), Took: time.Since(began), Err: err})
 		began = time.Now()
 	}
 	return -1, errNoOffer
+}
+
+// anotherKeyMayFit tells whether an activation has failed because of its key. All else would fail with any key: to ask
+// for another one, or to blame the keys, would send people the wrong way.
+func anotherKeyMayFit(err error) bool {
+	return errors.Is(err, ErrWrongKey) || errors.Is(err, ErrNoKeyslot)
 }
 
 // activate wipes the offered key whatever happens.

@@ -77,6 +77,24 @@ func TestOpenEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// What would fail with any key is neither a missing key nor a reason to ask for the next one.
+func TestOpenEndsWhereNoKeyHelps(t *testing.T) {
+	cryptsetup := Cryptsetup{Runner: &recorder{}}
+	device := newContainer(t, cryptsetup)
+	header := readHeader(t, device)
+	path := filepath.Join(t.TempDir(), "key")
+	writeFile(t, path, formatKey, 0o400)
+	last := newKey(t, formatKey)
+	opener := Opener{Cryptsetup: cryptsetup, Sources: []Source{KeyFile{Path: path + ".missing"}, KeyFile{Path: path}, Passphrase{Key: last}}}
+	_, err := opener.Open(t.Context(), Target{Container: device, Device: device + ".missing", Name: "luksmediad-test", Header: header})
+	if !errors.Is(err, ErrCryptsetup) || errors.Is(err, ErrNoKeyFits) {
+		t.Error(err)
+	}
+	if last.Len() == 0 {
+		t.Error("the next source was asked")
+	}
+}
+
 // A token that cannot be unsealed does not hide the next one, and no TPM is not the end of the search either.
 func TestTPM2WithoutTPM(t *testing.T) {
 	cryptsetup := Cryptsetup{Runner: &recorder{}}
