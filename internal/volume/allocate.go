@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -51,7 +52,7 @@ func (c *creating) openOwnContainer() error {
 		return err
 	}
 	// Somebody may have been faster since preflight.
-	if err := c.journal.checkLeftover(found); err != nil {
+	if err := errors.Join(checkUnused(found), c.journal.checkLeftover(found)); err != nil {
 		return errors.Join(err, found.Close())
 	}
 	c.container = found
@@ -82,6 +83,9 @@ func (c *creating) undo(ctx context.Context) error {
 	if c.journal == nil {
 		return nil
 	}
+	if err := c.forgetRecord(); err != nil {
+		return err
+	}
 	if err := c.closeMapping(ctx); err != nil {
 		return err // the journal stays: the next create goes on from here
 	}
@@ -92,14 +96,26 @@ func (c *creating) undo(ctx context.Context) error {
 	return errors.Join(append(faults, c.removeBackup(), c.restorePaths(), c.states.Remove(c.creationName()))...)
 }
 
-// removeContainer deletes the file, or wipes the header from the device that was blank before.
+// forgetRecord removes a record whose writing failed after it had got its name: preflight has found none, and a record without
+// its container would stand for a volume that lost everything.
+func (c *creating) forgetRecord() error {
+	err := c.states.Load(c.recordName(), recordVersion, new(Record))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return c.states.Remove(c.recordName())
+}
+
+// removeContainer deletes the file, or makes the device blank that was so before.
 func (c *creating) removeContainer() error {
 	if c.container == nil {
 		return nil
 	}
 	if c.container.block {
-		_, err := c.container.WriteAt(make([]byte, 16<<20), 0)
-		return errors.Join(err, c.container.Sync())
+		if !c.journal.madeHeader(c.container) {
+			return nil
+		}
+		return c.container.wipe()
 	}
 	return errors.Join(c.journal.Container.remove(), syncFolder(filepath.Dir(c.container.Name())))
 }

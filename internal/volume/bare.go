@@ -2,35 +2,29 @@ package volume
 
 import (
 	"errors"
-	"fmt"
-	"os"
-
-	"golang.org/x/sys/unix"
+	"io/fs"
+	"slices"
 
 	"luksmediad/pkg/mount"
 )
 
 // barePath is a mount point as it was before the create.
 type barePath struct {
-	Path    string `json:"path"`
-	Missing bool   `json:"missing"`
-	Mode    uint32 `json:"mode"`
-	UID     uint32 `json:"uid"`
-	GID     uint32 `json:"gid"`
+	Path string `json:"path"`
+	// Missing: the create makes the directory. It has no inode until then.
+	Missing bool `json:"missing"`
+	mount.BarePoint
 }
 
 // barePaths tells how to give the mount points back.
 func (v *Volume) barePaths() ([]barePath, error) {
 	var paths []barePath
 	for _, path := range v.mountPoints() {
-		var stat unix.Stat_t
-		err := unix.Lstat(path, &stat)
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return nil, fmt.Errorf("cannot inspect %s: %w", path, err)
+		point, err := mount.InspectPoint(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
 		}
-		paths = append(paths, barePath{
-			Path: path, Missing: err != nil, Mode: stat.Mode &^ unix.S_IFMT, UID: stat.Uid, GID: stat.Gid,
-		})
+		paths = append(paths, barePath{Path: path, Missing: err != nil, BarePoint: point})
 	}
 	return paths, nil
 }
@@ -44,6 +38,30 @@ func (v *Volume) mountPoints() []string {
 	return paths
 }
 
+// makePoints makes those of the mount points that are missing. Which directories they are is on disk before they are guarded.
+func (c *creating) makePoints(paths ...string) error {
+	for i := range c.journal.Bare {
+		bare := &c.journal.Bare[i]
+		if !bare.Missing || bare.Inode != 0 || !slices.Contains(paths, bare.Path) {
+			continue
+		}
+		if err := bare.make(); err != nil {
+			return err
+		}
+	}
+	return c.saveCreation(c.journal)
+}
+
+// make takes a directory that has come up meanwhile as it is.
+func (b *barePath) make() (err error) {
+	b.BarePoint, err = mount.MakePoint(b.Path)
+	if errors.Is(err, fs.ErrExist) {
+		b.BarePoint, err = mount.InspectPoint(b.Path)
+		b.Missing = false
+	}
+	return err
+}
+
 // restorePaths gives the mount points back: without a volume they guard nothing.
 func (c *creating) restorePaths() error {
 	var faults []error
@@ -53,17 +71,17 @@ func (c *creating) restorePaths() error {
 	return errors.Join(faults...)
 }
 
-func (b *barePath) restore() error {
-	state, err := mount.GuardState(b.Path)
-	if err == nil && state == mount.PointGuarded {
-		err = mount.Unguard(b.Path)
+// restore leaves alone what has taken the directory's place.
+func (b *barePath) restore() (err error) {
+	switch {
+	case b.Inode == 0: // never made
+	case b.Missing:
+		err = mount.RemovePoint(b.Path, b.BarePoint)
+	default:
+		err = mount.RestorePoint(b.Path, b.BarePoint)
 	}
-	if err != nil || state != mount.PointGuarded && state != mount.PointEmpty {
-		return err
+	if errors.Is(err, mount.ErrForeign) || errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	if b.Missing {
-		return os.Remove(b.Path)
-	}
-	// The mode last: a change of owner clears bits of it.
-	return errors.Join(os.Chown(b.Path, int(b.UID), int(b.GID)), unix.Chmod(b.Path, b.Mode))
+	return err
 }

@@ -112,11 +112,7 @@ func (c *container) attach(ctx context.Context) (*backing, bool, error) {
 	case 0:
 		return c.attachLoop(ctx)
 	case 1:
-		loop, err := mount.OpenLoop(c.File, loops[0])
-		if err != nil {
-			return nil, false, err
-		}
-		backing, err := heldBy(loop)
+		backing, err := c.adoptLoop(loops[0])
 		return backing, true, err
 	}
 	return nil, false, wrongf(ErrContainerForeign, "cannot use container %s: %d loop devices carry it", c.Name(), len(loops))
@@ -129,6 +125,48 @@ func (c *container) attachLoop(ctx context.Context) (*backing, bool, error) {
 	}
 	backing, err := heldBy(loop)
 	return backing, false, err
+}
+
+func (c *container) adoptLoop(found mount.LoopInfo) (*backing, error) {
+	loop, err := mount.OpenLoop(c.File, found)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkLoop(c.Name(), loop.Info()); err != nil {
+		return nil, errors.Join(err, loop.Close())
+	}
+	return heldBy(loop)
+}
+
+// loop finds the loop device with that number among those that carry the container; nil if it is none of them.
+func (c *container) loop(number string) (*mount.LoopInfo, error) {
+	loops, err := mount.FindLoops(c.File)
+	if err != nil {
+		return nil, err
+	}
+	for _, loop := range loops {
+		if fmt.Sprintf("%d:%d", loop.Major, loop.Minor) == number {
+			return &loop, nil
+		}
+	}
+	return nil, nil
+}
+
+// checkLoop refuses a loop device that shows the container otherwise than it was made. Without direct I/O it is only
+// slower, without autoclear it only stays.
+func checkLoop(container string, loop mount.LoopInfo) error {
+	var fault string
+	switch {
+	case loop.ReadOnly:
+		fault = "is read-only"
+	case loop.OffsetBytes != 0, loop.LimitBytes != 0:
+		fault = fmt.Sprintf("shows a part of it (offset %d, limit %d bytes)", loop.OffsetBytes, loop.LimitBytes)
+	case loop.BlockBytes != sectorBytes:
+		fault = fmt.Sprintf("has blocks of %d bytes, not %d", loop.BlockBytes, sectorBytes)
+	default:
+		return nil
+	}
+	return wrongf(ErrLoopForeign, "cannot use container %s: %s, which carries it, %s", container, loop.Path, fault)
 }
 
 // heldBy keeps the loop device from vanishing until the mapping holds it.

@@ -3,7 +3,9 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/google/uuid"
@@ -129,14 +131,20 @@ func (c *creating) makeFilesystem(ctx context.Context) (err error) {
 
 // fill puts stores, marker and canary into the new filesystem.
 func (c *creating) fill(context.Context) error {
-	if err := errors.Join(os.MkdirAll(c.Root(), 0o700), mount.Mount(c.mapping.Path, c.record.Filesystem, c.Root())); err != nil {
+	if err := os.MkdirAll(filepath.Dir(c.Root()), 0o700); err != nil {
+		return fmt.Errorf("cannot make the folder for mount points: %w", err)
+	}
+	if err := c.makePoints(c.Root()); err != nil {
+		return err
+	}
+	if err := mount.Mount(c.mapping.Path, c.record.Filesystem, c.Root()); err != nil {
 		return err
 	}
 	for _, store := range c.config.Stores {
 		if err := c.makeStore(store); err != nil {
 			return err
 		}
-		c.record.Encrypted = append(c.record.Encrypted, store.Name)
+		c.record.Encrypted = append(c.record.Encrypted, recorded(store))
 	}
 	return c.populate(c.journal.Marker)
 }
@@ -190,14 +198,18 @@ func (c *creating) guardPaths(context.Context) error {
 			return err
 		}
 	}
+	if err := c.makePoints(c.mountPoints()...); err != nil {
+		return err
+	}
 	return c.guardAll(&c.record, c.observer)
 }
 
-// commit makes the volume usable.
+// commit makes the volume usable. Of what has a record nothing is undone.
 func (c *creating) commit(context.Context) error {
 	if err := c.saveRecord(&c.record); err != nil {
 		return err
 	}
+	c.undoable = false
 	c.observer.Event(journal.Created, journal.F("CONTAINER", c.record.Container))
 	return c.states.Remove(c.creationName())
 }

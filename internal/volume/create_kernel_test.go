@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"luksmediad/internal/command"
 	"luksmediad/internal/config"
 	"luksmediad/internal/journal"
 	"luksmediad/pkg/mount"
@@ -130,6 +131,9 @@ var createRefusals = map[string]createRefusal{
 	"store is a file":   {func(s *site) { s.write(s.store, "") }, mount.ErrNotDirectory},
 	"store is mounted":  {func(s *site) { s.mkdir(s.store); s.mountTmpfs(s.store) }, ErrMountForeign},
 	"no folder for one": {func(s *site) { s.config.Stores[0].Path = filepath.Join(s.dir, "a", "b") }, os.ErrNotExist},
+
+	"no attribute for one": {func(s *site) { s.onRamfs() }, mount.ErrUnsupported},
+	"no mkfs":              {func(s *site) { s.hide("/usr/sbin/mke2fs") }, command.ErrNotFound},
 	// faults 47 and 48
 	"key file readable": {func(s *site) { s.writeKeyFile("key", 0o644) }, unlock.ErrKeyFileUnsafe},
 	"key file empty":    {func(s *site) { s.writeKeyFile("", 0o400) }, unlock.ErrKeyFileUnsafe},
@@ -147,6 +151,34 @@ func TestCreateRefuses(t *testing.T) {
 			s.refusesCreate(StepPreflight, refusal.class)
 		})
 	}
+}
+
+// onRamfs puts the store, which is missing, where nothing can be made immutable.
+func (s *site) onRamfs() {
+	s.t.Helper()
+	base := filepath.Join(s.dir, "ramfs")
+	s.mkdir(base)
+	s.mountOver("ramfs", base, "ramfs", 0)
+	s.config.Stores[0].Path = filepath.Join(base, "media_store")
+}
+
+// hide makes a program one that cannot be run.
+func (s *site) hide(program string) {
+	s.t.Helper()
+	s.mountOver("/dev/null", program, "", unix.MS_BIND)
+}
+
+// mountOver lasts until the test ends.
+func (s *site) mountOver(source, target, kind string, flags uintptr) {
+	s.t.Helper()
+	if err := unix.Mount(source, target, kind, flags, ""); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		if err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW); err != nil {
+			s.t.Error(err)
+		}
+	})
 }
 
 func (s *site) link(target, path string) {

@@ -17,6 +17,8 @@ var (
 	ErrContainerMissing = errors.New("nothing is there")
 	// ErrContainerForeign: what is at the container's path is not ours.
 	ErrContainerForeign = errors.New("container foreign")
+	// ErrLoopForeign: the loop device that carries the container is not one that luksmediad would make.
+	ErrLoopForeign = errors.New("loop device not ours")
 	// ErrContainerSparse: blocks of the container are not allocated, so that a full disk below would lose data.
 	ErrContainerSparse = errors.New("container sparse")
 	// ErrFilesystemForeign: the filesystem or the marker in it is not the recorded one.

@@ -53,9 +53,20 @@ func (v *Volume) inspectContainer(state *State) {
 		state.Backing = container.Name()
 		return
 	}
-	if loops, err := mount.FindLoops(container.File); err == nil && len(loops) == 1 {
-		state.Backing = loops[0].Path
+	if state.Mapping == nil {
+		state.Backing = container.onlyLoop()
+	} else if loop, err := container.loop(state.Mapping.Table.Backing); err == nil && loop != nil {
+		state.Backing = loop.Path
 	}
+}
+
+// onlyLoop is the path of the loop device that carries the container, empty unless there is exactly one.
+func (c *container) onlyLoop() string {
+	loops, err := mount.FindLoops(c.File)
+	if err != nil || len(loops) != 1 {
+		return ""
+	}
+	return loops[0].Path
 }
 
 func (v *Volume) inspectStores(state *State) error {

@@ -117,8 +117,10 @@ func runSteps(ctx context.Context, observer Observer, steps []step) error {
 }
 
 func (o *opening) loadRecord(context.Context) (err error) {
-	o.opened.Record, err = o.Volume.loadRecord()
-	return err
+	if o.opened.Record, err = o.Volume.loadRecord(); err != nil {
+		return err
+	}
+	return o.checkStores(o.opened.Record)
 }
 
 // guard makes the bare mount points useless before anything else can fail.

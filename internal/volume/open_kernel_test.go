@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"luksmediad/internal/config"
@@ -33,7 +34,11 @@ var openRefusals = map[string]openRefusal{
 	// fault 51
 	"headers zeroed": {func(s *site) { s.overwrite(0, 32<<10) }, StepHeader, luks2.ErrNotLUKS2},
 	// fault 55
-	"two loop devices": {(*site).attachTwice, StepAttach, ErrContainerForeign},
+	"two loop devices":      {(*site).attachTwice, StepAttach, ErrContainerForeign},
+	"loop device read-only": {func(s *site) { s.attach("--sector-size", "4096", "--read-only") }, StepAttach, ErrLoopForeign},
+	"loop device of a part": {func(s *site) { s.attach("--sector-size", "4096", "--sizelimit", "48MiB") }, StepAttach, ErrLoopForeign},
+	"loop device shifted":   {func(s *site) { s.attach("--sector-size", "4096", "--offset", "4096") }, StepAttach, ErrLoopForeign},
+	"loop device of 512":    {func(s *site) { s.attach() }, StepAttach, ErrLoopForeign},
 	// fault 57
 	"mapping of the name": {func(s *site) { s.run("dmsetup", "create", s.MappingName(), "--table", "0 8 error") }, StepUnlock, unlock.ErrForeignMapping},
 	"foreign container":   {(*site).openOther, StepUnlock, unlock.ErrForeignMapping},
@@ -100,9 +105,16 @@ func (s *site) overwrite(offset int64, size int) {
 
 func (s *site) attachTwice() {
 	for range 2 {
-		loop := s.run("losetup", "--find", "--show", "--sector-size", "4096", s.container)
-		s.t.Cleanup(func() { s.run("losetup", "--detach", loop) })
+		s.attach("--sector-size", "4096")
 	}
+}
+
+// attach makes a loop device as a person does.
+func (s *site) attach(options ...string) (loop string) {
+	s.t.Helper()
+	loop = s.run("losetup", append(append([]string{"--find", "--show"}, options...), s.container)...)
+	s.t.Cleanup(func() { s.run("losetup", "--detach", loop) })
+	return loop
 }
 
 func (s *site) fillStore() {
@@ -166,14 +178,15 @@ func TestDamagedHeaderOpens(t *testing.T) {
 // fault 55: a loop device that carries the container already is taken over.
 func TestAttachedContainerIsAdopted(t *testing.T) {
 	s := newCreated(t)
-	loop := s.run("losetup", "--find", "--show", "--sector-size", "4096", "--direct-io=on", s.container)
-	t.Cleanup(func() { _, _ = s.tryRun("losetup", "--detach", loop) })
+	loop := s.attach("--sector-size", "4096", "--direct-io=on")
 	if opened := s.open(); opened.Backing != loop {
 		t.Errorf("opened on %s, not on %s", opened.Backing, loop)
 	}
 	s.requireOpen()
-	s.run("umount", s.store, s.Root())
-	s.run("cryptsetup", "close", s.MappingName())
+	s.close() // without autoclear the device stays
+	if loops := s.run("losetup", "--associated", s.container); !strings.HasPrefix(loops, loop+":") {
+		t.Errorf("loop devices: %q", loops)
+	}
 }
 
 // fault 54: a container that is renamed while the volume is open is missed, and the open volume stays as it is.
@@ -337,6 +350,45 @@ func TestLaterStoreWithFilesIsLeft(t *testing.T) {
 	if mounted, err := mount.At(later.Path); mounted != nil || err != nil {
 		t.Errorf("at %s: %+v, %v", later.Path, mounted, err)
 	}
+}
+
+// A store under another name, or at another path, is not bound as a new and empty one.
+func TestRenamedStoreIsRefused(t *testing.T) {
+	for name, settings := range map[string]func(*config.Config){
+		"name": func(c *config.Config) { c.Stores[0].Name = "other" },
+		"path": func(c *config.Config) { c.Stores[0].Path += "-2" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newCreated(t).again(settings)
+			before := s.picture()
+			s.refusesOpen(StepRecord, ErrSettings)
+			s.requireUnchanged(before)
+		})
+	}
+}
+
+// Where there is a guard there was a store, which the record must name.
+func TestGuardWithoutRecordIsRefused(t *testing.T) {
+	s := newCreated(t).again(laterStore)
+	later := s.config.Stores[1].Path
+	s.mkdir(later)
+	if err := mount.Guard(later); err != nil {
+		t.Fatal(err)
+	}
+	before := s.picture()
+	s.refusesOpen(StepRecord, ErrSettings)
+	s.requireUnchanged(before)
+}
+
+// A store that cannot be guarded is not recorded, so that a correction of its path is not taken for a contradiction.
+func TestUnguardableStoreIsNotRecorded(t *testing.T) {
+	s := newCreated(t).again(laterStore)
+	later := s.config.Stores[1].Path
+	s.link(s.dir, later)
+	s.refusesOpen(StepBind, mount.ErrSymlink)
+	s.remove(later)
+	s.open()
+	s.requireOpen()
 }
 
 // Inspect sees what is there without a key and without a change.

@@ -104,7 +104,7 @@ func TestNoRecordNoUse(t *testing.T) {
 	if _, err := v.loadRecord(); !errors.Is(err, ErrUnfinished) {
 		t.Error(err)
 	}
-	want := &Record{Container: "/srv/volume.luks", Marker: "m", Encrypted: []string{"media"}}
+	want := &Record{Container: "/srv/volume.luks", Marker: "m", Encrypted: []EncryptedStore{{Name: "media", Path: "/srv/media_store"}}}
 	if err := v.saveRecord(want); err != nil {
 		t.Fatal(err)
 	}

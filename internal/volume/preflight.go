@@ -27,7 +27,13 @@ func (c *creating) preflight(ctx context.Context) error {
 	if err := c.checkAbsent(); err != nil {
 		return err
 	}
-	faults := []error{c.cryptsetup.CheckVersion(ctx), c.checkContainerPath(), c.checkMappingName()}
+	faults := []error{
+		c.cryptsetup.CheckVersion(ctx),
+		mount.CheckPrograms(ctx, c.runner, mount.Kind(c.config.Volume.Filesystem)),
+		c.checkContainerPath(),
+		c.checkMappingName(),
+		mount.CheckGuardable(c.Root()),
+	}
 	for _, store := range c.config.Stores {
 		faults = append(faults, checkStorePath(store))
 	}
@@ -70,7 +76,7 @@ func (c *creating) checkContainerPath() error {
 		return err
 	}
 	if container.block {
-		return checkBlank(container)
+		return errors.Join(checkUnused(container), checkBlank(container))
 	}
 	return wrongf(ErrContainerForeign, "cannot create container %s: a file is there already", path)
 }
@@ -90,11 +96,16 @@ func (c *creation) checkLeftover(container *container) error {
 // checkDevice accepts a device that is blank or got its header from this creation: the name of a device is not its
 // identity, another disk may bear it after a reboot.
 func (c *creation) checkDevice(container *container) error {
-	header, err := luks2.Read(container, container.bytes)
-	if err == nil && header.UUID == c.UUID {
+	if c.madeHeader(container) {
 		return nil
 	}
 	return checkBlank(container)
+}
+
+// madeHeader tells whether the LUKS header on a device is this creation's.
+func (c *creation) madeHeader(container *container) bool {
+	header, err := luks2.Read(container, container.bytes)
+	return err == nil && header.UUID == c.UUID
 }
 
 // checkMappingName refuses a mapping of that name that is not the interrupted creation's.
@@ -108,15 +119,6 @@ func (c *creating) checkMappingName() error {
 		return nil // CheckHost says so
 	}
 	return err
-}
-
-// checkBlank refuses a device that carries anything.
-func checkBlank(container *container) error {
-	identity, err := mount.IdentifyReader(container)
-	if err != nil || identity.Blank() {
-		return err
-	}
-	return wrongf(ErrContainerForeign, "cannot create container %s: it holds %s", container.Name(), identity.Kind)
 }
 
 // spareBytes stay free on the disk below: a full root disk takes the machine down.
@@ -155,6 +157,9 @@ func checkStorePath(store config.Store) error {
 	}
 	if !parent.IsDir() {
 		return fmt.Errorf("cannot put store %s at %s: %w", store.Name, store.Path, unix.ENOTDIR)
+	}
+	if err := mount.CheckGuardable(store.Path); err != nil {
+		return fmt.Errorf("cannot put store %s at %s: %w", store.Name, store.Path, err)
 	}
 	return nil
 }

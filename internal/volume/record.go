@@ -3,8 +3,11 @@ package volume
 import (
 	"errors"
 	"io/fs"
+	"slices"
+	"strings"
 	"time"
 
+	"luksmediad/internal/config"
 	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock/luks2"
 )
@@ -23,9 +26,46 @@ type Record struct {
 	Marker         string     `json:"marker"`
 	// Keyslots lists the slots that luksmediad made; it never touches another.
 	Keyslots []Keyslot `json:"keyslots"`
-	// Encrypted lists the names of the stores that have moved in: they never fall back to clear text.
-	Encrypted []string  `json:"encrypted"`
-	Created   time.Time `json:"created"`
+	// Encrypted lists the stores that have moved in: they never fall back to clear text.
+	Encrypted []EncryptedStore `json:"encrypted"`
+	Created   time.Time        `json:"created"`
+}
+
+// EncryptedStore is a store that has moved in: its folder in the volume goes by its name, and what a service finds at
+// the path must be that folder.
+type EncryptedStore struct {
+	Name string `json:"name"`
+	Path string `json:"path"`
+}
+
+func (s EncryptedStore) String() string { return s.Name + " at " + s.Path }
+
+// isEncrypted tells whether the store has moved in.
+func (r *Record) isEncrypted(store config.Store) bool {
+	return slices.Contains(r.Encrypted, recorded(store))
+}
+
+func recorded(store config.Store) EncryptedStore {
+	return EncryptedStore{Name: store.Name, Path: store.Path}
+}
+
+// checkStore refuses a store whose name or path was recorded for another one: it would be bound as an empty folder while
+// its files lie in the other.
+func (r *Record) checkStore(store config.Store) error {
+	for _, encrypted := range r.Encrypted {
+		if (encrypted.Name == store.Name) != (encrypted.Path == store.Path) {
+			return r.unknownStore(store)
+		}
+	}
+	return nil
+}
+
+func (r *Record) unknownStore(store config.Store) error {
+	known := make([]string, len(r.Encrypted))
+	for i, encrypted := range r.Encrypted {
+		known[i] = encrypted.String()
+	}
+	return wrongf(ErrSettings, "cannot use store %s: the recorded stores are %s", recorded(store), strings.Join(known, ", "))
 }
 
 // Keyslot is a keyslot that luksmediad made.

@@ -38,6 +38,27 @@ type StoreStatus struct {
 // storeMode keeps other users out; Synapse is the owner.
 const storeMode = 0o750
 
+// storesRoot is the folder of the stores as a mount of the volume's filesystem shows it.
+const storesRoot = "/stores/"
+
+// checkStores refuses stores that contradict the record, and a guard that no recorded store accounts for: where there
+// is a guard there was a store, under whatever name.
+func (v *Volume) checkStores(record *Record) error {
+	for _, store := range v.config.Stores {
+		if err := record.checkStore(store); err != nil {
+			return err
+		}
+		status, err := v.storeStatus(store, record)
+		if err != nil {
+			return err
+		}
+		if status.Guarded && status.State != StoreEncrypted {
+			return record.unknownStore(store)
+		}
+	}
+	return nil
+}
+
 // guardAll guards every bare mount point of the volume: the private root and the encrypted stores.
 func (v *Volume) guardAll(record *Record, observer Observer) error {
 	if err := os.MkdirAll(filepath.Dir(v.Root()), 0o700); err != nil {
@@ -45,7 +66,7 @@ func (v *Volume) guardAll(record *Record, observer Observer) error {
 	}
 	faults := []error{v.guardPath(v.Root(), observer)}
 	for _, store := range v.config.Stores {
-		if slices.Contains(record.Encrypted, store.Name) {
+		if record.isEncrypted(store) {
 			faults = append(faults, v.guardPath(store.Path, observer))
 		}
 	}
@@ -64,8 +85,8 @@ func (v *Volume) guardPath(path string, observer Observer) error {
 	case mount.PointNotEmpty:
 		return wrongf(ErrStoreNotEmpty, "cannot guard %s", path)
 	case mount.PointMissing:
-		if err := os.Mkdir(path, 0); err != nil {
-			return fmt.Errorf("cannot make mount point: %w", err)
+		if _, err := mount.MakePoint(path); err != nil {
+			return err
 		}
 	}
 	if err := mount.Guard(path); err != nil {
@@ -94,19 +115,23 @@ func (o *opening) bindStores(context.Context) error {
 	return nil
 }
 
-// adoptNewStore records the store as encrypted before it is bound: a crash in between must not let it fall back.
+// adoptNewStore records the store as encrypted before it is guarded and bound: after a crash in between it neither
+// falls back nor is its guard unaccounted for. A path that cannot be guarded is not recorded.
 func (o *opening) adoptNewStore(store config.Store) (StoreStatus, error) {
 	if err := o.makeStore(store); err != nil {
 		return StoreStatus{}, err
 	}
+	record := o.opened.Record
+	before := slices.Clone(record.Encrypted)
+	record.Encrypted = append(record.Encrypted, recorded(store))
+	if err := o.saveRecord(record); err != nil {
+		return StoreStatus{}, err
+	}
 	if err := o.guardPath(store.Path, o.observer); err != nil {
-		return StoreStatus{}, err
+		record.Encrypted = before
+		return StoreStatus{}, errors.Join(err, o.saveRecord(record))
 	}
-	o.opened.Record.Encrypted = append(o.opened.Record.Encrypted, store.Name)
-	if err := o.saveRecord(o.opened.Record); err != nil {
-		return StoreStatus{}, err
-	}
-	return o.storeStatus(store, o.opened.Record)
+	return o.storeStatus(store, record)
 }
 
 func (o *opening) bindStore(store config.Store) error {
@@ -133,7 +158,7 @@ func (o *opening) bindStore(store config.Store) error {
 }
 
 func (v *Volume) isStore(mounted *mount.Info, name string, device uint64) bool {
-	return deviceOf(mounted) == device && mounted.Root == "/stores/"+name
+	return deviceOf(mounted) == device && mounted.Root == storesRoot+name
 }
 
 func deviceOf(mounted *mount.Info) uint64 {
@@ -169,7 +194,7 @@ func (v *Volume) storeStatus(store config.Store, record *Record) (StoreStatus, e
 	}
 	status.Mounted, status.Guarded = state == mount.PointMounted, state == mount.PointGuarded
 	switch {
-	case record != nil && slices.Contains(record.Encrypted, store.Name):
+	case record != nil && record.isEncrypted(store):
 		status.State = StoreEncrypted
 	case state == mount.PointNotEmpty, state == mount.PointMounted:
 		status.State = StorePlaintext

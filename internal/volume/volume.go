@@ -19,10 +19,20 @@ type Runner interface {
 
 // Observer hears what an operation does.
 type Observer interface {
+	Display
+	Witness
+}
+
+// Display shows how far an operation is.
+type Display interface {
 	// Step says that a step begins.
 	Step(step Step)
 	// Progress says how many bytes of a long step are done.
 	Progress(done, total int64)
+}
+
+// Witness takes down what an operation has done.
+type Witness interface {
 	// Attempt says that a key source did not open the container.
 	Attempt(attempt unlock.Attempt)
 	// Event says what has happened.
@@ -75,6 +85,10 @@ func (v *Volume) Store(name string) string { return filepath.Join(v.Root(), "sto
 func (v *Volume) Lock(ctx context.Context) (release func() error, err error) {
 	return state.LockWait(ctx, filepath.Join(v.paths.Runtime, v.Name()+".lock"))
 }
+
+// CheckCryptsetup fails if the installed cryptsetup must not open a container. It starts a program: whoever opens the
+// volume asks once, not every time.
+func (v *Volume) CheckCryptsetup(ctx context.Context) error { return v.cryptsetup.CheckVersion(ctx) }
 
 // CheckHost fails if this process could not open the volume where others see it.
 func (v *Volume) CheckHost() error {
