@@ -429,7 +429,7 @@ type Outcome struct {
 	// Phase Where the daemon now is in its lifecycle.
 	Phase Phase `json:"phase"`
 
-	// State Whether the volume is mapped and mounted.
+	// State Whether the container is mapped. That everything is mounted, too, is the phase `serving`.
 	State VolumeState `json:"state"`
 
 	// Stopped Services that were stopped.
@@ -579,7 +579,7 @@ type Status struct {
 	// Started When it was started.
 	Started time.Time `json:"started"`
 
-	// State Whether the volume is mapped and mounted.
+	// State Whether the container is mapped. That everything is mounted, too, is the phase `serving`.
 	State VolumeState `json:"state"`
 
 	// Stores The directories that live in the volume.
@@ -623,7 +623,7 @@ type Store struct {
 // migration is under way. `encrypted`: it lives in the volume and never falls back.
 type StoreState string
 
-// VolumeState Whether the volume is mapped and mounted.
+// VolumeState Whether the container is mapped. That everything is mounted, too, is the phase `serving`.
 type VolumeState string
 
 // Exclude defines model for Exclude.
@@ -788,8 +788,9 @@ type ClientInterface interface {
 	//
 	// Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 	// use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
-	// without it their running is a conflict. Nothing is unmounted lazily or by force. The daemon does not open the volume again
-	// by itself until `/v1/unlock` or its own restart.
+	// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
+	// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
+	// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -800,8 +801,9 @@ type ClientInterface interface {
 	//
 	// Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 	// use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
-	// without it their running is a conflict. Nothing is unmounted lazily or by force. The daemon does not open the volume again
-	// by itself until `/v1/unlock` or its own restart.
+	// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
+	// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
+	// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -827,7 +829,7 @@ type ClientInterface interface {
 	// Unlock Open the volume now, or adopt it if it is open
 	//
 	// Makes the daemon try its key sources at once instead of at its next retry, or take over a mapping that someone opened by
-	// hand, and mount what is not mounted. Answers when the outcome is known, which may take minutes (a filesystem check). Asking for
+	// hand, and mount what is not mounted, also what somebody has unmounted since. Answers when the outcome is known, which may take minutes (a filesystem check). Asking for
 	// what already is so succeeds with `changed: false`.
 	//
 	// The request has no body, and one that has is refused: no secret crosses HTTP. Whoever holds the recovery passphrase gives it
@@ -912,8 +914,9 @@ func (c *Client) GetReadyz(ctx context.Context, params *GetReadyzParams, reqEdit
 //
 // Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 // use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
-// without it their running is a conflict. Nothing is unmounted lazily or by force. The daemon does not open the volume again
-// by itself until `/v1/unlock` or its own restart.
+// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
+// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
+// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
 //
 // Takes any type of body and a specified content type.
 //
@@ -934,8 +937,9 @@ func (c *Client) LockWithBody(ctx context.Context, contentType string, body io.R
 //
 // Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 // use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
-// without it their running is a conflict. Nothing is unmounted lazily or by force. The daemon does not open the volume again
-// by itself until `/v1/unlock` or its own restart.
+// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
+// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
+// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -991,7 +995,7 @@ func (c *Client) GetStatus(ctx context.Context, reqEditors ...RequestEditorFn) (
 // Unlock Open the volume now, or adopt it if it is open
 //
 // Makes the daemon try its key sources at once instead of at its next retry, or take over a mapping that someone opened by
-// hand, and mount what is not mounted. Answers when the outcome is known, which may take minutes (a filesystem check). Asking for
+// hand, and mount what is not mounted, also what somebody has unmounted since. Answers when the outcome is known, which may take minutes (a filesystem check). Asking for
 // what already is so succeeds with `changed: false`.
 //
 // The request has no body, and one that has is refused: no secret crosses HTTP. Whoever holds the recovery passphrase gives it
@@ -1438,8 +1442,9 @@ type ClientWithResponsesInterface interface {
 	//
 	// Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 	// use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
-	// without it their running is a conflict. Nothing is unmounted lazily or by force. The daemon does not open the volume again
-	// by itself until `/v1/unlock` or its own restart.
+	// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
+	// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
+	// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -1450,8 +1455,9 @@ type ClientWithResponsesInterface interface {
 	//
 	// Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 	// use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
-	// without it their running is a conflict. Nothing is unmounted lazily or by force. The daemon does not open the volume again
-	// by itself until `/v1/unlock` or its own restart.
+	// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
+	// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
+	// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -1481,7 +1487,7 @@ type ClientWithResponsesInterface interface {
 	// UnlockWithResponse Open the volume now, or adopt it if it is open
 	//
 	// Makes the daemon try its key sources at once instead of at its next retry, or take over a mapping that someone opened by
-	// hand, and mount what is not mounted. Answers when the outcome is known, which may take minutes (a filesystem check). Asking for
+	// hand, and mount what is not mounted, also what somebody has unmounted since. Answers when the outcome is known, which may take minutes (a filesystem check). Asking for
 	// what already is so succeeds with `changed: false`.
 	//
 	// The request has no body, and one that has is refused: no secret crosses HTTP. Whoever holds the recovery passphrase gives it
@@ -1776,8 +1782,9 @@ func (c *ClientWithResponses) GetReadyzWithResponse(ctx context.Context, params 
 //
 // Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 // use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
-// without it their running is a conflict. Nothing is unmounted lazily or by force. The daemon does not open the volume again
-// by itself until `/v1/unlock` or its own restart.
+// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
+// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
+// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -1794,8 +1801,9 @@ func (c *ClientWithResponses) LockWithBodyWithResponse(ctx context.Context, cont
 //
 // Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 // use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
-// without it their running is a conflict. Nothing is unmounted lazily or by force. The daemon does not open the volume again
-// by itself until `/v1/unlock` or its own restart.
+// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
+// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
+// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -1843,7 +1851,7 @@ func (c *ClientWithResponses) GetStatusWithResponse(ctx context.Context, reqEdit
 // UnlockWithResponse Open the volume now, or adopt it if it is open
 //
 // Makes the daemon try its key sources at once instead of at its next retry, or take over a mapping that someone opened by
-// hand, and mount what is not mounted. Answers when the outcome is known, which may take minutes (a filesystem check). Asking for
+// hand, and mount what is not mounted, also what somebody has unmounted since. Answers when the outcome is known, which may take minutes (a filesystem check). Asking for
 // what already is so succeeds with `changed: false`.
 //
 // The request has no body, and one that has is refused: no secret crosses HTTP. Whoever holds the recovery passphrase gives it

@@ -11,7 +11,7 @@ import (
 
 // Unlock opens the volume now or joins the opening that is under way; see [api.Controller].
 func (d *Daemon) Unlock(ctx context.Context) (api.Outcome, error) {
-	o, err := d.ask(ctx, open)
+	o, err := d.ask(ctx, request{event: open})
 	if err != nil {
 		return api.Outcome{}, err
 	}
@@ -28,24 +28,25 @@ func (d *Daemon) Unlock(ctx context.Context) (api.Outcome, error) {
 }
 
 // Lock closes the volume. Services are stopped by stopping the gate's unit: the service manager stops what requires it
-// first, in the right order, and the gate's own stop then asks for the closing; see [api.Controller].
-func (d *Daemon) Lock(ctx context.Context, request api.LockRequest) (api.Outcome, error) {
-	// Nothing is stopped for a request that will be refused.
-	if _, err := d.view.snapshot().phase.next(shut); err != nil {
-		return api.Outcome{}, err
-	}
+// first, in the right order, and the gate's own stop then asks for the closing. Should that have failed, it is tried once
+// more here, so that the caller learns why; see [api.Controller].
+func (d *Daemon) Lock(ctx context.Context, wanted api.LockRequest) (api.Outcome, error) {
+	before := d.view.snapshot().phase
 	var stopped []string
-	if request.StopServices {
+	if wanted.StopServices {
+		d.lockers.Add(1)
+		defer d.lockers.Add(-1)
 		var err error
 		if stopped, err = d.stopServices(ctx); err != nil {
 			return api.Outcome{}, err
 		}
 	}
-	o, err := d.ask(ctx, shut)
+	o, err := d.ask(ctx, request{event: shut, byHand: wanted.StopServices})
 	if err != nil {
 		return api.Outcome{}, err
 	}
-	return api.Outcome{Action: api.OutcomeActionLock, Changed: o.changed || len(stopped) > 0, State: api.VolumeStateClosed,
+	changed := o.changed || before != locked || len(stopped) > 0
+	return api.Outcome{Action: api.OutcomeActionLock, Changed: changed, State: api.VolumeStateClosed,
 		Phase: api.Phase(o.phase), Text: "locked", Stopped: stopped}, nil
 }
 

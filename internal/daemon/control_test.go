@@ -46,11 +46,12 @@ func TestUnlockJoinsTheOpening(t *testing.T) {
 				t.Error(got.err, diff)
 			}
 		}
+		s.volume.gives(adopted())
 		again, err := s.Unlock(t.Context())
 		if err != nil || again.Changed || again.Text != "already open" || again.State != api.VolumeStateOpen {
 			t.Errorf("a second time: %+v, %v", again, err)
 		}
-		if opens := s.record.having("volume open"); len(opens) != 1 {
+		if opens := s.record.having("volume open"); len(opens) != 2 {
 			t.Error(opens)
 		}
 	})
@@ -88,19 +89,113 @@ func TestUnlockWhileAnotherProcessWorks(t *testing.T) {
 	})
 }
 
-// A request that is refused has stopped nothing.
-func TestLockWhileOpeningIsRefused(t *testing.T) {
+// The service manager may stop the gate right after a restart of the daemon: the volume must be closed all the same, and
+// what the opening would start stays down.
+func TestLockWaitsForTheOpening(t *testing.T) {
+	for name, fault := range map[string]error{"that succeeds": nil, "that fails": errBroken} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSite()
+				s.volume.opens.set(func(context.Context, volume.Observer) (*volume.Opened, error) {
+					time.Sleep(time.Second)
+					return adopted(), fault
+				})
+				s.late = true
+				s.start(t)
+				opening := ask(func() (api.Outcome, error) { return s.Unlock(t.Context()) })
+				began := time.Now()
+				got, err := s.Lock(t.Context(), api.LockRequest{})
+				if err != nil || got.Phase != api.PhaseLocked || !got.Changed || time.Since(began) != time.Second {
+					t.Errorf("after %v: %+v, %v", time.Since(began), got, err)
+				}
+				if got := <-opening; !errors.Is(got.err, fault) {
+					t.Errorf("Unlock returned %v", got.err)
+				}
+				s.after(time.Hour)
+				if opens, resumes := s.record.having("volume open"), s.record.having("gate resume"); len(opens) != 1 || len(resumes) > 0 {
+					t.Errorf("%v, %v", opens, resumes)
+				}
+			})
+		})
+	}
+}
+
+// What is busy is said by name, and what was stopped for the lock stays down until somebody asks for the volume.
+func TestLockOfABusyStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
 		s.gate.running.set([]string{"docker.service"})
+		s.gate.stops.set(func(ctx context.Context) error {
+			s.gate.running.set(nil)
+			if _, err := s.Lock(ctx, api.LockRequest{}); !errors.Is(err, errBroken) {
+				t.Errorf("the gate was told %v", err)
+			}
+			return nil // a stop job is done whatever ExecStop= returns
+		})
+		s.volume.closes.set(func(context.Context, volume.Observer) error { return errBroken })
 		s.start(t)
+		s.after(2 * time.Second)
+		s.volume.failsAt(volume.StepBind, errBroken) // the way back is no straight one either
 		_, err := s.Lock(t.Context(), api.LockRequest{StopServices: true})
-		if !errors.Is(err, ErrPhase) || err.Error() != "cannot lock while opening: not possible now" {
+		if !errors.Is(err, errBroken) {
 			t.Errorf("Lock returned %v", err)
 		}
-		s.after(2 * time.Second)
-		if phase := s.phaseNow(t); phase != api.PhaseServing || len(s.record.having("gate stop")) > 0 {
+		s.volume.gives(adopted())
+		s.after(time.Minute)
+		if phase := s.phaseNow(t); phase != api.PhaseServing || len(s.record.having("gate resume")) > 0 {
 			t.Errorf("phase %s\n%s", phase, s.record)
+		}
+		if _, err := s.Unlock(t.Context()); err != nil {
+			t.Error(err)
+		}
+		s.after(time.Second)
+		if resumes := s.record.having("gate resume"); len(resumes) != 1 {
+			t.Error(resumes)
+		}
+	})
+}
+
+// Why the volume is locked: only what the gate's own stop has closed may its start open again.
+func TestReasonOfALock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite().start(t)
+		s.after(2 * time.Second)
+		for _, test := range []struct {
+			byHand bool
+			want   health.Reason
+		}{{false, ReasonGateStopped}, {true, reasonLocked}, {false, reasonLocked}} {
+			if _, err := s.Lock(t.Context(), api.LockRequest{StopServices: test.byHand}); err != nil {
+				t.Error(err)
+			}
+			for _, c := range s.Board.Snapshot() {
+				if c.Code == health.Unlock && c.Reason != test.want {
+					t.Errorf("by hand %t: %s, not %s", test.byHand, c.Reason, test.want)
+				}
+			}
+		}
+		if stops := s.record.having("gate stop"); len(stops) != 1 {
+			t.Errorf("the gate's stop was answered by stopping it: %v", stops)
+		}
+	})
+}
+
+// Asking for what is open mends what is missing of it, and otherwise changes nothing.
+func TestUnlockWhileServing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite().start(t)
+		s.after(2 * time.Second)
+		before := s.Live.Load()
+		s.volume.gives(adopted())
+		if got, err := s.Unlock(t.Context()); err != nil || got.Changed || s.Live.Load() != before {
+			t.Errorf("%+v, %v", got, err)
+		}
+		s.volume.mends()
+		if got, err := s.Unlock(t.Context()); err != nil || !got.Changed || got.Text != "adopted the open mapping" {
+			t.Errorf("%+v, %v", got, err)
+		}
+		status, err := s.Status(t.Context())
+		if err != nil || status.OpenedBy.Kind != "tpm2" || len(s.record.having("gate_opened")) != 1 || len(s.record.having("gate resume")) > 0 {
+			t.Errorf("%+v, %v\n%s", status.OpenedBy, err, s.record)
 		}
 	})
 }
@@ -225,8 +320,8 @@ func TestLockWhileWaiting(t *testing.T) {
 	})
 }
 
-// Who gave up waiting for the gate is started when it opens late; a restarted daemon that finds the volume open starts
-// nothing: what does not run then was stopped by somebody.
+// Who gave up waiting for the gate is started when it opens late. Nothing is started where the volume opens at once: at
+// boot its own job waits, and what does not run later was stopped by somebody.
 func TestResume(t *testing.T) {
 	fails := func(s *site, _ *testing.T) {
 		s.volume.failsAt(volume.StepContainer, errBroken)
@@ -238,7 +333,7 @@ func TestResume(t *testing.T) {
 		before func(*site, *testing.T)
 		want   int
 	}{
-		"at boot":                {opened(), nil, 1},
+		"at boot":                {opened(), nil, 0},
 		"by a restarted daemon":  {adopted(), nil, 0},
 		"opened by hand, late":   {nil, fails, 1},
 		"after lock and unlock":  {adopted(), lockAndUnlock, 1},

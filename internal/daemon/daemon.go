@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -66,9 +67,15 @@ type Daemon struct {
 	Parts
 	requests chan *request
 	outcomes chan outcome
+	verdicts chan verdict
 	// ended is closed when requests are no longer taken.
 	ended chan struct{}
 	view  view
+	// lockers counts the requests under way that stop services: nothing is started meanwhile.
+	lockers atomic.Int32
+	// verify and mapped look at the kernel's tables.
+	verify func(*volume.Opened) error
+	mapped func() bool
 
 	// The rest belongs to the goroutine of Run.
 	phase   phase
@@ -77,8 +84,14 @@ type Daemon struct {
 	retry   <-chan time.Time
 	// ready: READY=1 was sent; it is sent once.
 	ready bool
-	// late: something may have given up waiting for the gate.
+	// gateOpen: what requires the gate may run.
+	gateOpen bool
+	// late: something may have given up waiting for the gate, or was stopped for a lock.
 	late bool
+	// kept: a lock failed; what was stopped for it stays down until somebody asks for the volume.
+	kept bool
+	// verifying: a look at the mount table is under way.
+	verifying bool
 }
 
 // errStopping answers whoever still waits when the daemon ends.
@@ -87,6 +100,10 @@ var errStopping = fmt.Errorf("cannot go on: the daemon stops: %w", context.Cance
 // request is what a caller of [Daemon.Unlock] or [Daemon.Lock] waits for.
 type request struct {
 	event event
+	// byHand: a person wants the volume locked, not merely the gate's unit as it stops.
+	byHand bool
+	// left is closed when the caller does not wait any longer.
+	left <-chan struct{}
 	// reply has room for the one answer, so that a caller who left does not hold up the daemon.
 	reply chan outcome
 }
@@ -97,6 +114,12 @@ type outcome struct {
 	changed bool
 	phase   phase
 	err     error
+}
+
+// verdict is what a look at the mount table said about the open volume.
+type verdict struct {
+	opened *volume.Opened
+	err    error
 }
 
 const (
@@ -117,10 +140,13 @@ func New(parts Parts) *Daemon {
 		Parts:    parts,
 		requests: make(chan *request),
 		outcomes: make(chan outcome, 1),
+		verdicts: make(chan verdict, 1),
 		ended:    make(chan struct{}),
 		phase:    locked,
 		backoff:  retries,
+		verify:   volume.Verify,
 	}
+	d.mapped = d.findMapping
 	d.view.started = time.Now()
 	d.view.setPhase(locked)
 	return d
@@ -130,6 +156,8 @@ func New(parts Parts) *Daemon {
 func (d *Daemon) Run(ctx context.Context) {
 	pulse := time.NewTicker(heartbeat)
 	defer pulse.Stop()
+	patrol := time.NewTicker(d.Config.Probes.Interval)
+	defer patrol.Stop()
 	operations, cancel := context.WithCancel(ctx)
 	defer cancel()
 	_ = d.advance(operations, open) // possible from the first phase and while waiting
@@ -146,22 +174,31 @@ func (d *Daemon) Run(ctx context.Context) {
 			_ = d.advance(operations, open)
 		case <-pulse.C:
 			d.beat()
+		case <-patrol.C:
+			d.patrol()
+		case verdict := <-d.verdicts:
+			d.judge(operations, verdict)
 		}
 	}
 }
 
 // serve answers a request at once or when the operation that it starts or joins has ended.
 func (d *Daemon) serve(ctx context.Context, r *request) {
-	before := d.phase
+	if r.event == open && d.kept {
+		d.late, d.kept = true, false
+	}
 	if err := d.advance(ctx, r.event); err != nil {
 		r.reply <- outcome{phase: d.phase, err: err}
 		return
 	}
-	if d.phase == before && (before == serving || before == locked) {
-		r.reply <- outcome{opened: d.Live.Load(), phase: d.phase}
+	if d.phase != locked {
+		d.waiters = append(d.waiters, r)
 		return
 	}
-	d.waiters = append(d.waiters, r)
+	if r.byHand {
+		d.reportClosed(reasonLocked) // whyever it was closed before
+	}
+	r.reply <- outcome{phase: d.phase}
 }
 
 // advance moves along the table and starts the operation of the phase it comes into.
@@ -180,7 +217,7 @@ func (d *Daemon) advance(ctx context.Context, e event) error {
 		go func() { d.outcomes <- d.close(ctx) }()
 	case waiting:
 		wait := d.backoff.NextBackOff()
-		d.late = true
+		d.gateOpen, d.late = false, !d.kept
 		d.retry = time.After(wait)
 		d.Journal.Emit(journal.RetryScheduled, journal.F("SECONDS", int(wait.Seconds())))
 	case serving:
@@ -202,33 +239,58 @@ func (d *Daemon) settle(ctx context.Context, o outcome) {
 		e = failed
 	}
 	was := d.phase
+	if was == closing {
+		d.late, d.kept = o.err == nil, o.err != nil
+	}
 	_ = d.advance(ctx, e) // both operations have a cell for both ends
 	o.phase = d.phase
-	switch {
-	case d.phase == serving:
-		d.openGate(ctx, o)
-	case was == closing && o.err == nil:
+	switch d.phase {
+	case serving:
+		d.openGate(ctx)
+	case locked:
+		d.gateOpen = false
 		d.Journal.Emit(journal.GateClosed)
-		go d.stopGate(ctx)
 	}
-	for _, r := range d.waiters {
-		r.reply <- o
-	}
+	waiters := d.waiters
 	d.waiters = nil
+	for _, r := range waiters {
+		if was == opening && r.event == shut {
+			d.serveLate(ctx, r)
+		} else {
+			r.reply <- o
+		}
+	}
 }
 
-// openGate says READY=1 the first time. Who gave up waiting for the gate is started, unless a daemon that was merely
-// restarted has adopted a volume that has been open all along.
-func (d *Daemon) openGate(ctx context.Context, o outcome) {
-	d.Journal.Emit(journal.GateOpened)
+// serveLate serves what has waited for the end of an opening, unless the caller has given up meanwhile.
+func (d *Daemon) serveLate(ctx context.Context, r *request) {
+	select {
+	case <-r.left:
+	default:
+		d.serve(ctx, r)
+	}
+}
+
+// openGate says READY=1 the first time. Who gave up waiting for the gate is started; what does not run although the gate
+// has been open or opens in time is left alone: at boot its own job waits, later somebody has stopped it.
+func (d *Daemon) openGate(ctx context.Context) {
+	if !d.gateOpen {
+		d.Journal.Emit(journal.GateOpened)
+	}
+	d.gateOpen = true
 	if !d.ready {
 		d.Notifier.Notify("READY=1")
 		d.ready = true
 	}
-	if d.late || !o.opened.Adopted() {
+	if d.late && !d.lockIsWanted() {
+		d.late = false
 		go d.resume(ctx)
 	}
-	d.late = true // whatever opens the gate from now on is late
+}
+
+// lockIsWanted: somebody is about to lock the volume and must not find started what was stopped for it.
+func (d *Daemon) lockIsWanted() bool {
+	return d.lockers.Load() > 0 || slices.ContainsFunc(d.waiters, func(r *request) bool { return r.event == shut })
 }
 
 // beat proves that the lifecycle goroutine lives, and keeps the service manager waiting until READY=1.
@@ -257,10 +319,10 @@ func (d *Daemon) stop() {
 }
 
 // ask hands an event to the goroutine of Run and waits for what comes of it.
-func (d *Daemon) ask(ctx context.Context, e event) (outcome, error) {
-	r := &request{event: e, reply: make(chan outcome, 1)}
+func (d *Daemon) ask(ctx context.Context, r request) (outcome, error) {
+	r.reply, r.left = make(chan outcome, 1), ctx.Done()
 	select {
-	case d.requests <- r:
+	case d.requests <- &r:
 	case <-d.ended:
 		return outcome{}, errStopping
 	case <-ctx.Done():

@@ -128,7 +128,7 @@ func TestPulse(t *testing.T) {
 	})
 }
 
-// fault 64: an operation that hangs in the kernel keeps nobody from looking, and from being told no.
+// fault 64: an operation that hangs in the kernel keeps nobody from looking, nor from leaving.
 func TestHungOperation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
@@ -144,11 +144,11 @@ func TestHungOperation(t *testing.T) {
 		if phase := s.phaseNow(t); phase != api.PhaseOpening {
 			t.Errorf("phase %s", phase)
 		}
-		if _, err := s.Lock(t.Context(), api.LockRequest{StopServices: true}); !errors.Is(err, ErrPhase) {
-			t.Errorf("Lock returned %v", err)
-		}
 		impatient, leave := context.WithTimeout(t.Context(), 3*time.Second)
 		defer leave()
+		if _, err := s.Lock(impatient, api.LockRequest{}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Lock returned %v", err)
+		}
 		if _, err := s.Unlock(impatient); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Unlock returned %v", err)
 		}
@@ -161,6 +161,22 @@ func TestHungOperation(t *testing.T) {
 			t.Errorf("the daemon ended after %v", took)
 		}
 		close(hang)
+	})
+}
+
+// A lock that nobody waits for any longer does not close the volume at some later time.
+func TestLockGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite().start(t)
+		impatient, leave := context.WithTimeout(t.Context(), time.Second)
+		defer leave()
+		if _, err := s.Lock(impatient, api.LockRequest{}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Lock returned %v", err)
+		}
+		s.after(time.Minute)
+		if phase := s.phaseNow(t); phase != api.PhaseServing || len(s.record.having("volume close")) > 0 {
+			t.Errorf("phase %s\n%s", phase, s.record)
+		}
 	})
 }
 
@@ -246,6 +262,7 @@ func TestServicesThatDoNotStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
 		s.gate.fails.set(errBroken)
+		s.late = true // something has given up waiting
 		s.start(t)
 		s.after(2 * time.Second)
 		if phase := s.phaseNow(t); phase != api.PhaseServing {
@@ -254,6 +271,85 @@ func TestServicesThatDoNotStart(t *testing.T) {
 		want := []string{"  1.3 event " + journal.ServicesFailed.Name() + " {ERROR " + errBroken.Error() + "}"}
 		if diff := cmp.Diff(want, s.record.having("event services")); diff != "" {
 			t.Error(diff)
+		}
+	})
+}
+
+// Whatever becomes of a mount behind the daemon's back is noticed within one interval, and mended.
+func TestUnmountedByHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite().start(t)
+		s.after(2 * time.Second)
+		s.volume.opens.set(func(_ context.Context, observer volume.Observer) (*volume.Opened, error) {
+			for _, c := range s.Board.Snapshot() {
+				if c.Code == health.Mount && (c.Status != health.Fail || c.Text != errBroken.Error()) {
+					t.Errorf("mount: %s %s", c.Status, c.Text)
+				}
+			}
+			s.mounts.set(nil)
+			observer.Event(journal.StoreBound)
+			return adopted(), nil
+		})
+		s.mounts.set(errBroken)
+		s.after(s.Config.Probes.Interval)
+		if phase := s.phaseNow(t); phase != api.PhaseServing || !s.Board.Ready() {
+			t.Errorf("phase %s\n%s", phase, s.conditions(t))
+		}
+		s.after(3 * s.Config.Probes.Interval)
+		if opens := s.record.having("volume open"); len(opens) != 2 || len(s.record.having("gate resume")) > 0 {
+			t.Errorf("%d openings\n%s", len(opens), s.record)
+		}
+	})
+}
+
+// What cannot be mended is reported; the container, which is still open, is not said to be closed.
+func TestUnmountedForGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite().start(t)
+		s.after(2 * time.Second)
+		s.volume.failsAt(volume.StepBind, errBroken)
+		s.mapping.set(true)
+		s.mounts.set(errBroken)
+		s.after(s.Config.Probes.Interval)
+		status, err := s.Status(t.Context())
+		if err != nil || status.Phase != api.PhaseWaiting || status.State != api.VolumeStateOpen ||
+			status.Mapping != "/dev/mapper/luksmediad-media" || s.Board.Ready() {
+			t.Errorf("%+v, %v", status, err)
+		}
+	})
+}
+
+// A look at the mount table that hangs is neither repeated nor waited for.
+func TestHungLook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		hang, looks := make(chan struct{}), 0
+		s.verify = func(*volume.Opened) error { looks++; <-hang; return nil }
+		s.start(t)
+		s.after(10 * time.Minute)
+		if looks != 1 || len(s.record.having("WATCHDOG=1")) != 120 {
+			t.Errorf("%d looks, %d times WATCHDOG=1", looks, len(s.record.having("WATCHDOG=1")))
+		}
+		close(hang)
+	})
+}
+
+// The probes run from the start: a run that saw no open volume does not decide about the opening that it overlaps.
+func TestWriteProbeBegunBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.write.runs.set(func(context.Context) error {
+			if s.Live.Load() != nil {
+				return nil
+			}
+			time.Sleep(5 * time.Second)
+			return &health.Failure{Class: health.ReasonNotMounted, Err: errBroken}
+		})
+		go func() { _ = s.Prober.RunNow(t.Context(), health.Write) }()
+		s.start(t)
+		s.after(6 * time.Second)
+		if phase := s.phaseNow(t); phase != api.PhaseServing || len(s.record.having("retry_scheduled")) > 0 {
+			t.Errorf("phase %s\n%s", phase, s.record)
 		}
 	})
 }

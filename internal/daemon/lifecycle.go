@@ -46,7 +46,9 @@ type transition struct {
 
 // transitions is the whole lifecycle:
 //
-//	          open              succeed
+//	                            open
+//	                   ┌─────────────────────┐
+//	          open     ▼        succeed      │
 //	locked ─────────▶ opening ───────────▶ serving
 //	  ▲                │   ▲ ▲               │
 //	  │           fail │   │ └───── fail ──┐ │ lock
@@ -57,13 +59,16 @@ type transition struct {
 //	                   succeed
 //
 // What closing could not close is opened again: a volume that serves half of its stores is worse than one that stays.
+// While serving, opening looks at everything once more and mends what is missing. An opening is not cut short by a lock,
+// which waits for its end.
 var transitions = []transition{
 	{locked, open, opening},
 	{locked, shut, locked},
 	{opening, open, opening},
+	{opening, shut, opening},
 	{opening, succeeded, serving},
 	{opening, failed, waiting},
-	{serving, open, serving},
+	{serving, open, opening},
 	{serving, shut, closing},
 	{waiting, open, opening},
 	{waiting, shut, closing},

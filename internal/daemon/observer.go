@@ -9,24 +9,30 @@ import (
 // observer carries what an operation tells to journal and STATUS=.
 type observer struct {
 	*Daemon
+	// changed: something was not yet as an opening leaves it.
+	changed bool
 }
 
 // Step shows which step runs.
-func (o observer) Step(step volume.Step) {
+func (o *observer) Step(step volume.Step) {
 	o.view.setStep(step)
 	o.reportStatus()
 }
 
 // Progress has nothing to show: no step of opening or closing counts bytes.
-func (o observer) Progress(int64, int64) {}
+func (o *observer) Progress(int64, int64) {}
 
 // Attempt logs why a key source did not open the container.
-func (o observer) Attempt(attempt unlock.Attempt) {
+func (o *observer) Attempt(attempt unlock.Attempt) {
 	o.Journal.Emit(journal.SourceFailed, journal.F("SOURCE", attempt.Source),
 		journal.F("REASON", o.Explain(attempt.Err).Class), journal.F("ERROR", attempt.Err.Error()))
 }
 
 // Event logs what has happened.
-func (o observer) Event(event journal.Event, fields ...journal.Field) {
+func (o *observer) Event(event journal.Event, fields ...journal.Field) {
+	switch event {
+	case journal.Unlocked, journal.Mounted, journal.StoreBound, journal.Guarded:
+		o.changed = true
+	}
 	o.Journal.Emit(event, fields...)
 }

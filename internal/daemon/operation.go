@@ -9,6 +9,7 @@ import (
 	"luksmediad/internal/journal"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
+	"luksmediad/pkg/unlock"
 )
 
 // ErrServicesRunning: services use the stores and were not to be stopped.
@@ -16,9 +17,9 @@ var ErrServicesRunning = errors.New("services running")
 
 // open opens or adopts the volume and proves by writing that it is there.
 func (d *Daemon) open(ctx context.Context) outcome {
-	opened, err := d.openLocked(ctx)
-	d.Live.Store(opened)
-	d.view.setOpened(opened, err, d.Explain)
+	observer := &observer{Daemon: d}
+	opened, err := d.openLocked(ctx, observer)
+	d.publish(opened, err, observer.changed)
 	if err != nil && ctx.Err() != nil {
 		return outcome{err: err} // the daemon ends: the volume has not failed
 	}
@@ -27,13 +28,31 @@ func (d *Daemon) open(ctx context.Context) outcome {
 		return outcome{err: err}
 	}
 	d.reportOpened(opened)
-	if err := d.Prober.RunNow(ctx, health.Write); err != nil {
+	if err := d.proveWrite(ctx); err != nil {
 		d.Board.Set(health.Gate, health.Fail, reasonNotOpen, err.Error())
 		return outcome{err: err}
 	}
 	d.Board.Set(health.Gate, health.OK, "", "")
 	d.probeNow(ctx)
-	return outcome{opened: opened, changed: true}
+	return outcome{opened: opened, changed: observer.changed}
+}
+
+// publish shows probes and status what is open now. What was found as it had been left stays the same volume to them.
+func (d *Daemon) publish(opened *volume.Opened, err error, changed bool) {
+	if before := d.Live.Load(); opened != nil && before != nil && !changed {
+		return
+	}
+	d.Live.Store(opened)
+	d.view.setOpened(opened, err, err != nil && !errors.Is(err, unlock.ErrForeignMapping) && d.mapped(), d.Explain)
+}
+
+// proveWrite writes into the volume that is open now. The run that it joins may have begun before, and have seen none.
+func (d *Daemon) proveWrite(ctx context.Context) error {
+	err := d.Prober.RunNow(ctx, health.Write)
+	if health.ReasonOf(err) == health.ReasonNotMounted {
+		err = d.Prober.RunNow(ctx, health.Write)
+	}
+	return err
 }
 
 // probeNow does not leave the outcomes from the time before the opening standing for a whole interval.
@@ -43,13 +62,13 @@ func (d *Daemon) probeNow(ctx context.Context) {
 	}
 }
 
-func (d *Daemon) openLocked(ctx context.Context) (*volume.Opened, error) {
+func (d *Daemon) openLocked(ctx context.Context, observer volume.Observer) (*volume.Opened, error) {
 	release, err := d.Operations.Lock(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	return d.Operations.Open(ctx, d.Sources, observer{d})
+	return d.Operations.Open(ctx, d.Sources, observer)
 }
 
 // close closes the volume if no service uses it.
@@ -67,18 +86,15 @@ func (d *Daemon) close(ctx context.Context) outcome {
 	}
 	defer release()
 	d.Live.Store(nil)
-	if err := d.Operations.Close(ctx, observer{d}); err != nil {
+	if err := d.Operations.Close(ctx, &observer{Daemon: d}); err != nil {
 		return outcome{err: err}
 	}
-	d.reportClosed()
-	return outcome{changed: true}
-}
-
-// stopGate makes the gate's unit agree with a volume that was locked by hand. Its ExecStop= asks for what is done.
-func (d *Daemon) stopGate(ctx context.Context) {
-	if err := d.Gate.Stop(ctx); err != nil {
-		d.Journal.Emit(journal.ServicesFailed, journal.F("ERROR", err.Error()))
+	if d.lockers.Load() > 0 {
+		d.reportClosed(reasonLocked)
+	} else {
+		d.reportClosed(ReasonGateStopped)
 	}
+	return outcome{changed: true}
 }
 
 // resume starts what would have come up behind the gate at boot.

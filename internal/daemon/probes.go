@@ -3,7 +3,9 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
+	"sync"
 	"sync/atomic"
 
 	"luksmediad/internal/config"
@@ -13,18 +15,21 @@ import (
 )
 
 // Probes are the probes of the configured volume. What they look at is known only while live holds the open volume, so
-// each run builds its probe anew.
+// they are built then.
 func Probes(config *config.Config, live *atomic.Pointer[volume.Opened], server health.MediaServer) []health.Probe {
+	late := func(name health.Code, build func(*volume.Opened) health.Probe) health.Probe {
+		return &lateProbe{name: name, live: live, build: build}
+	}
 	probes := []health.Probe{
-		lateProbe{health.Write, live, func(o *volume.Opened) health.Probe {
+		late(health.Write, func(o *volume.Opened) health.Probe {
 			return &health.WriteProbe{Dir: o.PrivateDir, Device: deviceOf(o)}
-		}},
-		lateProbe{health.Ciphertext, live, func(o *volume.Opened) health.Probe { return ciphertextProbe(config, o) }},
+		}),
+		late(health.Ciphertext, func(o *volume.Opened) health.Probe { return ciphertextProbe(config, o) }),
 	}
 	if config.Probes.Synapse != nil {
-		probes = append(probes, lateProbe{health.Thumbnail, live, func(o *volume.Opened) health.Probe {
+		probes = append(probes, late(health.Thumbnail, func(o *volume.Opened) health.Probe {
 			return thumbnailProbe(config, o, server)
-		}})
+		}))
 	}
 	return probes
 }
@@ -34,16 +39,31 @@ type lateProbe struct {
 	name  health.Code
 	live  *atomic.Pointer[volume.Opened]
 	build func(*volume.Opened) health.Probe
+
+	mu     sync.Mutex
+	opened *volume.Opened // what built was built for
+	built  health.Probe
 }
 
-func (p lateProbe) Name() health.Code { return p.name }
+func (p *lateProbe) Name() health.Code { return p.name }
 
-func (p lateProbe) Run(ctx context.Context) (string, error) {
+func (p *lateProbe) Run(ctx context.Context) (string, error) {
 	opened := p.live.Load()
 	if opened == nil {
 		return "", &health.Failure{Class: health.ReasonNotMounted, Err: errors.New("the volume is not open")}
 	}
-	return p.build(opened).Run(ctx)
+	return p.probe(opened).Run(ctx)
+}
+
+// probe returns the same probe as long as the volume is open: what it remembers from run to run keeps it from asking
+// Synapse for more than it should.
+func (p *lateProbe) probe(opened *volume.Opened) health.Probe {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.built == nil || p.opened != opened {
+		p.opened, p.built = opened, p.build(opened)
+	}
+	return p.built
 }
 
 func deviceOf(o *volume.Opened) health.Device {
@@ -55,7 +75,7 @@ func ciphertextProbe(config *config.Config, o *volume.Opened) health.Probe {
 	pin := o.Record.Pin
 	return &health.CiphertextProbe{
 		File: func() (string, error) {
-			if config.Probes.Synapse != nil {
+			if config.Probes.Synapse != nil && movedIn(o, config.Probes.Synapse.Store) == nil {
 				if path, err := thumbnailProbe(config, o, nil).Original(); !errors.Is(err, fs.ErrNotExist) {
 					return path, err
 				}
@@ -78,10 +98,23 @@ func ciphertextProbe(config *config.Config, o *volume.Opened) health.Probe {
 }
 
 func thumbnailProbe(config *config.Config, o *volume.Opened, server health.MediaServer) *health.ThumbnailProbe {
+	store := config.Probes.Synapse.Store
 	return &health.ThumbnailProbe{
-		Store:  o.StorePath(config.Probes.Synapse.Store),
-		Dir:    o.PrivateDir,
-		Device: deviceOf(o),
+		Store: o.StorePath(store),
+		Dir:   o.PrivateDir,
+		Device: func() (uint64, error) {
+			return o.Mapping.Device, movedIn(o, store)
+		},
 		Server: server,
 	}
+}
+
+// movedIn fails for a store that still lies outside the volume.
+func movedIn(o *volume.Opened, name string) error {
+	for _, store := range o.Stores {
+		if store.Name == name && store.State == volume.StorePlaintext {
+			return &health.Failure{Class: health.ReasonNotMovedIn, Err: fmt.Errorf("store %s lies outside the volume", name)}
+		}
+	}
+	return nil
 }

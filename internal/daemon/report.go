@@ -19,6 +19,9 @@ const (
 	reasonHeaderDamaged health.Reason = "header_copy_damaged"
 )
 
+// ReasonGateStopped: the volume was closed because the gate's unit stopped, and may be opened when it starts.
+const ReasonGateStopped health.Reason = "gate_stopped"
+
 // decision is a condition that steps of opening decide.
 type decision struct {
 	condition health.Code
@@ -104,12 +107,15 @@ func (d *Daemon) reportStores(stores []volume.StoreStatus) {
 	d.Board.Set(health.Store, health.OK, "", "")
 }
 
-func (d *Daemon) reportClosed() {
-	const text = "the volume was locked on request"
-	d.Board.Set(health.Unlock, health.Fail, reasonLocked, text)
+func (d *Daemon) reportClosed(reason health.Reason) {
+	text := "the volume was locked on request"
+	if reason == ReasonGateStopped {
+		text = "the volume was closed when the gate's unit stopped"
+	}
+	d.Board.Set(health.Unlock, health.Fail, reason, text)
 	d.Board.Set(health.Filesystem, health.Unknown, "", "")
 	d.Board.Set(health.Mount, health.Unknown, "", "")
-	d.Board.Set(health.Gate, health.Fail, reasonLocked, text)
+	d.Board.Set(health.Gate, health.Fail, reason, text)
 }
 
 func (d *Daemon) countAttempts(attempts []unlock.Attempt) {

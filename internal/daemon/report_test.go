@@ -76,13 +76,8 @@ func TestConditions(t *testing.T) {
 			s.volume.gives(o)
 			s.start(t)
 		}},
-		{"locked", func(t *testing.T, s *site) {
-			s.volume.gives(opened())
-			s.start(t)
-			if _, err := s.Lock(t.Context(), api.LockRequest{}); err != nil {
-				t.Error(err)
-			}
-		}},
+		{"locked", func(t *testing.T, s *site) { s.openAndLock(t, api.LockRequest{StopServices: true}) }},
+		{"closed by the gate", func(t *testing.T, s *site) { s.openAndLock(t, api.LockRequest{}) }},
 	}...)
 	var text strings.Builder
 	for _, state := range states {
@@ -94,6 +89,15 @@ func TestConditions(t *testing.T) {
 		})
 	}
 	golden(t, "testdata/conditions.golden", text.String())
+}
+
+func (s *site) openAndLock(t *testing.T, request api.LockRequest) {
+	t.Helper()
+	s.volume.gives(opened())
+	s.start(t)
+	if _, err := s.Lock(t.Context(), request); err != nil {
+		t.Error(err)
+	}
 }
 
 // What fails again as it failed before is no news: a condition changes once, however often opening is tried.

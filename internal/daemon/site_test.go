@@ -53,8 +53,11 @@ type site struct {
 	write  *scriptedProbe
 	thumb  *scriptedProbe
 	record *record
-	end    context.CancelFunc
-	done   chan struct{}
+	// mounts is what the mount table says against the open volume, mapping whether the kernel has it.
+	mounts  script[error]
+	mapping script[bool]
+	end     context.CancelFunc
+	done    chan struct{}
 }
 
 // opened is what an opening of the volume by its TPM gives.
@@ -126,6 +129,8 @@ func newSite() *site {
 		Explain:   explained,
 		Version:   "1.2.3",
 	})
+	s.verify = func(*volume.Opened) error { return s.mounts.get() }
+	s.mapped = s.mapping.get
 	return s
 }
 
@@ -276,6 +281,14 @@ func (v *scriptedVolume) failsAt(step volume.Step, err error) {
 // gives makes opening give what it is told, at once.
 func (v *scriptedVolume) gives(o *volume.Opened) {
 	v.opens.set(func(context.Context, volume.Observer) (*volume.Opened, error) { return o, nil })
+}
+
+// mends makes opening find the mapping and bind what is missing.
+func (v *scriptedVolume) mends() {
+	v.opens.set(func(_ context.Context, observer volume.Observer) (*volume.Opened, error) {
+		observer.Event(journal.StoreBound, journal.F("STORE", "media"))
+		return adopted(), nil
+	})
 }
 
 // scriptedGate is the service manager's side of the gate.

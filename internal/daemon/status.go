@@ -16,6 +16,10 @@ import (
 func (d *Daemon) Status(context.Context) (api.Status, error) {
 	seen := d.view.snapshot()
 	status := StatusOf(d.Config, seen.opened)
+	if seen.mapped {
+		status.State, status.Mapping = api.VolumeStateOpen, "/dev/mapper/"+d.Config.Volume.Mapping()
+	}
+	status.OpenedBy = seen.openedBy
 	status.Phase, status.ContainerBytes = api.Phase(seen.phase), seen.bytes
 	status.Version, status.PID, status.Started = d.Version, os.Getpid(), seen.started
 	for i, source := range status.Sources {
@@ -62,7 +66,7 @@ func describeOpen(status *api.Status, opened *volume.Opened) {
 }
 
 func openingOf(opened *volume.Opened) api.Opening {
-	if opened.Adopted() {
+	if opened == nil || opened.Adopted() {
 		return api.Opening{}
 	}
 	return api.Opening{Kind: api.SourceKind(opened.Source), Keyslot: &opened.Keyslot}

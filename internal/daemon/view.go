@@ -18,6 +18,10 @@ type view struct {
 	phase   phase
 	step    volume.Step
 	opened  *volume.Opened
+	// openedBy stays as long as the container is open, whatever is adopted again meanwhile.
+	openedBy api.Opening
+	// mapped: the container is open although the last opening failed.
+	mapped bool
 	// bytes is the size of the container when it was last open.
 	bytes int64
 	tried map[string]api.Source
@@ -28,7 +32,7 @@ func (v *view) setPhase(p phase) {
 	defer v.mu.Unlock()
 	v.phase, v.step = p, ""
 	if p == locked {
-		v.opened = nil
+		v.opened, v.openedBy, v.mapped = nil, api.Opening{}, false
 	}
 }
 
@@ -38,11 +42,14 @@ func (v *view) setStep(step volume.Step) {
 	v.step = step
 }
 
-// setOpened takes the end of an Open and keeps how each key source fared.
-func (v *view) setOpened(opened *volume.Opened, err error, explain func(error) api.Explanation) {
+// setOpened takes the end of an Open and keeps how each key source fared. mapped: it failed, and the container is open.
+func (v *view) setOpened(opened *volume.Opened, err error, mapped bool, explain func(error) api.Explanation) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.opened = opened
+	v.opened, v.mapped = opened, mapped
+	if opened == nil && !mapped || opened != nil && !opened.Adopted() {
+		v.openedBy = openingOf(opened)
+	}
 	if opened != nil {
 		v.bytes = opened.Record.Pin.ContainerBytes
 	}
@@ -70,5 +77,6 @@ func (v *view) setOpened(opened *volume.Opened, err error, explain func(error) a
 func (v *view) snapshot() view {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return view{started: v.started, phase: v.phase, step: v.step, opened: v.opened, bytes: v.bytes, tried: maps.Clone(v.tried)}
+	return view{started: v.started, phase: v.phase, step: v.step, opened: v.opened, openedBy: v.openedBy, mapped: v.mapped,
+		bytes: v.bytes, tried: maps.Clone(v.tried)}
 }
