@@ -5,6 +5,8 @@
 #
 #   docker run --rm --volume ./config.yaml:/etc/luksmediad/config.yaml:ro luksmediad config check
 #
+# where the file must be root's, as on the host.
+#
 # What it is not good for: the daemon. What is mounted in the mount namespace of a container is not there for Docker and
 # Synapse, so every command that opens the volume refuses a private one; and Docker, which would have to start the
 # container, waits for the volume. Install the program and its units on the host instead: make install.

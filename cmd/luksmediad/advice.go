@@ -14,6 +14,7 @@ type advice struct {
 func stateAdvice() []advice {
 	return []advice{
 		{"locked", "luksmediad unlock"},
+		{"gate_stopped", "luksmediad unlock"},
 		{"not_open", "luksmediad unlock"},
 		{"store_plaintext", "ls -la {store}"},
 		{"header_copy_damaged", "cryptsetup luksHeaderBackup {container} --header-backup-file /root/header.img && cryptsetup repair {container}"},

@@ -26,7 +26,7 @@ func expand(c *config.Config, next string) string {
 	if c == nil {
 		return next
 	}
-	names := []string{"{volume}", c.Volume.Name, "{container}", c.Volume.Container, "{size}", c.Volume.Size.String()}
+	names := []string{"{volume}", c.Volume.Name, "{container}", c.Volume.Container}
 	if len(c.Stores) == 1 {
 		names = append(names, "{store}", c.Stores[0].Path)
 	}

@@ -10,7 +10,7 @@ import (
 // Advice can be pasted as it stands: no names are left to fill in once there is a configuration.
 func TestAdviceIsFilled(t *testing.T) {
 	c := &config.Config{
-		Volume: config.Volume{Name: "media", Container: "/var/media.luks", Size: config.GiB},
+		Volume: config.Volume{Name: "media", Container: "/var/media.luks"},
 		Stores: []config.Store{{Name: "media", Path: "/srv/media_store"}},
 		Unlock: []config.KeySource{{Keyfile: &config.Keyfile{Path: "/root/media.key"}}},
 	}

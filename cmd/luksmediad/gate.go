@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"luksmediad/internal/api"
+	"luksmediad/internal/daemon"
 )
 
 // errGateClosed: the stores are not all mounted and writable.
@@ -35,7 +37,8 @@ func newGateWaitCommand(a *app) *cobra.Command {
 		Use:   "wait",
 		Short: "Return when every store is mounted and writable",
 		Long: `Return 0 as soon as every store is mounted and writable, 14 if that does not come about in time.
-A volume that was locked on request stays locked: only luksmediad unlock opens it again.
+A volume that was closed when the gate's unit stopped is opened again. One that was locked on request stays locked: only
+luksmediad unlock opens it.
 The unit luksmediad-gate.service runs this.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.gateWait(cmd.Context(), timeout) },
@@ -47,7 +50,7 @@ The unit luksmediad-gate.service runs this.`,
 func (a *app) gateWait(ctx context.Context, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errGateClosed)
 	defer cancel()
-	why := "no daemon is running"
+	why, asked := "no daemon is running", false
 	for {
 		ready, text, err := a.client().Ready(ctx)
 		switch {
@@ -55,6 +58,9 @@ func (a *app) gateWait(ctx context.Context, timeout time.Duration) error {
 			return nil
 		case err == nil:
 			why = strings.TrimSpace(text)
+			if !asked {
+				asked = a.reopen(ctx)
+			}
 		case !errors.Is(err, api.ErrNoDaemon) && ctx.Err() == nil:
 			return err
 		}
@@ -64,6 +70,21 @@ func (a *app) gateWait(ctx context.Context, timeout time.Duration) error {
 		case <-time.After(gatePoll):
 		}
 	}
+}
+
+// reopen asks for the volume if the gate's own stop has closed it: its start takes that back, and only that. Why the volume
+// does not open is for the daemon to tell, which also tries again.
+func (a *app) reopen(ctx context.Context) (asked bool) {
+	status, err := a.client().Status(ctx)
+	if err != nil {
+		return false
+	}
+	stopped := func(c api.Condition) bool { return c.Reason == api.Class(daemon.ReasonGateStopped) }
+	if status.Phase != api.PhaseLocked || !slices.ContainsFunc(status.Conditions, stopped) {
+		return false
+	}
+	_, _ = a.client().Unlock(ctx)
+	return true
 }
 
 func newGateCloseCommand(a *app) *cobra.Command {

@@ -106,7 +106,7 @@ func TestRefusedHeader(t *testing.T) {
 	}
 	for _, words := range []string{"key list", "key test", "key drift"} {
 		if a := d.ask(words, "--passphrase-file", d.path("passphrase")); a.code != exitRefused || a.out != "" ||
-			!strings.Contains(a.err, "\ntype: losetup --read-only --find --show "+d.container()+"\n") {
+			!strings.Contains(a.err, "\ntype: luksmediad header check\n") {
 			t.Errorf("%s: %+v", words, a)
 		}
 	}

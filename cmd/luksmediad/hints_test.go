@@ -229,7 +229,7 @@ func TestNoUnusedAdvice(t *testing.T) {
 	}
 }
 
-// daemonReasons are the constants called reason… of the daemon.
+// daemonReasons are the constants called reason… or Reason… of the daemon.
 func daemonReasons(t *testing.T) []health.Reason {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "../../internal/daemon/report.go", nil, parser.SkipObjectResolution)
@@ -238,7 +238,7 @@ func daemonReasons(t *testing.T) []health.Reason {
 	}
 	var reasons []health.Reason
 	ast.Inspect(file, func(node ast.Node) bool {
-		if spec, ok := node.(*ast.ValueSpec); ok && strings.HasPrefix(spec.Names[0].Name, "reason") && len(spec.Values) == 1 {
+		if spec, ok := node.(*ast.ValueSpec); ok && strings.HasPrefix(strings.ToLower(spec.Names[0].Name), "reason") && len(spec.Values) == 1 {
 			if value, ok := spec.Values[0].(*ast.BasicLit); ok {
 				reasons = append(reasons, health.Reason(strings.Trim(value.Value, `"`)))
 			}

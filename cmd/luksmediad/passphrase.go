@@ -37,7 +37,7 @@ func (p *passphraseFlags) read(ctx context.Context, a *app) (key *secret.Key, er
 	case p.file != "":
 		key, err = readPassphraseFile(p.file)
 	case p.command != "":
-		key, err = readPassphraseCommand(ctx, p.command)
+		key, err = a.readPassphraseCommand(ctx, p.command)
 	default:
 		return nil, nil
 	}
@@ -66,12 +66,13 @@ func readPassphraseFile(path string) (*secret.Key, error) {
 	return secret.Read(file, unlock.MaxKeyFileBytes)
 }
 
-func readPassphraseCommand(ctx context.Context, line string) (*secret.Key, error) {
+// readPassphraseCommand runs the program as its caller would: pass(1) wants HOME, and gpg the terminal.
+func (a *app) readPassphraseCommand(ctx context.Context, line string) (*secret.Key, error) {
 	fields := strings.Fields(line)
 	if len(fields) == 0 {
 		return nil, usageError{errors.New("cannot run an empty --passphrase-command")}
 	}
-	out, err := command.Runner{}.Run(ctx, nil, nil, fields[0], fields[1:]...)
+	out, err := command.Runner{Env: os.Environ()}.Run(ctx, a.stdin, nil, fields[0], fields[1:]...)
 	if err != nil {
 		clear(out)
 		return nil, err

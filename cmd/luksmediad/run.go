@@ -50,6 +50,9 @@ func (a *app) runDaemon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := vol.CheckCryptsetup(ctx); err != nil {
+		return err
+	}
 	release, err := state.Lock(filepath.Join(runtimeDir, "daemon.lock"))
 	if err != nil {
 		return err
@@ -68,6 +71,7 @@ type service struct {
 	daemon *daemon.Daemon
 	prober *health.Prober
 	server *api.Server
+	log    *journal.Logger
 }
 
 // newService is the composition root of the daemon.
@@ -109,7 +113,7 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 		Control: d,
 		Explain: explained,
 	}
-	return &service{config: loaded, daemon: d, prober: prober, server: api.New(backend, slog.New(journalHandler{log}))}
+	return &service{config: loaded, daemon: d, prober: prober, server: api.New(backend, slog.New(journalHandler{log})), log: log}
 }
 
 // serve listens first: whoever asks while the volume is being opened gets an answer.
@@ -119,15 +123,30 @@ func (s *service) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	loopback, err := api.ListenLoopback(ctx, s.config.HTTP.Listen)
-	if err != nil {
-		return errors.Join(err, control.Close())
-	}
 	group.Go(func() error { return s.server.ServeControl(ctx, control) })
-	group.Go(func() error { return s.server.ServeReadOnly(ctx, loopback) })
+	group.Go(func() error { return s.serveReadOnly(ctx) })
 	group.Go(func() error { s.prober.Run(ctx); return nil })
 	group.Go(func() error { s.daemon.Run(ctx); return nil })
 	return group.Wait()
+}
+
+// listenAgain is the time between two tries to get the port of the read-only listener.
+const listenAgain = 10 * time.Second
+
+// serveReadOnly keeps trying to listen: whoever else has taken the port must not decide whether the volume opens.
+func (s *service) serveReadOnly(ctx context.Context) error {
+	for {
+		listener, err := api.ListenLoopback(ctx, s.config.HTTP.Listen)
+		if err == nil {
+			return s.server.ServeReadOnly(ctx, listener)
+		}
+		s.log.Emit(journal.Failed, journal.F("ERROR", err.Error()))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(listenAgain):
+		}
+	}
 }
 
 // serviceManager sends sd_notify(3) messages; without NOTIFY_SOCKET it does nothing.

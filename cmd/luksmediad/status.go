@@ -99,8 +99,10 @@ func printStatus(w io.Writer, status *api.Status, now time.Time) error {
 	row("volume", "%s, %s, %s", status.Volume, status.State, status.Phase)
 	row("container", "%s, %s", status.Container, units.BytesSize(float64(status.ContainerBytes)))
 	if status.State == api.VolumeStateOpen {
-		row("mapping", "%s on %s", status.Mapping, status.Device)
-		row("mounted at", "%s, %s", status.Mountpoint, status.Filesystem)
+		row("mapping", "%s", describeMapping(status))
+		if status.Mountpoint != "" {
+			row("mounted at", "%s, %s", status.Mountpoint, status.Filesystem)
+		}
 		row("opened by", "%s", describeOpening(status.OpenedBy))
 	}
 	for _, source := range status.Sources {
@@ -115,6 +117,14 @@ func printStatus(w io.Writer, status *api.Status, now time.Time) error {
 		}
 	}
 	return table.Flush()
+}
+
+// describeMapping leaves out the device that a daemon which could not go on has not come to know.
+func describeMapping(status *api.Status) string {
+	if status.Device == "" {
+		return status.Mapping
+	}
+	return status.Mapping + " on " + status.Device
 }
 
 func describeOpening(opening api.Opening) string {

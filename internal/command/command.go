@@ -26,6 +26,8 @@ const (
 type Runner struct {
 	// Grace is the time between SIGTERM and SIGKILL once the context has ended; 0 means DefaultGrace.
 	Grace time.Duration
+	// Env is added to the fixed environment and overrides it. Only a program that a person has named needs any.
+	Env []string
 }
 
 // Run starts name, waits for it and returns its standard output, also when the program has failed.
@@ -79,7 +81,7 @@ func (r Runner) prepare(ctx context.Context, stdin *os.File, extra []*os.File, p
 	if p.grace == 0 {
 		p.grace = DefaultGrace
 	}
-	p.cmd.Env = []string{"PATH=" + Path, "LC_ALL=C"}
+	p.cmd.Env = append([]string{"PATH=" + Path, "LC_ALL=C"}, r.Env...)
 	p.cmd.Dir = "/"
 	if stdin != nil {
 		p.cmd.Stdin = stdin

@@ -276,3 +276,13 @@ func awaitGone(t *testing.T, pid int) {
 	}
 	t.Errorf("process %d is still there", pid)
 }
+
+func TestEnvironmentOfACallersProgram(t *testing.T) {
+	out, err := Runner{Env: []string{"HOME=/home/somebody", "LC_ALL=de_DE"}}.Run(t.Context(), nil, nil, "env")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff("PATH="+Path+"\nHOME=/home/somebody\nLC_ALL=de_DE\n", string(out)); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -53,17 +53,18 @@ type Store struct {
 	Name    string   `yaml:"name"`
 	Path    string   `yaml:"path"` // absolute
 	Owner   Owner    `yaml:"owner"`
-	Service *Service `yaml:"service,omitempty"` // nil: nothing is stopped or started for this store
+	Service *Service `yaml:"service,omitempty"` // nil: nobody is said to use this store
 }
 
-// Service is what uses a store. Exactly one field is set.
+// Service is what uses a store; its unit must require the gate, as docker.service does by the installed drop-in. Exactly
+// one field is set.
 type Service struct {
 	Docker  string `yaml:"docker,omitempty"`  // container name
 	Systemd string `yaml:"systemd,omitempty"` // unit name with its suffix
 }
 
-// Unit is the systemd unit that must be stopped before the store can be unmounted: Docker's own for a container, whose
-// restart policy would bring it back otherwise. It is empty where the store has no service.
+// Unit is the systemd unit behind the gate that uses the store: Docker's own for a container, which Docker may start by
+// itself. It is empty where the store has no service.
 func (s Store) Unit() string {
 	switch {
 	case s.Service == nil:

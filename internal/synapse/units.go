@@ -30,10 +30,13 @@ type UnitState struct {
 	File   string // UnitFileState: "enabled", "disabled", "static", …; empty without a file
 }
 
-// ConnectUnits connects to systemd over the system bus or, as root where there is none yet, over
-// systemd's own socket. The error is ErrNoSystemd if neither answers.
+// ConnectUnits connects to systemd over its own socket, which is there for root as long as systemd is, also when the
+// bus is not up yet or down already, or else over the system bus. The error is ErrNoSystemd if neither answers.
 func ConnectUnits(ctx context.Context) (*Units, error) {
-	return connect(ctx, dbus.NewWithContext)
+	if units, err := connect(ctx, dbus.NewSystemdConnectionContext); err == nil {
+		return units, nil
+	}
+	return connect(ctx, dbus.NewSystemConnectionContext)
 }
 
 func connect(ctx context.Context, dial func(context.Context) (*dbus.Conn, error)) (*Units, error) {
