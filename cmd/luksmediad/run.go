@@ -50,9 +50,6 @@ func (a *app) runDaemon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := vol.CheckCryptsetup(ctx); err != nil {
-		return err
-	}
 	release, err := state.Lock(filepath.Join(runtimeDir, "daemon.lock"))
 	if err != nil {
 		return err

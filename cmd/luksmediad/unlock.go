@@ -46,9 +46,6 @@ func (c *unlockCommand) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := vol.CheckCryptsetup(ctx); err != nil {
-		return err
-	}
 	progress := newProgress(c.app, vol.MappingName())
 	defer progress.close()
 	if c.passphrase.given() {

@@ -86,10 +86,6 @@ func (v *Volume) Lock(ctx context.Context) (release func() error, err error) {
 	return state.LockWait(ctx, filepath.Join(v.paths.Runtime, v.Name()+".lock"))
 }
 
-// CheckCryptsetup fails if the installed cryptsetup must not open a container. It starts a program: whoever opens the
-// volume asks once, not every time.
-func (v *Volume) CheckCryptsetup(ctx context.Context) error { return v.cryptsetup.CheckVersion(ctx) }
-
 // CheckHost fails if this process could not open the volume where others see it.
 func (v *Volume) CheckHost() error {
 	if err := mount.InInitialNamespace(); err != nil {
