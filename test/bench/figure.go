@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os/exec"
+	"runtime"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -38,17 +39,16 @@ func median(values []float64) float64 {
 	return (sorted[middle-1] + sorted[middle]) / 2
 }
 
-// printConditions says under which conditions the figures hold.
+// printConditions says under which conditions the figures of a table hold.
 func printConditions(runs int) error {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return fmt.Errorf("cannot tell the kernel's version: %w", err)
 	}
-	fmt.Printf("`make bench`: %d runs of each by turns, median (min–max); user-mode Linux %s, one CPU; %s; %s.\n",
-		runs, unix.ByteSliceToString(name.Release[:]), firstLine("cryptsetup", "--version"), "systemd "+firstLine("udevadm", "--version"))
-	fmt.Print("The peer's programs are run one after the other by hand, as systemd-cryptsetup@.service, systemd-fsck@.service and two mount units ",
-		"would: without the time that the service manager itself takes.\n\n")
-	return nil
+	_, err := fmt.Printf("%d runs of each by turns, median (min–max); kernel %s, %d CPUs; %s; systemd %s; %s.\n\n", runs,
+		unix.ByteSliceToString(name.Release[:]), runtime.NumCPU(), firstLine("cryptsetup", "--version"),
+		firstLine("udevadm", "--version"), firstLine("swtpm", "--version"))
+	return err
 }
 
 // firstLine is what a program says of its version.

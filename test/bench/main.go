@@ -1,35 +1,42 @@
-// Command bench measures luksmediad beside what it replaces, always both in one run, and prints a table. It changes
-// the machine it runs on: test/bench/run starts it in one of its own.
+// Command bench measures luksmediad beside what it replaces, always both in one run, and prints a table.
+//
+//	bench host RUNS               what needs no privileges, on this machine
+//	bench guest LUKSMEDIAD RUNS   what changes the machine: test/bench/run starts it in one of its own
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
 )
 
 func main() {
-	if len(os.Args) != 3 {
-		fmt.Fprintln(os.Stderr, "usage: bench LUKSMEDIAD RUNS")
-		os.Exit(2)
-	}
-	runs, err := strconv.Atoi(os.Args[2])
-	if err == nil {
-		err = bench(os.Args[1], runs)
-	}
-	if err != nil {
+	if err := bench(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-// bench takes every figure and prints the table.
-func bench(binary string, runs int) error {
-	v, err := newVolume(binary)
-	if err != nil {
-		return err
+var errUsage = errors.New("usage: bench host RUNS | guest LUKSMEDIAD RUNS")
+
+func bench(args []string) error {
+	switch {
+	case len(args) == 2 && args[0] == "host":
+		return measured(args[1], measureHost)
+	case len(args) == 3 && args[0] == "guest":
+		return measured(args[2], func(runs int) ([]figure, error) { return measureGuest(args[1], runs) })
 	}
-	figures, err := v.measure(runs)
+	return errUsage
+}
+
+// measured takes the figures and prints their table.
+func measured(count string, measure func(runs int) ([]figure, error)) error {
+	runs, err := strconv.Atoi(count)
+	if err != nil || runs < 1 {
+		return errUsage
+	}
+	figures, err := measure(runs)
 	if err != nil {
 		return err
 	}
@@ -41,7 +48,22 @@ func bench(binary string, runs int) error {
 	for _, f := range figures {
 		fmt.Println(f.row())
 	}
+	fmt.Println()
 	return nil
+}
+
+// measureGuest takes every figure that needs root and a device mapper.
+func measureGuest(binary string, runs int) ([]figure, error) {
+	v, err := newVolume(binary)
+	if err != nil {
+		return nil, err
+	}
+	whole, err := v.measure(runs)
+	if err != nil {
+		return nil, err
+	}
+	unlocking, err := measureUnlock(runs)
+	return append(whole, unlocking...), err
 }
 
 // measure opens and closes the volume by turns. The first turn warms the caches and does not count.

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
-	"testing"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -26,9 +25,18 @@ const (
 	commandDeadline = 10 * time.Second
 )
 
+// Harness is what a TPM belongs to: a test, or a program that measures.
+type Harness interface {
+	Helper()
+	Error(args ...any)
+	Fatal(args ...any)
+	// Cleanup registers what runs at the end.
+	Cleanup(f func())
+}
+
 // TPM is one emulated TPM with a state folder of its own.
 type TPM struct {
-	t      testing.TB
+	t      Harness
 	dir    string
 	states int
 	cmd    *exec.Cmd
@@ -36,7 +44,7 @@ type TPM struct {
 
 // Start starts a fresh TPM, which ends with the test. It fails the test when
 // swtpm is not installed or does not come up.
-func Start(t testing.TB) *TPM {
+func Start(t Harness) *TPM {
 	t.Helper()
 	// Not t.TempDir: the name of the test would exceed the 108 bytes of a socket address (unix(7)).
 	dir, err := os.MkdirTemp("", "swtpm")
@@ -202,7 +210,7 @@ func (s *TPM) start() {
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
 		s.cmd = nil
-		s.t.Fatalf("cannot start swtpm: %v", err)
+		s.t.Fatal("cannot start swtpm:", err)
 	}
 	for end := time.Now().Add(startDeadline); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if conn, err := net.Dial("unix", s.Socket()); err == nil {
@@ -211,7 +219,7 @@ func (s *TPM) start() {
 		}
 	}
 	output, _ := os.ReadFile(log.Name())
-	s.t.Fatalf("cannot start swtpm: nothing listens after %v: %s", startDeadline, output)
+	s.t.Fatal("cannot start swtpm: nothing listens after", startDeadline, string(output))
 }
 
 // log keeps what the emulator prints, a line for every client, out of the test's output.
