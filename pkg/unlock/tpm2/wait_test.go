@@ -88,7 +88,7 @@ func TestAnnounced(t *testing.T) {
 		"TPM 1.2":  {map[string]string{"class/tpm/tpm0/tpm_version_major": "1\n"}, false},
 		"chip":     {map[string]string{"class/tpm/tpm0/tpm_version_major": "2\n"}, true},
 		"old kernel, which does not tell the version": {map[string]string{"class/tpm/tpm0/dev": "10:224\n"}, true},
-		"both": {map[string]string{"class/tpm/tpm0/tpm_version_major": "1", "class/tpm/tpm1/tpm_version_major": "2"}, true},
+		"both":                       {map[string]string{"class/tpm/tpm0/tpm_version_major": "1", "class/tpm/tpm1/tpm_version_major": "2"}, true},
 		"node still missing in /dev": {map[string]string{"class/tpmrm/tpmrm0/dev": "253:65536\n"}, true},
 	} {
 		sys := t.TempDir()
