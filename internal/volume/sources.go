@@ -1,16 +1,86 @@
 package volume
 
-import "luksmediad/pkg/unlock"
+import (
+	"context"
+	"os"
+	"time"
 
-// Sources are the configured key sources in their order.
-func (v *Volume) Sources() []unlock.Source {
+	"luksmediad/internal/config"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/secret"
+	"luksmediad/pkg/unlock/tpm2"
+)
+
+// Asker asks a person for a secret; message says for which. It gives up after patience.
+type Asker func(ctx context.Context, message string, patience time.Duration) (*secret.Key, error)
+
+// Sources are the configured key sources in their order. They ask by systemd's password agents.
+func (v *Volume) Sources() []unlock.Source { return v.SourcesAsking(v.askAgents) }
+
+// SourcesAsking are the configured key sources in their order, with another way to ask.
+func (v *Volume) SourcesAsking(ask Asker) []unlock.Source {
 	sources := make([]unlock.Source, len(v.config.Unlock))
 	for i, source := range v.config.Unlock {
-		if source.TPM2 != nil {
-			sources[i] = unlock.TPM2{Device: source.TPM2.Device}
-		} else {
-			sources[i] = unlock.KeyFile{Path: source.Keyfile.Path}
-		}
+		sources[i] = v.source(source, ask)
 	}
 	return sources
+}
+
+func (v *Volume) source(source config.KeySource, ask Asker) unlock.Source {
+	switch {
+	case source.TPM2 != nil:
+		return v.tpm2Source(source.TPM2, ask)
+	case source.Keyfile != nil:
+		return unlock.KeyFile{Path: source.Keyfile.Path, Wait: source.Keyfile.Wait}
+	case source.Credential != nil:
+		return credentialSource(source.Credential)
+	case source.Clevis != nil:
+		return unlock.Clevis{Speaker: v.runner, Timeout: source.Clevis.Timeout}
+	case source.Command != nil:
+		return v.commandSource(source.Command)
+	}
+	return unlock.Prompt{Ask: func(ctx context.Context) (*secret.Key, error) {
+		return ask(ctx, "Passphrase of volume "+v.Name(), source.Passphrase.Timeout)
+	}}
+}
+
+func (v *Volume) tpm2Source(source *config.TPM2, ask Asker) unlock.TPM2 {
+	made := unlock.TPM2{Device: source.Device, Wait: source.Wait, Signatures: signaturesOf(source)}
+	if path := source.PINFile(); path != "" {
+		made.PINs = &unlock.PINFile{Path: path}
+	} else if source.PIN == config.AskPIN {
+		made.PINs = unlock.Ask(func(ctx context.Context) (*secret.Key, error) {
+			return ask(ctx, "TPM PIN of volume "+v.Name(), config.PINTimeout)
+		})
+	}
+	return made
+}
+
+func signaturesOf(source *config.TPM2) func() (*tpm2.Signatures, error) {
+	paths := unlock.SignatureFiles()
+	if source.Signature != config.AutoSignature && source.Signature != "" {
+		paths = []string{source.Signature}
+	}
+	return func() (*tpm2.Signatures, error) { return unlock.ReadSignatures(paths...) }
+}
+
+func credentialSource(source *config.Credential) unlock.Credential {
+	return unlock.Credential{ID: source.Name, Folders: CredentialFolders()}
+}
+
+// CredentialFolders are where systemd puts the credentials of a service: the one that it names to the service itself,
+// and where root finds those of the daemon as long as it runs (systemd.exec(5), "Credentials").
+func CredentialFolders() []string {
+	return []string{os.Getenv("CREDENTIALS_DIRECTORY"), "/run/credentials/luksmediad.service"}
+}
+
+func (v *Volume) commandSource(source *config.Command) unlock.Program {
+	return unlock.Program{Speaker: v.runner, Run: source.Run, Timeout: source.Timeout}
+}
+
+// QuestionID tells the questions about this volume from those of others.
+func (v *Volume) QuestionID() string { return "luksmediad:" + v.Name() }
+
+func (v *Volume) askAgents(ctx context.Context, message string, patience time.Duration) (*secret.Key, error) {
+	return unlock.Agents{Speaker: v.runner, ID: v.QuestionID(), Timeout: patience}.Ask(ctx, message)
 }
