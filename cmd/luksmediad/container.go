@@ -13,6 +13,7 @@ import (
 	"luksmediad/internal/keys"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/secret"
 	"luksmediad/pkg/unlock/tpm2"
 )
 
@@ -115,27 +116,48 @@ func (f *containerFlags) tpmOf(s *subject) string {
 	if f.tpm != "" {
 		return f.tpm
 	}
+	return s.tpm2().Device
+}
+
+// unsealOptions are what was given for tokens that ask for more than the TPM, else what is configured. The caller wipes
+// the PIN.
+func (f *containerFlags) unsealOptions(s *subject) (options tpm2.UnsealOptions, err error) {
+	source := s.tpm2()
+	if options.Signatures, err = f.signatures(); err != nil {
+		return options, err
+	}
+	if f.signature == "" && s.config != nil {
+		if options.Signatures, err = volume.Signatures(source); err != nil {
+			return options, err
+		}
+	}
+	switch {
+	case f.pinFile != "":
+		options.PIN, err = readPIN(f.pinFile)
+	case source.PINFile() != "":
+		options.PIN, err = readPIN(source.PINFile())
+	}
+	return options, err
+}
+
+// tpm2 is the first TPM of the configuration, or one of which nothing is known.
+func (s *subject) tpm2() *config.TPM2 {
 	if s.config != nil {
 		for _, source := range s.config.Unlock {
 			if source.TPM2 != nil {
-				return source.TPM2.Device
+				return source.TPM2
 			}
 		}
 	}
-	return "auto"
+	return &config.TPM2{Device: "auto"}
 }
 
-// unsealOptions are what was given for tokens that ask for more than the TPM. The caller wipes the PIN.
-func (f *containerFlags) unsealOptions() (options tpm2.UnsealOptions, err error) {
-	if options.Signatures, err = f.signatures(); err != nil || f.pinFile == "" {
-		return options, err
-	}
-	pin, err := readPassphraseFile(f.pinFile)
+func readPIN(path string) (*secret.Key, error) {
+	pin, err := readPassphraseFile(path)
 	if err != nil {
-		return options, fmt.Errorf("cannot read the PIN: %w", err)
+		return nil, fmt.Errorf("cannot read the PIN: %w", err)
 	}
-	options.PIN, err = trimmed(pin)
-	return options, err
+	return trimmed(pin)
 }
 
 func (f *containerFlags) signatures() (*tpm2.Signatures, error) {

@@ -94,7 +94,7 @@ func (f *containerFlags) test(ctx context.Context) error {
 		return err
 	}
 	t := &keys.Test{Container: s.Container, Cryptsetup: unlock.Cryptsetup{Runner: command.Runner{}}, TPM: f.tpmOf(s), Clevis: s.clevis(), Slots: s.slots()}
-	if t.Unseal, err = f.unsealOptions(); err != nil {
+	if t.Unseal, err = f.unsealOptions(s); err != nil {
 		return err
 	}
 	defer t.Unseal.PIN.Wipe()

@@ -11,11 +11,11 @@ import (
 	"luksmediad/pkg/unlock/tpm2"
 )
 
-// Asker asks a person for a secret; message says for which. It gives up after patience.
+// Asker asks a person for a secret; message says for which. It gives up after patience, or never if that is 0.
 type Asker func(ctx context.Context, message string, patience time.Duration) (*secret.Key, error)
 
 // Sources are the configured key sources in their order. They ask by systemd's password agents.
-func (v *Volume) Sources() []unlock.Source { return v.SourcesAsking(v.askAgents) }
+func (v *Volume) Sources() []unlock.Source { return v.SourcesAsking(v.AskAgents) }
 
 // SourcesAsking are the configured key sources in their order, with another way to ask.
 func (v *Volume) SourcesAsking(ask Asker) []unlock.Source {
@@ -24,6 +24,32 @@ func (v *Volume) SourcesAsking(ask Asker) []unlock.Source {
 		sources[i] = v.source(source, ask)
 	}
 	return sources
+}
+
+// SourcesByHand are what a person at a terminal may have when the configured sources have failed: the PIN of a TPM key,
+// unless it was asked for already, and the recovery passphrase.
+func (v *Volume) SourcesByHand(ask Asker) []unlock.Source {
+	var sources []unlock.Source
+	for _, source := range v.config.Unlock {
+		if source.TPM2 == nil || source.TPM2.PIN == config.AskPIN {
+			continue
+		}
+		asking := *source.TPM2
+		asking.PIN, asking.Wait = config.AskPIN, 0
+		sources = append(sources, v.tpm2Source(&asking, ask))
+	}
+	return append(sources, unlock.Prompt{Ask: func(ctx context.Context) (*secret.Key, error) {
+		return ask(ctx, "recovery passphrase", 0)
+	}})
+}
+
+// Patience is about how long the configured sources may wait for what is late, all together.
+func (v *Volume) Patience() time.Duration {
+	var patience time.Duration
+	for _, source := range v.config.Unlock {
+		patience += source.Patience()
+	}
+	return patience
 }
 
 func (v *Volume) source(source config.KeySource, ask Asker) unlock.Source {
@@ -45,7 +71,8 @@ func (v *Volume) source(source config.KeySource, ask Asker) unlock.Source {
 }
 
 func (v *Volume) tpm2Source(source *config.TPM2, ask Asker) unlock.TPM2 {
-	made := unlock.TPM2{Device: source.Device, Wait: source.Wait, Signatures: signaturesOf(source)}
+	made := unlock.TPM2{Device: source.Device, Wait: source.Wait}
+	made.Signatures = func() (*tpm2.Signatures, error) { return Signatures(source) }
 	if path := source.PINFile(); path != "" {
 		made.PINs = &unlock.PINFile{Path: path}
 	} else if source.PIN == config.AskPIN {
@@ -56,12 +83,12 @@ func (v *Volume) tpm2Source(source *config.TPM2, ask Asker) unlock.TPM2 {
 	return made
 }
 
-func signaturesOf(source *config.TPM2) func() (*tpm2.Signatures, error) {
-	paths := unlock.SignatureFiles()
+// Signatures reads the signed PCR policies of a source from where it is configured; nil if there are none.
+func Signatures(source *config.TPM2) (*tpm2.Signatures, error) {
 	if source.Signature != config.AutoSignature && source.Signature != "" {
-		paths = []string{source.Signature}
+		return unlock.ReadSignatures(source.Signature)
 	}
-	return func() (*tpm2.Signatures, error) { return unlock.ReadSignatures(paths...) }
+	return unlock.ReadSignatures(unlock.SignatureFiles()...)
 }
 
 func credentialSource(source *config.Credential) unlock.Credential {
@@ -81,6 +108,7 @@ func (v *Volume) commandSource(source *config.Command) unlock.Program {
 // QuestionID tells the questions about this volume from those of others.
 func (v *Volume) QuestionID() string { return "luksmediad:" + v.Name() }
 
-func (v *Volume) askAgents(ctx context.Context, message string, patience time.Duration) (*secret.Key, error) {
+// AskAgents asks by systemd's password agents.
+func (v *Volume) AskAgents(ctx context.Context, message string, patience time.Duration) (*secret.Key, error) {
 	return unlock.Agents{Speaker: v.runner, ID: v.QuestionID(), Timeout: patience}.Ask(ctx, message)
 }
