@@ -14,7 +14,12 @@ const questionPause = 200 * time.Millisecond
 // attend deals with each question about the volume that the daemon asks, until ctx ends.
 func (a *app) attend(ctx context.Context, id string, deal func(context.Context, agent.Question)) {
 	dealt := map[agent.Question]bool{}
-	for ctx.Err() == nil {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(questionPause):
+		}
 		questions, err := agent.Questions(agent.Folder, id)
 		if err != nil {
 			return // who may not look does not answer either; other agents may
@@ -24,10 +29,6 @@ func (a *app) attend(ctx context.Context, id string, deal func(context.Context, 
 				dealt[question] = true
 				deal(ctx, question)
 			}
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(questionPause):
 		}
 	}
 }
