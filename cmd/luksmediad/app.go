@@ -205,12 +205,13 @@ var errNotRoot = errors.New("not root")
 // client talks to the daemon.
 func (a *app) client() *api.ControlClient { return api.NewControlClient(api.ControlSocket) }
 
-// lockPatience is how long a command waits for another one that works on the volume: opening takes seconds.
+// lockPatience is how long a command waits for another one that works on the volume, beside what the key sources may
+// wait for: opening takes seconds.
 const lockPatience = 30 * time.Second
 
 // locked runs do while nobody else works on the volume.
 func locked(ctx context.Context, vol *volume.Volume, do func() error) error {
-	waiting, cancel := context.WithTimeout(ctx, lockPatience)
+	waiting, cancel := context.WithTimeout(ctx, lockPatience+vol.Patience())
 	defer cancel()
 	release, err := vol.Lock(waiting)
 	if err != nil {

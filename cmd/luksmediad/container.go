@@ -3,15 +3,17 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
-	"os"
+	"io/fs"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"luksmediad/internal/command"
 	"luksmediad/internal/config"
 	"luksmediad/internal/keys"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/secret"
 	"luksmediad/pkg/unlock/tpm2"
 )
 
@@ -114,49 +116,62 @@ func (f *containerFlags) tpmOf(s *subject) string {
 	if f.tpm != "" {
 		return f.tpm
 	}
-	if s.config != nil {
-		for _, source := range s.config.Unlock {
-			if source.TPM2 != nil {
-				return source.TPM2.Device
-			}
-		}
-	}
-	return "auto"
+	return s.tpm2().Device
 }
 
-// unsealOptions are what was given for tokens that ask for more than the TPM. The caller wipes the PIN.
-func (f *containerFlags) unsealOptions() (options tpm2.UnsealOptions, err error) {
-	if options.Signatures, err = f.signatures(); err != nil || f.pinFile == "" {
+// unsealOptions are what was given for tokens that ask for more than the TPM, else what is configured. The caller wipes
+// the PIN.
+func (f *containerFlags) unsealOptions(s *subject) (options tpm2.UnsealOptions, err error) {
+	source := s.tpm2()
+	if options.Signatures, err = f.signatures(); err != nil {
 		return options, err
 	}
-	pin, err := readPassphraseFile(f.pinFile)
-	if err != nil {
-		return options, fmt.Errorf("cannot read the PIN: %w", err)
+	if f.signature == "" && s.config != nil {
+		if options.Signatures, err = volume.Signatures(source); err != nil {
+			return options, err
+		}
 	}
-	options.PIN, err = trimmed(pin)
+	switch {
+	case f.pinFile != "":
+		options.PIN, err = readPIN(f.pinFile)
+	case source.PINFile() != "":
+		options.PIN, err = readPIN(source.PINFile())
+	}
 	return options, err
 }
 
-// maxSignatureBytes bounds a file of signatures: systemd-measure writes some KiB.
-const maxSignatureBytes = 1 << 20
+// tpm2 is the first TPM of the configuration, or one of which nothing is known.
+func (s *subject) tpm2() *config.TPM2 {
+	if s.config != nil {
+		for _, source := range s.config.Unlock {
+			if source.TPM2 != nil {
+				return source.TPM2
+			}
+		}
+	}
+	return &config.TPM2{Device: "auto"}
+}
+
+func readPIN(path string) (*secret.Key, error) {
+	pin, err := readPassphraseFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the PIN: %w", err)
+	}
+	return trimmed(pin)
+}
 
 func (f *containerFlags) signatures() (*tpm2.Signatures, error) {
 	if f.signature == "" {
 		return nil, nil
 	}
-	file, err := os.Open(f.signature)
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the PCR signatures: %w", err)
+	found, err := unlock.ReadSignatures(f.signature)
+	if found == nil && err == nil {
+		err = fmt.Errorf("cannot read the PCR signatures in %s: %w", f.signature, fs.ErrNotExist)
 	}
-	defer file.Close()
-	content, err := io.ReadAll(io.LimitReader(file, maxSignatureBytes))
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the PCR signatures: %w", err)
-	}
-	return tpm2.ParseSignatures(content)
+	return found, err
 }
 
-// sources are the offered keys: a passphrase, a key file, or else the configured key files.
+// sources are the offered keys: a passphrase, a key file, or else what is configured and gives its key by itself.
 func (f *containerFlags) sources(ctx context.Context, s *subject) ([]unlock.Source, error) {
 	var sources []unlock.Source
 	passphrase, err := f.passphrase.read(ctx, f.app)
@@ -169,12 +184,31 @@ func (f *containerFlags) sources(ctx context.Context, s *subject) ([]unlock.Sour
 	if f.keyFile != "" {
 		return append(sources, unlock.KeyFile{Path: f.keyFile}), nil
 	}
-	if s.config != nil {
-		for _, source := range s.config.Unlock {
-			if source.Keyfile != nil {
-				sources = append(sources, unlock.KeyFile{Path: source.Keyfile.Path})
-			}
+	if s.config == nil {
+		return sources, nil
+	}
+	for _, source := range s.config.Unlock {
+		switch {
+		case source.Keyfile != nil:
+			sources = append(sources, unlock.KeyFile{Path: source.Keyfile.Path})
+		case source.Credential != nil:
+			sources = append(sources, unlock.Credential{ID: source.Credential.Name, Folders: volume.CredentialFolders()})
+		case source.Command != nil:
+			sources = append(sources, unlock.Program{Speaker: command.Runner{}, Run: source.Command.Run, Timeout: source.Command.Timeout})
 		}
 	}
 	return sources, nil
+}
+
+// clevis decrypts clevis tokens, for as long as is configured.
+func (s *subject) clevis() unlock.Clevis {
+	clevis := unlock.Clevis{Speaker: command.Runner{}, Timeout: 30 * time.Second}
+	if s.config != nil {
+		for _, source := range s.config.Unlock {
+			if source.Clevis != nil {
+				clevis.Timeout = source.Clevis.Timeout
+			}
+		}
+	}
+	return clevis
 }

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -14,6 +17,7 @@ import (
 type createCommand struct {
 	*app
 	size       string
+	pinFile    string
 	passphrase passphraseFlags
 }
 
@@ -28,6 +32,10 @@ passphrase and one keyslot for each key source, the filesystem and a folder for 
 Without --passphrase-file or --passphrase-command a recovery key is generated and printed once on standard output.
 Write it down where this machine is not: it is the way in when the TPM or the machine is gone.
 
+A TPM source with "pin: ask" gets a PIN, from --pin-file or asked for twice on the terminal. A credential and a command
+must give their key now already. Two sources get no keyslot here: clevis is bound to its server afterwards, and a
+passphrase is the recovery passphrase.
+
 What an interrupted create has left the next one finishes; what a failed one has made it removes.`,
 		Example: `  luksmediad create --size 100GiB
   pass show matrix/luks-media-passphrase | luksmediad create --passphrase-file -`,
@@ -36,6 +44,7 @@ What an interrupted create has left the next one finishes; what a failed one has
 	}
 	cmd.Flags().StringVar(&c.size, "size", "", "`size` of a new file container, such as 50GiB")
 	cmd.Flags().BoolVar(&a.dryRun, "dry-run", false, "check everything, change nothing")
+	cmd.Flags().StringVar(&c.pinFile, "pin-file", "", "read the PIN of new TPM keyslots from `file`")
 	c.passphrase.register(cmd)
 	return cmd
 }
@@ -59,7 +68,7 @@ func (c *createCommand) run(ctx context.Context) error {
 		if c.dryRun {
 			return c.plan(ctx, loaded, vol)
 		}
-		return c.create(ctx, vol, progress)
+		return c.create(ctx, loaded, vol, progress)
 	})
 }
 
@@ -67,20 +76,74 @@ func (c *createCommand) plan(ctx context.Context, loaded *config.Config, vol *vo
 	if err := vol.Preflight(ctx); err != nil {
 		return err
 	}
-	return c.succeed(fmt.Sprintf("would create volume %s: %s in %s with %s", vol.Name(), loaded.Volume.Size,
-		loaded.Volume.Container, loaded.Volume.Filesystem))
+	return c.succeed(fmt.Sprintf("would create volume %s: %s in %s with %s%s", vol.Name(), loaded.Volume.Size,
+		loaded.Volume.Container, loaded.Volume.Filesystem, withoutKeyslot(loaded)))
 }
 
-func (c *createCommand) create(ctx context.Context, vol *volume.Volume, progress *progress) error {
+// withoutKeyslot says which sources do not open the new volume, or by what they do.
+func withoutKeyslot(loaded *config.Config) string {
+	var text string
+	for _, source := range loaded.Unlock {
+		switch {
+		case source.Clevis != nil:
+			text += "\nkey source clevis has no keyslot yet: type luksmediad key add clevis"
+		case source.Passphrase != nil:
+			text += "\nkey source passphrase has no keyslot of its own: it takes the recovery passphrase"
+		}
+	}
+	return text
+}
+
+// pin is the PIN of the TPM keyslots to be made; nil if none wants one.
+func (c *createCommand) pin(ctx context.Context, loaded *config.Config) (*secret.Key, error) {
+	wanted := slices.ContainsFunc(loaded.Unlock, func(source config.KeySource) bool {
+		return source.TPM2 != nil && source.TPM2.PIN == config.AskPIN
+	})
+	switch {
+	case !wanted && c.pinFile != "":
+		return nil, usageError{errors.New(`cannot use --pin-file: no TPM source of the configuration has "pin: ask"`)}
+	case !wanted:
+		return nil, nil
+	case c.pinFile != "":
+		return readPIN(c.pinFile)
+	}
+	return c.askNewPIN(ctx)
+}
+
+// askNewPIN asks twice: whoever has mistyped would find out at the next boot.
+func (c *createCommand) askNewPIN(ctx context.Context) (*secret.Key, error) {
+	first, err := c.askUntil(ctx, "new PIN for the TPM: ")
+	if err != nil {
+		return nil, err
+	}
+	second, err := c.askUntil(ctx, "once more: ")
+	if err != nil {
+		first.Wipe()
+		return nil, err
+	}
+	defer second.Wipe()
+	if !bytes.Equal(first.Bytes(), second.Bytes()) {
+		first.Wipe()
+		return nil, usageError{errors.New("cannot use the new PIN: it was typed in two ways")}
+	}
+	return first, nil
+}
+
+func (c *createCommand) create(ctx context.Context, loaded *config.Config, vol *volume.Volume, progress *progress) error {
 	given, err := c.passphrase.read(ctx, c.app)
 	if err != nil {
 		return err
 	}
-	record, err := vol.Create(ctx, volume.CreateOptions{Recovery: given, Deliver: c.deliver}, progress)
+	defer given.Wipe()
+	pin, err := c.pin(ctx, loaded)
 	if err != nil {
 		return err
 	}
-	return c.succeed(fmt.Sprintf("volume %s is ready in %s", vol.Name(), record.Container))
+	record, err := vol.Create(ctx, volume.CreateOptions{Recovery: given, PIN: pin, Deliver: c.deliver}, progress)
+	if err != nil {
+		return err
+	}
+	return c.succeed(fmt.Sprintf("volume %s is ready in %s%s", vol.Name(), record.Container, withoutKeyslot(loaded)))
 }
 
 // deliver prints the recovery key without ever making a string of it.

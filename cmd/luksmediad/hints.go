@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"luksmediad/internal/api"
@@ -92,9 +93,18 @@ func hints() []hint {
 		{tpm2.ErrFailed, "tpm_failed", exitNoKey, "journalctl -k --grep tpm"},
 		{unlock.ErrKeyFileMissing, "key_missing", exitNoKey, "luksmediad unlock"},
 		{unlock.ErrKeyFileUnsafe, "key_unsafe", exitRefused, "ls -l {keyfile}; chown root:root {keyfile} && chmod 0400 {keyfile}"},
+		{unlock.ErrCredentialMissing, "credential_missing", exitNoKey, "systemctl cat luksmediad; ls -l /run/credentials/luksmediad.service"},
+		{unlock.ErrCredentialUnsafe, "credential_unsafe", exitRefused, "ls -l /run/credentials/luksmediad.service"},
+		{unlock.ErrToken, "token_malformed", exitNoKey, "luksmediad unlock"},
+		{unlock.ErrTokenUnsupported, "token_unsupported", exitNoKey, "luksmediad unlock"},
+		{unlock.ErrClevisMissing, "clevis_missing", exitNoKey, "apt install clevis clevis-tpm2"},
+		{unlock.ErrTangUnreachable, "tang_unreachable", exitNoKey, "systemctl cat luksmediad; luksmediad key test"},
+		{unlock.ErrClevis, "clevis_failed", exitNoKey, "luksmediad key test"},
 		{secret.ErrEmpty, "key_empty", exitNoKey, "luksmediad unlock"},
 		{secret.ErrTooLarge, "key_too_large", exitNoKey, "luksmediad unlock"},
 		{secret.ErrNoMemory, "no_locked_memory", exitFailed, "ulimit -l unlimited"},
+		{unlock.ErrProgram, "command_failed", exitNoKey, "luksmediad key test"},
+		{unlock.ErrNoAnswer, "no_answer", exitNoKey, "luksmediad unlock"},
 		{unlock.ErrNoKeyslot, "no_keyslot", exitNoKey, "luksmediad unlock"},
 		{unlock.ErrWrongKey, "wrong_key", exitNoKey, "luksmediad unlock"},
 		{unlock.ErrNoDeviceMapper, "no_device_mapper", exitFailed, "modprobe dm-crypt"},
@@ -164,7 +174,9 @@ const (
 func keyWords() []string {
 	words := []string{classOther}
 	for _, h := range hints() {
-		if h.exit == exitNoKey || strings.HasPrefix(h.word, "key_") || strings.HasPrefix(h.word, "tpm_") {
+		kind, _, _ := strings.Cut(h.word, "_")
+		speaks := h.exit == exitNoKey || slices.Contains([]string{"key", "tpm", "credential"}, kind)
+		if speaks && !slices.Contains(words, h.word) {
 			words = append(words, h.word)
 		}
 	}

@@ -51,8 +51,11 @@ func newKeyTestCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "test",
 		Short: "Prove the keys of a container without opening it",
-		Long: `Unseal every TPM token, and try its key and every key that is offered on the keyslots each is meant for. A keyslot
-for which nothing is offered is not tested.
+		Long: `Unseal every TPM token, have every clevis token decrypted, and try their keys and every key that is offered on the
+keyslots each is meant for. A keyslot for which nothing is offered is not tested.
+
+clevis, which must be installed for that, asks the servers that the tokens name. On the configured volume its key files,
+credentials and commands are offered by themselves.
 
 ` + containerHelp + `
 
@@ -90,8 +93,8 @@ func (f *containerFlags) test(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t := &keys.Test{Container: s.Container, Cryptsetup: unlock.Cryptsetup{Runner: command.Runner{}}, TPM: f.tpmOf(s), Slots: s.slots()}
-	if t.Unseal, err = f.unsealOptions(); err != nil {
+	t := &keys.Test{Container: s.Container, Cryptsetup: unlock.Cryptsetup{Runner: command.Runner{}}, TPM: f.tpmOf(s), Clevis: s.clevis(), Slots: s.slots()}
+	if t.Unseal, err = f.unsealOptions(s); err != nil {
 		return err
 	}
 	defer t.Unseal.PIN.Wipe()

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"luksmediad/test/swtpm"
+	"luksmediad/test/tang"
 )
 
 const keyFileContent = "0123456789abcdef\n0123456789abcde"
@@ -74,7 +75,7 @@ func TestKeyTest(t *testing.T) {
 		"0 passphrase not_tested", "1 passphrase not_tested", "2 tpm2 pin_needed", "3 recovery not_tested")
 	d.ask("key test --json", tpm, "--keyfile", key, "--pin-file", plain).requireSlots(exitDegraded,
 		"0 passphrase not_tested", "1 keyfile ok", "2 tpm2 tpm_pin", "3 recovery not_tested")
-	d.addToken(4, "clevis")
+	d.addToken(4, "systemd-fido2")
 	golden(t, "testdata/key-test.golden", d.ask("key test", tpm, "--keyfile", key).out)
 }
 
@@ -268,4 +269,20 @@ func TestKeyTestPrintsNoKey(t *testing.T) {
 			t.Errorf("%+v", a)
 		}
 	}
+}
+
+// A clevis token is decrypted by the server that it names, also in a container of which nothing else is known.
+func TestKeyTestAsksTang(t *testing.T) {
+	d, server := newDisk(t), tang.Start(t)
+	d.run("clevis", "luks", "bind", "-y", "-d", d.container(), "-k", d.path("passphrase"), "tang", fmt.Sprintf(`{"url":%q}`, server.URL()))
+	passphrase := "--passphrase-file=" + d.path("passphrase")
+	lines := d.ask("key test --json").requireSlots(exitDone, "0 passphrase not_tested", "1 clevis ok")
+	if diff := cmp.Diff([]int{0}, lines[1].Tokens); diff != "" {
+		t.Error(diff)
+	}
+	server.Stop()
+	d.ask("key test --json").requireSlots(exitNoKey, "0 passphrase not_tested", "1 clevis tang_unreachable")
+	d.ask("key test --json", passphrase).requireSlots(exitDegraded, "0 passphrase ok", "1 clevis tang_unreachable")
+	d.addToken(2, "clevis")
+	d.ask("key test --json", passphrase).requireSlots(exitDegraded, "0 passphrase ok", "1 clevis tang_unreachable", "2 clevis token_malformed")
 }

@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
+	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/command"
 	"luksmediad/pkg/unlock"
@@ -72,28 +72,65 @@ func (a *app) readPassphraseCommand(ctx context.Context, line string) (*secret.K
 	if len(fields) == 0 {
 		return nil, usageError{errors.New("cannot run an empty --passphrase-command")}
 	}
-	out, err := command.Runner{Env: os.Environ()}.Run(ctx, a.stdin, nil, fields[0], fields[1:]...)
-	if err != nil {
-		clear(out)
-		return nil, err
-	}
-	return secret.From(out)
+	return unlock.ReadOutput(ctx, command.Runner{Env: os.Environ()}, a.stdin, fields[0], fields[1:]...)
 }
 
 // ask reads a passphrase from the terminal without showing it.
 func (a *app) ask(prompt string) (*secret.Key, error) {
-	if !term.IsTerminal(int(a.stdin.Fd())) {
+	return a.askUntil(context.Background(), prompt)
+}
+
+// askUntil is ask for a question that is taken back when ctx ends.
+func (a *app) askUntil(ctx context.Context, prompt string) (*secret.Key, error) {
+	terminal := int(a.stdin.Fd())
+	before, err := unix.IoctlGetTermios(terminal, unix.TCGETS)
+	if err != nil {
 		return nil, usageError{errors.New("cannot ask for a passphrase without a terminal: say --passphrase-file")}
 	}
+	hidden := *before
+	hidden.Lflag = hidden.Lflag&^unix.ECHO | unix.ICANON | unix.ISIG
+	hidden.Iflag |= unix.ICRNL
+	if err := unix.IoctlSetTermios(terminal, unix.TCSETS, &hidden); err != nil {
+		return nil, fmt.Errorf("cannot read the passphrase: %w", err)
+	}
+	defer unix.IoctlSetTermios(terminal, unix.TCSETS, before) //nolint:errcheck // nothing is left to do about it
 	fmt.Fprint(a.stderr, prompt)
 	defer fmt.Fprintln(a.stderr)
-	typed, err := term.ReadPassword(int(a.stdin.Fd()))
+	key, err := readLine(ctx, terminal)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the passphrase: %w", err)
 	}
-	key, err := secret.From(typed)
+	return trimmed(key)
+}
+
+// readLine reads what was typed straight into locked memory: in canonical mode a terminal gives a line at once, of at
+// most 4096 bytes (termios(3)).
+func readLine(ctx context.Context, terminal int) (*secret.Key, error) {
+	line, err := secret.New(unlock.MaxKeyFileBytes)
 	if err != nil {
 		return nil, err
 	}
-	return trimmed(key)
+	defer line.Wipe()
+	for {
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
+		}
+		const pause = 100 // ms
+		ready, err := unix.Poll([]unix.PollFd{{Fd: int32(terminal), Events: unix.POLLIN}}, pause)
+		if errors.Is(err, unix.EINTR) || err == nil && ready == 0 {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		n, err := unix.Read(terminal, line.Bytes())
+		if err != nil {
+			return nil, err
+		}
+		key, err := secret.New(n)
+		if err == nil {
+			copy(key.Bytes(), line.Bytes())
+		}
+		return key, err
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -28,7 +29,10 @@ func newUnlockCommand(a *app) *cobra.Command {
 
 The passphrase is asked for on the terminal, or read from --passphrase-file or --passphrase-command. It does not go to
 the daemon: this command opens the mapping and the daemon adopts it, mounts it and opens the gate; what gave up
-waiting for the gate is started.`,
+waiting for the gate is started.
+
+On a terminal, what the daemon asks for meanwhile, the passphrase of a key source or the PIN of a TPM key, can be
+answered here as well as at the console. With --passphrase-file or --passphrase-command it is told not to wait for that.`,
 		Example: `  luksmediad unlock
   luksmediad unlock --passphrase-command "pass show matrix/luks-media-passphrase"`,
 		Args: cobra.NoArgs,
@@ -51,10 +55,10 @@ func (c *unlockCommand) run(ctx context.Context) error {
 	if c.passphrase.given() {
 		return c.withPassphrase(ctx, vol, progress)
 	}
-	text, err := c.open(ctx, vol, vol.Sources(), progress)
-	if noKeyFits(err) && term.IsTerminal(int(c.stdin.Fd())) {
+	text, err := c.open(ctx, vol, vol.SourcesAsking(c.asker(vol)), progress)
+	if noKeyFits(err) && c.onTerminal() {
 		fmt.Fprintf(c.stderr, "luksmediad: %v\n", err)
-		return c.withPassphrase(ctx, vol, progress)
+		return c.byKey(ctx, vol, vol.SourcesByHand(c.asker(vol)), progress)
 	}
 	if err != nil {
 		return err
@@ -62,20 +66,41 @@ func (c *unlockCommand) run(ctx context.Context) error {
 	return c.succeed(text)
 }
 
+func (c *unlockCommand) onTerminal() bool { return term.IsTerminal(int(c.stdin.Fd())) }
+
+// asker asks on the terminal; without one, whoever answers systemd's agents.
+func (c *unlockCommand) asker(vol *volume.Volume) volume.Asker {
+	if !c.onTerminal() {
+		return vol.AskAgents
+	}
+	return func(ctx context.Context, message string, _ time.Duration) (*secret.Key, error) {
+		return c.askUntil(ctx, message+": ")
+	}
+}
+
 // noKeyFits tells whether err, of this process or of the daemon, means that a passphrase would help.
 func noKeyFits(err error) bool { return err != nil && explain(err).ExitCode == exitNoKey }
 
 func (c *unlockCommand) withPassphrase(ctx context.Context, vol *volume.Volume, progress *progress) error {
 	key, err := c.passphrase.read(ctx, c.app)
-	if err == nil && key == nil {
-		key, err = c.ask("recovery passphrase: ")
-	}
 	if err != nil {
 		return err
 	}
 	defer key.Wipe()
-	sources := []unlock.Source{unlock.Passphrase{Key: key}}
-	if err := locked(ctx, vol, func() error { return vol.Unlock(ctx, sources, progress) }); err != nil {
+	return c.byKey(ctx, vol, []unlock.Source{unlock.Passphrase{Key: key}}, progress)
+}
+
+// byKey opens the mapping here, by other sources than the daemon's, and has the daemon adopt it. The daemon may be
+// waiting for an answer, and lets nobody near the volume meanwhile: it is told that none will come.
+func (c *unlockCommand) byKey(ctx context.Context, vol *volume.Volume, sources []unlock.Source, progress *progress) (err error) {
+	waiting, begin := context.WithCancel(ctx)
+	defer begin()
+	go c.attend(waiting, vol.QuestionID(), refuse)
+	err = locked(ctx, vol, func() error {
+		begin()
+		return vol.Unlock(ctx, sources, progress)
+	})
+	if err != nil {
 		return err
 	}
 	text, err := c.open(ctx, vol, nil, progress)
@@ -87,7 +112,7 @@ func (c *unlockCommand) withPassphrase(ctx context.Context, vol *volume.Volume, 
 
 // open asks the daemon, which adopts what is open; without a daemon it does the same itself.
 func (c *unlockCommand) open(ctx context.Context, vol *volume.Volume, sources []unlock.Source, progress *progress) (string, error) {
-	outcome, err := c.client().Unlock(ctx)
+	outcome, err := c.askDaemon(ctx, vol.QuestionID())
 	if err == nil {
 		return outcome.Text, nil
 	}
@@ -99,4 +124,13 @@ func (c *unlockCommand) open(ctx context.Context, vol *volume.Volume, sources []
 		return err
 	})
 	return "open; no daemon is running", err
+}
+
+// askDaemon has the daemon open the volume, and answers on the terminal what it asks meanwhile.
+func (c *unlockCommand) askDaemon(ctx context.Context, id string) (outcome *api.Outcome, err error) {
+	if !c.onTerminal() || c.passphrase.given() {
+		return c.client().Unlock(ctx)
+	}
+	c.withAgent(ctx, id, c.answer, func() { outcome, err = c.client().Unlock(ctx) })
+	return outcome, err
 }

@@ -4,6 +4,7 @@ package systemd
 import (
 	"bufio"
 	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -117,10 +118,13 @@ ExecStart=/bin/true
 WantedBy=multi-user.target
 `
 
-// verify is what systemd-analyze says about the shipped units beside a docker.service.
-func verify(t *testing.T, docker string) string {
+// verify is what systemd-analyze says about the shipped units beside a docker.service, with drop-ins for the daemon.
+func verify(t *testing.T, docker string, dropIns ...string) string {
 	t.Helper()
 	dir := t.TempDir()
+	for i, text := range dropIns {
+		write(t, filepath.Join(dir, "luksmediad.service.d", fmt.Sprint(i, ".conf")), text)
+	}
 	for _, unit := range units(t) {
 		text, err := os.ReadFile(unit)
 		if err != nil {
@@ -154,7 +158,43 @@ func TestUnitsAreClean(t *testing.T) {
 	}
 }
 
-// What the test above relies on: mistakes and cycles are told.
+// dropIns are the examples of a page.
+func dropIns(t *testing.T, path string) []string {
+	t.Helper()
+	page, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, block := range strings.Split(string(page), "```ini\n")[1:] {
+		text, _, _ := strings.Cut(block, "```")
+		found = append(found, text)
+	}
+	if len(found) == 0 {
+		t.Fatalf("no example in %s", path)
+	}
+	return found
+}
+
+// The drop-ins that key sources need are clean too, make no cycle, and hide no mounts.
+func TestDropInsOfTheDocumentationAreClean(t *testing.T) {
+	examples := dropIns(t, "../../docs/keys.md")
+	if said := verify(t, docker, examples...); said != "" {
+		t.Error(said)
+	}
+	for _, example := range examples {
+		for line := range strings.Lines(example) {
+			if name, _, _ := strings.Cut(line, "="); slices.Contains(namespacing(), name) {
+				t.Errorf("%s hides the mounts", line)
+			}
+		}
+	}
+	if said := verify(t, docker, "[Service]\nLoadCredentialEncryptd=x\n"); !strings.Contains(said, "Unknown key") {
+		t.Errorf("a mistake is not told: %q", said)
+	}
+}
+
+// What the tests above rely on: mistakes and cycles are told.
 func TestVerifyTellsMistakes(t *testing.T) {
 	for change, want := range map[string]string{
 		"[Service]\nTypo=yes\n":                    "Unknown key",

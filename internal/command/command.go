@@ -39,6 +39,17 @@ type Runner struct {
 // Every error is an *Error. It wraps ErrNotFound, ErrOutputTooLarge, ErrStuck, or the context's error where one of
 // them is the reason.
 func (r Runner) Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error) {
+	return r.run(ctx, stdin, nil, extra, name, args)
+}
+
+// RunTo is Run for a program whose output is a secret: it goes to stdout, without a copy in the memory of this process,
+// and it is for who reads the other end to bound it.
+func (r Runner) RunTo(ctx context.Context, stdin, stdout *os.File, name string, args ...string) error {
+	_, err := r.run(ctx, stdin, stdout, nil, name, args)
+	return err
+}
+
+func (r Runner) run(ctx context.Context, stdin, stdout *os.File, extra []*os.File, name string, args []string) ([]byte, error) {
 	failure := &Error{Program: name, Args: args, Code: -1}
 	if err := ctx.Err(); err != nil {
 		return nil, failure.because(err)
@@ -48,6 +59,9 @@ func (r Runner) Run(ctx context.Context, stdin *os.File, extra []*os.File, name 
 		return nil, failure.because(err)
 	}
 	p := r.prepare(ctx, stdin, extra, path, args)
+	if stdout != nil {
+		p.cmd.Stdout = stdout
+	}
 	if err := p.cmd.Start(); err != nil {
 		return nil, failure.because(err)
 	}

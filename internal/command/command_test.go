@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -284,5 +285,27 @@ func TestEnvironmentOfACallersProgram(t *testing.T) {
 	}
 	if diff := cmp.Diff("PATH="+Path+"\nHOME=/home/somebody\nLC_ALL=de_DE\n", string(out)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// What goes to a file of the caller is bounded by its reader, and failures are told as by Run.
+func TestRunTo(t *testing.T) {
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	err = Runner{}.RunTo(t.Context(), nil, writer, "sh", "-c", "echo secret; echo why >&2; exit 3")
+	writer.Close()
+	failed, ok := errors.AsType[*Error](err)
+	if !ok || failed.ExitCode() != 3 || failed.NotFound() || !strings.Contains(err.Error(), "why") {
+		t.Errorf("RunTo: %v", err)
+	}
+	if got, err := io.ReadAll(reader); err != nil || string(got) != "secret\n" {
+		t.Errorf("read %q, %v", got, err)
+	}
+	err = Runner{}.RunTo(t.Context(), nil, writer, "no-such-program")
+	if failed, ok := errors.AsType[*Error](err); !ok || !failed.NotFound() {
+		t.Errorf("a missing program: %v", err)
 	}
 }

@@ -40,6 +40,9 @@ func (e *Error) Error() string {
 // ExitCode returns the program's exit status, or -1 if it did not exit by itself.
 func (e *Error) ExitCode() int { return e.Code }
 
+// NotFound tells whether the program is not installed.
+func (e *Error) NotFound() bool { return errors.Is(e.Err, ErrNotFound) }
+
 func (e *Error) Unwrap() error { return e.Err }
 
 func (e *Error) because(err error) *Error {

@@ -75,32 +75,6 @@ func (s Store) Unit() string {
 	return s.Service.Systemd
 }
 
-// KeySource is one way to get a key. Exactly one field is set.
-type KeySource struct {
-	TPM2    *TPM2    `yaml:"tpm2,omitempty"`
-	Keyfile *Keyfile `yaml:"keyfile,omitempty"`
-}
-
-// Kind is the word for the source in the configuration.
-func (s KeySource) Kind() string {
-	if s.TPM2 != nil {
-		return "tpm2"
-	}
-	return "keyfile"
-}
-
-// TPM2 is a key sealed in a TPM.
-type TPM2 struct {
-	// Device is "auto", a path like /dev/tpmrm0, or a TCTI: device:/dev/tpmrm0, swtpm:path=SOCKET, swtpm:host=HOST,port=N.
-	Device string `yaml:"device"`
-	PCRs   []int  `yaml:"pcrs,flow"` // 0 to 23, ascending; the policy of a new keyslot
-}
-
-// Keyfile is a file whose content is a key.
-type Keyfile struct {
-	Path string `yaml:"path"` // absolute
-}
-
 // Probes says how often and how health is probed.
 type Probes struct {
 	Interval time.Duration `yaml:"interval"`
@@ -130,10 +104,6 @@ func withDefaults() Config {
 }
 
 func defaultStore() Store { return Store{Name: "media", Owner: Owner{UID: 991, GID: 991}} }
-
-func defaultTPM2() *TPM2 { return &TPM2{Device: "auto", PCRs: []int{}} }
-
-func defaultKeyfile() *Keyfile { return &Keyfile{Path: "/root/.luks-media.key"} }
 
 func defaultSynapse() *Synapse {
 	return &Synapse{URL: "http://127.0.0.1:8008", TokenFile: "/etc/luksmediad/synapse.token"}

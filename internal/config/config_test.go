@@ -101,9 +101,20 @@ func TestSingleProblems(t *testing.T) {
 		{"http: {listen: '127.0.0.1:0'}", `"127.0.0.1:0" has port 0`},
 		{"http: {listen: 127.0.0.1:1, listen: 127.0.0.1:2}", `:1:29: http.listen: a second value; the first is in line 2`},
 		{"unlock: []", `:1:1: unlock: there is no key source; for example [{tpm2: {}}]`},
-		{"unlock: [{}]", `:1:10: unlock[0]: needs exactly one of: keyfile, tpm2; for example {tpm2: {}}`},
+		{"unlock: [{}]", `:1:10: unlock[0]: needs exactly one of: clevis, command, credential, keyfile, passphrase, tpm2; for example {tpm2: {}}`},
 		{"unlock: [{tpm2: {}, keyfile: {}}]", `unlock[0]: needs exactly one of`},
-		{"unlock: [{clevis: {}}]", `unlock[0].clevis: unknown key; known are: keyfile, tpm2`},
+		{"unlock: [{fido2: {}}]", `unlock[0].fido2: unknown key; known are: clevis, command, credential, keyfile, passphrase, tpm2`},
+		{"unlock: [{tpm2: {bank: SHA256}}]", `unlock[0].tpm2.bank: "SHA256" is none of sha1, sha256, sha384, sha512; for example sha256`},
+		{"unlock: [{tpm2: {wait: 30}}]", `unlock[0].tpm2.wait: "30" has no unit; for example 30s`},
+		{"unlock: [{tpm2: {wait: 601s}}]", `unlock[0].tpm2.wait: "601s" is more than 10m0s`},
+		{"unlock: [{tpm2: {pin: 0123}}]", `unlock[0].tpm2.pin: is neither none nor ask nor the path of a file that holds the PIN; for example ask`},
+		{"unlock: [{tpm2: {pin: /proc/self/fd/0}}]", `"/proc/self/fd/0" lies in /proc`},
+		{"unlock: [{command: {run: []}}]", `unlock[0].command.run: is missing; for example [/usr/local/bin/media-key]`},
+		{"unlock: [{command: {run: [sh, -c, key]}}]", `unlock[0].command.run[0]: "sh" is not an absolute path; for example /usr/local/bin/media-key`},
+		{`unlock: [{command: {run: [/bin/key, "a\0b"]}}]`, `unlock[0].command.run[1]: has a NUL byte`},
+		{"unlock: [{credential: {name: .key}}]", `unlock[0].credential.name: ".key" is not the name of a credential; for example luksmediad.key`},
+		{"unlock: [{passphrase: {timeout: 0s}}]", `unlock[0].passphrase.timeout: "0s" is less than 1s; for example 60s`},
+		{"unlock: [{command: {run: [/a, b]}}, {command: {run: [/a, b], timeout: 5s}}]", `unlock[1]: is the same source as unlock[0]`},
 		{"unlock: [{tpm2: {}}, {keyfile: {}}, {tpm2: {pcrs: []}}]", `unlock[2]: is the same source as unlock[0]`},
 		{"unlock: [{keyfile: {path: key}}]", `unlock[0].keyfile.path: "key" is not an absolute path; for example /root/.luks-media.key`},
 		{"unlock: [{keyfile: {path: /srv/media/key}}]", `lies inside the path of stores[0]`},
@@ -210,9 +221,37 @@ func TestDeviceAsContainer(t *testing.T) {
 }
 
 func TestKind(t *testing.T) {
-	for kind, source := range map[string]KeySource{"tpm2": {TPM2: defaultTPM2()}, "keyfile": {Keyfile: defaultKeyfile()}} {
+	for kind, source := range sources() {
 		if source.Kind() != kind {
 			t.Errorf("got %s, want %s", source.Kind(), kind)
+		}
+	}
+	if got := (KeySource{}).Kind(); got != "" {
+		t.Errorf("no source is %q", got)
+	}
+}
+
+// sources has every kind of source, as it is when nothing is said.
+func sources() map[string]KeySource {
+	command := defaultCommand()
+	command.Run = []string{"/bin/key"}
+	return map[string]KeySource{
+		"tpm2": {TPM2: defaultTPM2()}, "keyfile": {Keyfile: defaultKeyfile()}, "credential": {Credential: defaultCredential()},
+		"clevis": {Clevis: defaultClevis()}, "command": {Command: command}, "passphrase": {Passphrase: defaultPassphrase()},
+	}
+}
+
+func TestPatience(t *testing.T) {
+	asking := defaultTPM2()
+	asking.PIN = AskPIN
+	for want, source := range map[time.Duration]KeySource{90 * time.Second: {TPM2: asking}, 0: {Credential: defaultCredential()}} {
+		if got := source.Patience(); got != want {
+			t.Errorf("%s: %v, want %v", source.Kind(), got, want)
+		}
+	}
+	for kind, source := range sources() {
+		if (source.Patience() == 0) != (kind == "credential") {
+			t.Errorf("%s: %v", kind, source.Patience())
 		}
 	}
 }
@@ -350,15 +389,36 @@ func drawConfig(t *rapid.T) *Config {
 		service := rapid.SampledFrom([]*Service{nil, {Docker: "0x1.2"}, {Systemd: `a\x2db@1.service`}}).Draw(t, "service")
 		c.Stores = append(c.Stores, Store{Name: fmt.Sprint("s", i), Path: path, Owner: owner, Service: service})
 	}
-	if rapid.Bool().Draw(t, "keyfile") {
-		c.Unlock = []KeySource{{Keyfile: &Keyfile{Path: "/root/" + name.Draw(t, "key")}}}
-	}
+	c.Unlock = rapid.SliceOfNDistinct(rapid.Custom(drawSource), 0, 6, KeySource.identity).Draw(t, "unlock")
 	c.Probes.Interval = time.Duration(rapid.Int64Range(int64(time.Second), int64(24*time.Hour)).Draw(t, "interval"))
 	if rapid.Bool().Draw(t, "synapse") {
 		c.Probes.Synapse = defaultSynapse()
 	}
 	c.derive()
 	return &c
+}
+
+func drawSource(t *rapid.T) KeySource {
+	path := "/root/" + rapid.StringMatching(`[a-z0-9]{1,8}`).Draw(t, "path")
+	wait := time.Duration(rapid.Int64Range(int64(time.Second), int64(10*time.Minute)).Draw(t, "wait"))
+	switch rapid.SampledFrom(kinds()).Draw(t, "kind") {
+	case "tpm2":
+		return KeySource{TPM2: &TPM2{
+			Device: "auto", PCRs: []int{rapid.IntRange(0, 23).Draw(t, "pcr")}, Bank: rapid.SampledFrom([]Bank{SHA1, SHA256, SHA384, SHA512}).Draw(t, "bank"),
+			PIN: rapid.SampledFrom([]string{NoPIN, AskPIN, path}).Draw(t, "pin"), Signature: rapid.SampledFrom([]string{AutoSignature, path}).Draw(t, "signature"),
+			Wait: wait,
+		}}
+	case "keyfile":
+		return KeySource{Keyfile: &Keyfile{Path: path, Wait: rapid.SampledFrom([]time.Duration{0, wait}).Draw(t, "none")}}
+	case "credential":
+		return KeySource{Credential: &Credential{Name: rapid.StringMatching(`[a-zA-Z0-9_-][a-zA-Z0-9_.-]{0,8}`).Draw(t, "name")}}
+	case "clevis":
+		return KeySource{Clevis: &Clevis{Timeout: wait}}
+	case "command":
+		arguments := rapid.SliceOf(rapid.StringMatching(`[a-z0-9 :#'"{}\[\],&*!|>%@\\é-]{0,9}`)).Draw(t, "arguments")
+		return KeySource{Command: &Command{Run: append([]string{path}, arguments...), Timeout: wait}}
+	}
+	return KeySource{Passphrase: &Passphrase{Timeout: wait}}
 }
 
 func FuzzParse(f *testing.F) {

@@ -98,48 +98,6 @@ func (service *Service) read(v value) {
 	}
 }
 
-// readUnlock tells "nothing said", which means the default, from "no source", which would be a machine that never
-// opens its volume by itself.
-func (c *Config) readUnlock(v value) {
-	const example = "[{tpm2: {}}]"
-	v.list(example, c.readSource)
-	if list, ok := v.node.(*ast.SequenceNode); ok && len(list.Values) == 0 {
-		v.report(v.key, example, "there is no key source")
-	}
-}
-
-func (c *Config) readSource(v value) {
-	before := len(v.problems)
-	var source KeySource
-	v.mapping(fields{
-		"tpm2": func(v value) {
-			source.TPM2 = defaultTPM2()
-			source.TPM2.read(v)
-		},
-		"keyfile": func(v value) {
-			source.Keyfile = defaultKeyfile()
-			v.mapping(fields{"path": parsed(&source.Keyfile.Path, "/root/.luks-media.key", parsePath)})
-		},
-	})
-	if len(v.problems) == before && (source.TPM2 == nil) == (source.Keyfile == nil) {
-		v.report(v.key, "{tpm2: {}}", "needs exactly one of: keyfile, tpm2")
-	}
-	c.Unlock = append(c.Unlock, source)
-}
-
-func (tpm2 *TPM2) read(v value) {
-	v.mapping(fields{
-		"device": parsed(&tpm2.Device, "auto", parseTPMDevice),
-		"pcrs": func(v value) {
-			v.list("[7, 14]", func(v value) {
-				pcr := -1
-				parsed(&pcr, "7", parsePCR)(v)
-				tpm2.addPCR(v, pcr)
-			})
-		},
-	})
-}
-
 func (probes *Probes) read(v value) {
 	v.mapping(fields{
 		"interval": parsed(&probes.Interval, "60s", parseInterval),

@@ -88,9 +88,7 @@ func (c *Config) checkSources(d *document) {
 		} else {
 			first[same] = i
 		}
-		if source.Keyfile != nil {
-			c.checkKeyfile(d, key+".keyfile.path", source.Keyfile.Path)
-		}
+		c.checkSource(d, key, source)
 	}
 }
 
@@ -98,16 +96,39 @@ func (c *Config) checkSources(d *document) {
 func (s KeySource) identity() string {
 	switch {
 	case s.TPM2 != nil:
-		return fmt.Sprint("tpm2 ", s.TPM2.Device, s.TPM2.PCRs)
+		return fmt.Sprint("tpm2 ", s.TPM2.Device, s.TPM2.Bank, s.TPM2.PCRs, s.TPM2.PIN)
 	case s.Keyfile != nil:
 		return "keyfile " + s.Keyfile.Path
-	default:
+	case s.Credential != nil:
+		return "credential " + s.Credential.Name
+	case s.Command != nil && len(s.Command.Run) == 0: // reported already
 		return ""
+	case s.Command != nil:
+		return fmt.Sprintf("command %q", s.Command.Run)
+	}
+	return s.Kind()
+}
+
+// checkSource refuses files that are only readable once the volume is open.
+func (c *Config) checkSource(d *document, key string, source KeySource) {
+	const example = "/root/.luks-media.key"
+	switch {
+	case source.Keyfile != nil:
+		c.checkKeyfile(d, key+".keyfile.path", source.Keyfile.Path, example)
+	case source.Command != nil && len(source.Command.Run) > 0:
+		c.checkKeyfile(d, key+".command.run[0]", source.Command.Run[0], "/usr/local/bin/media-key")
+	case source.TPM2 != nil:
+		c.checkKeyfile(d, key+".tpm2.pin", source.TPM2.PINFile(), "/root/.luks-media.pin")
+		if source.TPM2.Signature != AutoSignature {
+			c.checkKeyfile(d, key+".tpm2.signature", source.TPM2.Signature, "auto")
+		}
 	}
 }
 
-func (c *Config) checkKeyfile(d *document, key, path string) {
-	const example = "/root/.luks-media.key"
+func (c *Config) checkKeyfile(d *document, key, path, example string) {
+	if path == "" {
+		return
+	}
 	if path == c.Volume.Container {
 		d.report(key, example, "%q is the container", path)
 	}

@@ -19,6 +19,8 @@ const (
 	TPM2       Source = "tpm2"
 	Recovery   Source = "recovery"
 	KeyFile    Source = "keyfile"
+	Credential Source = "credential"
+	Command    Source = "command"
 	Passphrase Source = "passphrase"
 	Clevis     Source = "clevis"
 	FIDO2      Source = "fido2"
@@ -99,9 +101,12 @@ func tokensOf(header *luks2.Header, keyslot int) []luks2.Token {
 	return tokens
 }
 
-// tpmTokens leaves out tokens whose keyslot is gone: to unseal one would prove nothing, and may cost an attempt on a PIN.
-func tpmTokens(header *luks2.Header) []luks2.Token {
-	return slices.DeleteFunc(header.Tokens(tpm2.TokenType), func(t luks2.Token) bool { return len(t.Keyslots) == 0 })
+// tpmTokens are the tokens that a TPM unseals.
+func tpmTokens(header *luks2.Header) []luks2.Token { return usedTokens(header, tpm2.TokenType) }
+
+// usedTokens leaves out tokens whose keyslot is gone: to unseal one would prove nothing, and may cost an attempt on a PIN.
+func usedTokens(header *luks2.Header, kind string) []luks2.Token {
+	return slices.DeleteFunc(header.Tokens(kind), func(t luks2.Token) bool { return len(t.Keyslots) == 0 })
 }
 
 // sourceOf is the source of the first token that is known.
@@ -128,7 +133,7 @@ func sourceOfToken(kind string) Source {
 		return FIDO2
 	case "systemd-pkcs11":
 		return PKCS11
-	case "clevis":
+	case unlock.TokenClevis:
 		return Clevis
 	}
 	return Unknown

@@ -18,6 +18,8 @@ type Test struct {
 	TPM string
 	// Unseal is what some tokens ask for. Each token tries the PIN once.
 	Unseal tpm2.UnsealOptions
+	// Clevis decrypts the clevis tokens.
+	Clevis unlock.Clevis
 	// Sources offer the other keys, each of them one, in one or several forms.
 	Sources []unlock.Source
 	// Slots get the proofs.
@@ -31,11 +33,14 @@ type Unplaced struct {
 	Err    error
 }
 
-// Run unseals each TPM token and tries its key on the keyslots of the token, then tries what the sources offer on the
+// Run unseals each TPM token, has each clevis token decrypted, and tries the key on the keyslots of the token, then tries what the sources offer on the
 // keyslots that it is meant for. A key that opens one keyslot says nothing about the others: those stay untested. One
 // that opens none has failed on each that nothing else opens. It fails only with the error of a context that ended.
 func (t *Test) Run(ctx context.Context) ([]Unplaced, error) {
 	if err := t.tokens(ctx); err != nil {
+		return nil, err
+	}
+	if err := t.clevisTokens(ctx); err != nil {
 		return nil, err
 	}
 	var misfits []misfit
@@ -121,7 +126,8 @@ func (t *Test) tokens(ctx context.Context) error {
 		defer device.Close()
 	}
 	for _, token := range tokens {
-		t.token(ctx, device, absent, token)
+		key, err := t.unseal(ctx, device, absent, token)
+		t.token(ctx, TPM2, token, key, err)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -129,14 +135,23 @@ func (t *Test) tokens(ctx context.Context) error {
 	return nil
 }
 
-// token adds a proof to each keyslot of the token; absent is why there is no device.
-func (t *Test) token(ctx context.Context, device *tpm2.Device, absent error, token luks2.Token) {
-	key, err := t.unseal(ctx, device, absent, token)
-	if err == nil {
-		defer key.Wipe()
+// clevisTokens proves the key of each clevis token.
+func (t *Test) clevisTokens(ctx context.Context) error {
+	for _, token := range usedTokens(t.Container.Header, unlock.TokenClevis) {
+		key, err := t.Clevis.Decrypt(ctx, token)
+		t.token(ctx, Clevis, token, key, err)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// token adds a proof to each keyslot of the token, of its key or of why there is none. It wipes the key.
+func (t *Test) token(ctx context.Context, source Source, token luks2.Token, key *secret.Key, err error) {
+	defer key.Wipe()
 	for _, number := range token.Keyslots {
-		proof := Proof{Source: TPM2, Token: token.ID, Err: err}
+		proof := Proof{Source: source, Token: token.ID, Err: err}
 		if err == nil {
 			proof.Err = t.prove(ctx, key, number)
 		}

@@ -30,6 +30,8 @@ const (
 type CreateOptions struct {
 	// Recovery is the recovery passphrase; nil generates a recovery key. Create wipes it.
 	Recovery *secret.Key
+	// PIN is for the TPM keyslots that the configuration asks a PIN for. Create wipes it.
+	PIN *secret.Key
 	// Deliver gets the generated recovery key once, when the container is complete. If it fails the creation does.
 	Deliver func(*secret.Key) error
 }
@@ -57,7 +59,7 @@ func (v *Volume) Create(ctx context.Context, options CreateOptions, observer Obs
 	c := &creating{Volume: v, observer: observer, options: options}
 	defer c.release()
 	err := runSteps(ctx, observer, []step{
-		{StepPreflight, c.preflight},
+		{StepPreflight, c.check},
 		{StepAllocate, c.allocate},
 		{StepAttach, c.attach},
 		{StepFormat, c.format},
@@ -77,6 +79,10 @@ func (v *Volume) Create(ctx context.Context, options CreateOptions, observer Obs
 		return nil, err
 	}
 	return &c.record, nil
+}
+
+func (c *creating) check(ctx context.Context) error {
+	return errors.Join(c.checkGiven(), c.preflight(ctx))
 }
 
 // attach gives the container its loop device. One left by a crash is adopted.
@@ -218,6 +224,7 @@ func (c *creating) release() {
 	c.formatKey.Wipe()
 	c.recovery.Wipe()
 	c.options.Recovery.Wipe()
+	c.options.PIN.Wipe()
 	if c.backing != nil {
 		c.backing.release()
 	}

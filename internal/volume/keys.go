@@ -25,18 +25,15 @@ func (c *creating) addKeys(ctx context.Context) error {
 	if err := c.addRecovery(ctx); err != nil {
 		return err
 	}
-	for i, source := range c.config.Unlock {
-		keyslot := recoveryKeyslot + 1 + i
-		var err error
-		if source.TPM2 != nil {
-			err = c.addTPM2(ctx, keyslot, source.TPM2)
-		} else {
-			err = c.addKeyFile(ctx, keyslot, source.Keyfile.Path)
-		}
+	for _, source := range c.config.Unlock {
+		keyslot := recoveryKeyslot + len(c.record.Keyslots)
+		added, err := c.addSource(ctx, keyslot, source)
 		if err != nil {
 			return err
 		}
-		c.made(keyslot, source.Kind())
+		if added {
+			c.made(keyslot, source.Kind())
+		}
 	}
 	return nil
 }
@@ -84,12 +81,17 @@ func (c *creating) addTPM2(ctx context.Context, keyslot int, source *config.TPM2
 		return err
 	}
 	defer device.Close()
-	token, err := device.Seal(ctx, key, tpm2.SealOptions{PCRs: source.PCRs})
+	options, err := c.sealOptions(ctx, source)
+	if err != nil {
+		return err
+	}
+	defer options.PIN.Wipe()
+	token, err := device.Seal(ctx, key, options)
 	if err != nil {
 		return err
 	}
 	token.Keyslots = []int{keyslot}
-	unsealed, err := device.Unseal(ctx, token)
+	unsealed, err := device.UnsealWith(ctx, token, tpm2.UnsealOptions{PIN: options.PIN})
 	if err != nil {
 		return err
 	}
@@ -114,16 +116,7 @@ func (c *creating) addKeyFile(ctx context.Context, keyslot int, path string) err
 	if errors.Is(err, unlock.ErrKeyFileMissing) {
 		key, err = c.makeKeyFile(path)
 	}
-	if err != nil {
-		return err
-	}
-	defer key.Wipe()
-	// A key file somebody else made may be a short word: then its keyslot must be as slow as a passphrase's.
-	pbkdf := unlock.MinimalPBKDF
-	if key.Len() < keyBytes {
-		pbkdf = unlock.HumanPBKDF
-	}
-	return c.addProvenKey(ctx, key, keyslot, pbkdf)
+	return c.addFoundKey(ctx, keyslot, key, err)
 }
 
 // makeKeyFile writes 0400 and durably what it returns.

@@ -14,7 +14,6 @@ import (
 	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
-	"luksmediad/pkg/unlock/tpm2"
 )
 
 // Preflight finds what would stop a Create, and changes nothing.
@@ -160,32 +159,6 @@ func checkStorePath(store config.Store) error {
 	}
 	if err := mount.CheckGuardable(store.Path); err != nil {
 		return fmt.Errorf("cannot put store %s at %s: %w", store.Name, store.Path, err)
-	}
-	return nil
-}
-
-// checkSource requires a TPM that answers and a key file that is safe or can be made.
-func (c *creating) checkSource(ctx context.Context, source config.KeySource) error {
-	if source.TPM2 != nil {
-		device, err := tpm2.Open(ctx, source.TPM2.Device)
-		if err != nil {
-			return err
-		}
-		return device.Close()
-	}
-	path := source.Keyfile.Path
-	if unfinished, err := c.loadCreation(); err == nil {
-		if ours, err := unfinished.madeKeyFile(path); err != nil || ours {
-			return err // it will be made anew
-		}
-	}
-	key, err := unlock.KeyFile{Path: path}.Read()
-	key.Wipe()
-	if !errors.Is(err, unlock.ErrKeyFileMissing) {
-		return err
-	}
-	if _, err := os.Stat(filepath.Dir(path)); err != nil {
-		return fmt.Errorf("cannot make key file %s: %w", path, err)
 	}
 	return nil
 }

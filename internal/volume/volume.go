@@ -12,9 +12,10 @@ import (
 	"luksmediad/pkg/unlock"
 )
 
-// Runner starts programs; see [unlock.Runner].
+// Runner starts programs; see [unlock.Runner] and [unlock.Speaker].
 type Runner interface {
 	Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error)
+	RunTo(ctx context.Context, stdin, stdout *os.File, name string, args ...string) error
 }
 
 // Observer hears what an operation does.

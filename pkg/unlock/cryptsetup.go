@@ -178,6 +178,9 @@ func (c Cryptsetup) withKey(ctx context.Context, verb, device string, key *secre
 	action, rest := args[0], args[1:]
 	all := append([]string{action, "--key-file", "-", "--keyfile-size", strconv.Itoa(key.Len())}, rest...)
 	_, err = c.Runner.Run(ctx, stdin, extra, "cryptsetup", all...)
+	if exitCode(err) == exitNoPermission && bytes.HasSuffix(key.Bytes(), []byte{'\n'}) {
+		return fmt.Errorf("cannot %s %s: %w: the key ends in a newline: key files are read verbatim: %w", verb, device, ErrWrongKey, err)
+	}
 	return classify(verb, device, err)
 }
 

@@ -18,6 +18,24 @@ var (
 	ErrKeyFileMissing = errors.New("key file missing")
 	// ErrKeyFileUnsafe: the key file is not a private regular file of ours.
 	ErrKeyFileUnsafe = errors.New("key file unsafe")
+	// ErrCredentialMissing: systemd has handed over no credential of that name.
+	ErrCredentialMissing = errors.New("credential missing")
+	// ErrCredentialUnsafe: the credential is not a private regular file.
+	ErrCredentialUnsafe = errors.New("credential unsafe")
+	// ErrToken: a token is malformed or asks for what no tool would have written.
+	ErrToken = errors.New("malformed token")
+	// ErrTokenUnsupported: a token is of a kind that is not handled.
+	ErrTokenUnsupported = errors.New("token not supported")
+	// ErrClevisMissing: clevis, or the pin of clevis that the token asks for, is not installed.
+	ErrClevisMissing = errors.New("clevis missing")
+	// ErrTangUnreachable: a tang server that the token asks for did not answer.
+	ErrTangUnreachable = errors.New("tang unreachable")
+	// ErrClevis: clevis did not give the key for another reason.
+	ErrClevis = errors.New("clevis failed")
+	// ErrProgram: the program that should print the key failed, is missing, or took too long.
+	ErrProgram = errors.New("key program failed")
+	// ErrNoAnswer: nobody has answered the question for a passphrase or PIN.
+	ErrNoAnswer = errors.New("nobody answered")
 	// ErrNoKeyslot: the header has no keyslot that the source could open.
 	ErrNoKeyslot = errors.New("no keyslot for this source")
 	// ErrNoDeviceMapper: the kernel offers no device mapper.

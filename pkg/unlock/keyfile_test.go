@@ -164,3 +164,16 @@ func offersOf(t *testing.T, source Source, header *luks2.Header) []offered {
 	}
 	return offers
 }
+
+// fault 48: nobody guesses about a newline at the end, but who is refused is told of it.
+func TestRejectedKeyHintsAtItsNewline(t *testing.T) {
+	cryptsetup := Cryptsetup{Runner: &recorder{}}
+	device := newContainer(t, cryptsetup)
+	header := readHeader(t, device)
+	for key, hint := range map[string]bool{formatKey + "\n": true, formatKey + "x": false, formatKey[:20]: false} {
+		err := cryptsetup.Prove(t.Context(), device, header, newKey(t, key), formatSlot)
+		if !errors.Is(err, ErrWrongKey) || strings.Contains(err.Error(), "ends in a newline: key files are read verbatim") != hint {
+			t.Errorf("a key of %d bytes: %v", len(key), err)
+		}
+	}
+}

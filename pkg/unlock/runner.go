@@ -12,6 +12,18 @@ type Runner interface {
 	Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error)
 }
 
+// Speaker starts a program whose standard output is a secret: it goes to stdout. A program that is not installed is an
+// error that carries NotFound() bool.
+type Speaker interface {
+	RunTo(ctx context.Context, stdin, stdout *os.File, name string, args ...string) error
+}
+
+// isNotInstalled tells whether err means that there is no such program.
+func isNotInstalled(err error) bool {
+	var failed interface{ NotFound() bool }
+	return errors.As(err, &failed) && failed.NotFound()
+}
+
 // exitCode returns the exit code that err carries, or -1.
 func exitCode(err error) int {
 	var failed interface{ ExitCode() int }

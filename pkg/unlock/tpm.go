@@ -2,10 +2,14 @@ package unlock
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
+	"slices"
+	"time"
 
 	"luksmediad/pkg/unlock/luks2"
+	"luksmediad/pkg/unlock/secret"
 	"luksmediad/pkg/unlock/tpm2"
 )
 
@@ -13,44 +17,130 @@ import (
 type TPM2 struct {
 	// Device is "auto", a device node or a TCTI string; see [tpm2.Open].
 	Device string
+	// Wait bounds how long a TPM that is late is waited for; see [tpm2.OpenWait].
+	Wait time.Duration
+	// PINs is asked for the PIN if a token wants one; nil: there is none.
+	PINs PINs
+	// Signatures gives the signed PCR policies if a token wants them; nil: there are none.
+	Signatures func() (*tpm2.Signatures, error)
 }
 
 // Name is "tpm2".
 func (t TPM2) Name() string { return "tpm2" }
 
-// Offers tries every token: one that cannot be unsealed does not end the search.
+// Offers tries every token, those without PIN first: one that cannot be unsealed does not end the search, and nobody is
+// asked for a PIN that is not needed. A PIN is tried once on each token that wants one.
 func (t TPM2) Offers(ctx context.Context, header *luks2.Header) iter.Seq2[Offer, error] {
 	return func(yield func(Offer, error) bool) {
-		tokens := header.Tokens(tpm2.TokenType)
+		tokens := parseTokens(header)
 		if len(tokens) == 0 {
 			yield(Offer{}, fmt.Errorf("cannot find a %s token: %w", tpm2.TokenType, ErrNoKeyslot))
 			return
 		}
-		device, err := tpm2.Open(ctx, t.Device)
+		device, err := tpm2.OpenWait(ctx, t.Device, t.Wait)
 		if err != nil {
 			yield(Offer{}, err)
 			return
 		}
 		defer device.Close()
+		u := &unsealer{TPM2: t, device: device}
+		defer u.wipe()
 		for _, token := range tokens {
-			if !yield(offerOf(ctx, device, token)) {
+			if !yield(u.offer(ctx, token)) {
 				return
 			}
 		}
 	}
 }
 
-func offerOf(ctx context.Context, device *tpm2.Device, token luks2.Token) (Offer, error) {
-	sealed, err := tpm2.ParseToken(token.Raw)
-	if err != nil {
-		return Offer{}, err
+// sealed is a token of the header with what it says.
+type sealed struct {
+	*tpm2.Token
+	keyslots []int
+	err      error
+}
+
+func (s sealed) wantsPIN() bool { return s.err == nil && s.PIN }
+
+// parseTokens gives the tokens in the order in which they are tried.
+func parseTokens(header *luks2.Header) []sealed {
+	var tokens []sealed
+	for _, token := range header.Tokens(tpm2.TokenType) {
+		parsed, err := tpm2.ParseToken(token.Raw)
+		tokens = append(tokens, sealed{parsed, token.Keyslots, err})
 	}
-	key, err := device.Unseal(ctx, sealed)
+	slices.SortStableFunc(tokens, func(a, b sealed) int {
+		switch {
+		case a.wantsPIN() == b.wantsPIN():
+			return 0
+		case b.wantsPIN():
+			return -1
+		}
+		return 1
+	})
+	return tokens
+}
+
+// unsealer unseals the tokens of one opening. What tokens want is got once, when the first wants it.
+type unsealer struct {
+	TPM2
+	device     *tpm2.Device
+	pin        got[*secret.Key]
+	signatures got[*tpm2.Signatures]
+}
+
+// got is something that was asked for, at most once.
+type got[T any] struct {
+	asked bool
+	value T
+	err   error
+}
+
+func (g *got[T]) once(ask func() (T, error)) (T, error) {
+	if !g.asked {
+		g.asked = true
+		g.value, g.err = ask()
+	}
+	return g.value, g.err
+}
+
+func (u *unsealer) wipe() { u.pin.value.Wipe() }
+
+func (u *unsealer) offer(ctx context.Context, token sealed) (Offer, error) {
+	key, err := u.unseal(ctx, token)
 	if err != nil {
 		return Offer{}, err
 	}
 	defer key.Wipe()
 	// The keyslot's passphrase is the base64 text of the sealed bytes (src/cryptsetup/cryptsetup.c, attach_luks_or_plain_or_bitlk_by_tpm2).
 	text, err := key.Base64()
-	return Offer{Key: text, Keyslots: token.Keyslots}, err
+	return Offer{Key: text, Keyslots: token.keyslots}, err
+}
+
+func (u *unsealer) unseal(ctx context.Context, token sealed) (*secret.Key, error) {
+	if token.err != nil {
+		return nil, token.err
+	}
+	options, err := u.options(ctx, token.Token)
+	if err != nil {
+		return nil, err
+	}
+	key, err := u.device.UnsealWith(ctx, token.Token, options)
+	if errors.Is(err, tpm2.ErrPIN) {
+		u.PINs.Wrong()
+	}
+	return key, err
+}
+
+// options gets what the token asks for besides the TPM.
+func (u *unsealer) options(ctx context.Context, token *tpm2.Token) (options tpm2.UnsealOptions, err error) {
+	if token.Pubkey != nil && u.Signatures != nil {
+		if options.Signatures, err = u.signatures.once(u.Signatures); err != nil {
+			return options, err
+		}
+	}
+	if token.PIN && u.PINs != nil {
+		options.PIN, err = u.pin.once(func() (*secret.Key, error) { return u.PINs.PIN(ctx) })
+	}
+	return options, err
 }

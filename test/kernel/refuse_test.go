@@ -3,12 +3,15 @@
 package kernel
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"luksmediad/test/swtpm"
 )
 
 // refuses wants a command to end with an exit code and its own class of error, if one is given.
@@ -49,6 +52,11 @@ var refusals = []refusal{
 	{"key file of another owner", func(s *site) { s.makeKeyFile(0o400, 1000) }, "key_unsafe", 15},
 	{"key file is a symlink", func(s *site) { s.link(s.config, s.keyFile) }, "key_unsafe", 15},
 	{"no TPM", (*site).missTPM, "tpm_absent", 12}, // fault 9
+	{"PCR never extended", func(s *site) { s.configureSource("tpm2: {device: %q, pcrs: [8]}", swtpm.Start(s.t).TCTI()) }, "tpm_pcr_unused", 15},
+	{"no PIN file", func(s *site) { s.configureSource("tpm2: {device: %q, pin: /nonexistent}", swtpm.Start(s.t).TCTI()) }, "key_missing", 12},
+	{"no credential", func(s *site) { s.configureSource("credential: {name: %s}", "nobody.has.it") }, "credential_missing", 12},
+	{"command that fails", func(s *site) { s.configureSource("command: {run: [%s]}", "/bin/false") }, "command_failed", 12},
+	{"command that prints nothing", func(s *site) { s.configureSource("command: {run: [%s]}", "/bin/true") }, "key_empty", 12},
 	{"no device mapper", (*site).hideDeviceMapper, "no_device_mapper", 1},
 	{"no room", func(s *site) { s.size = "1TiB"; s.configure() }, "no_space", 1}, // fault 6
 }
@@ -148,6 +156,11 @@ func (s *site) makeKeyFile(mode os.FileMode, uid int) {
 	if err := os.Chown(s.keyFile, uid, 0); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+func (s *site) configureSource(format string, value any) {
+	withSource(fmt.Sprintf(format, value))(s)
+	s.configure()
 }
 
 func (s *site) missTPM() {

@@ -67,9 +67,17 @@ func below(folder string) setting {
 	return func(s *site) { s.container = filepath.Join(folder, "volume.luks") }
 }
 
-func (s *site) keyFileSource() string { return fmt.Sprintf("  - keyfile: {path: %s}\n", s.keyFile) }
+// Nothing is late here, and what is missing is missing on purpose.
+func (s *site) keyFileSource() string {
+	return fmt.Sprintf("  - keyfile: {path: %s, wait: 0s}\n", s.keyFile)
+}
 
-func tpmSource(tcti string) string { return fmt.Sprintf("  - tpm2: {device: %q}\n", tcti) }
+func tpmSource(tcti string) string { return fmt.Sprintf("  - tpm2: {device: %q, wait: 0s}\n", tcti) }
+
+// withSource tries a source before the key file.
+func withSource(source string) setting {
+	return func(s *site) { s.sources = "  - " + source + "\n" + s.sources }
+}
 
 // configure writes the configuration as the fields have it.
 func (s *site) configure() {

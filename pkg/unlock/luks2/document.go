@@ -13,10 +13,7 @@ import (
 const maxDepth = 32
 
 // parseDocument reads the JSON area: an object, followed by nothing but zeros
-// (section 3.1 of the specification). It accepts only what every JSON reader
-// reads alike, since cryptsetup must not see another value than we checked: no
-// member twice, no NUL in a string (json-c would cut a member's name there).
-// Numbers become json.Number.
+// (section 3.1 of the specification).
 func parseDocument(area []byte) (map[string]any, []byte, error) {
 	document, rest, ended := bytes.Cut(area, []byte{0})
 	switch {
@@ -24,24 +21,35 @@ func parseDocument(area []byte) (map[string]any, []byte, error) {
 		return nil, nil, errors.New("no zero byte after the JSON")
 	case len(bytes.Trim(rest, "\x00")) > 0:
 		return nil, nil, errors.New("bytes after the end of the JSON")
+	}
+	object, err := ParseObject(document)
+	return object, document, err
+}
+
+// ParseObject reads one JSON object. It accepts only what every JSON reader
+// reads alike, since whoever is handed the same text must not see another value
+// than was checked: no member twice, no NUL in a string (json-c would cut a
+// member's name there). Numbers become json.Number.
+func ParseObject(document []byte) (map[string]any, error) {
+	switch {
 	case !bytes.HasPrefix(document, []byte("{")) || !bytes.HasSuffix(document, []byte("}")):
-		return nil, nil, errors.New("the JSON is not one object")
+		return nil, errors.New("the JSON is not one object")
 	case !utf8.Valid(document):
-		return nil, nil, errors.New("the JSON is not UTF-8")
+		return nil, errors.New("the JSON is not UTF-8")
 	case !json.Valid(document):
-		return nil, nil, errors.New("the JSON has a syntax error")
+		return nil, errors.New("the JSON has a syntax error")
 	}
 	decoder := json.NewDecoder(bytes.NewReader(document))
 	decoder.UseNumber()
 	value, err := readValue(decoder, 0)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	object, ok := value.(map[string]any)
 	if !ok {
-		return nil, nil, errors.New("the JSON is not one object")
+		return nil, errors.New("the JSON is not one object")
 	}
-	return object, document, nil
+	return object, nil
 }
 
 func readValue(d *json.Decoder, depth int) (any, error) {

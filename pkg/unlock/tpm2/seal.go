@@ -53,6 +53,16 @@ func (d *Device) Seal(ctx context.Context, key *secret.Key, opts SealOptions) (*
 	return t, nil
 }
 
+// Check tells whether [Device.Seal] could bind a key as opts say, and makes nothing. The classes are the same.
+func (d *Device) Check(ctx context.Context, opts SealOptions) error {
+	tpm, end := d.begin(ctx)
+	defer end()
+	if _, err := tpm.newToken(opts); err != nil {
+		return fmt.Errorf("cannot seal a key: %w", err)
+	}
+	return nil
+}
+
 // newToken is the token without sealed object, for the PCRs as they are.
 func (b bus) newToken(opts SealOptions) (*Token, error) {
 	t := &Token{PCRs: slices.Sorted(slices.Values(opts.PCRs))}

@@ -138,6 +138,11 @@ func TestSealRefusesPCRsThatProtectNothing(t *testing.T) {
 			if token != nil {
 				wantKey(t, s, reparse(t, token), key)
 			}
+			// Check says the same, before anything is made.
+			_, err = with(t, s, func(d *Device) (*Token, error) { return nil, d.Check(t.Context(), test.opts) })
+			if !errors.Is(err, test.class) {
+				t.Errorf("Check: %v, want class %v", err, test.class)
+			}
 		})
 	}
 }

@@ -326,6 +326,38 @@ func TestUnsealWhileBusy(t *testing.T) {
 	}
 }
 
+// fault 39: others hold all sessions that the TPM has room for. That is no matter of the token.
+func TestUnsealWithoutRoomForASession(t *testing.T) {
+	s := swtpm.Start(t)
+	key := newKey(t)
+	token := seal(t, s, key)
+	var taken []tpm2.TPMHandle
+	s.Do(func(tpm transport.TPM) error {
+		for range 64 {
+			session, _, err := tpm2.HMACSession(tpm, tpm2.TPMAlgSHA256, nonceSize)
+			if errors.Is(err, tpm2.TPMRCSessionMemory) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			taken = append(taken, session.Handle())
+		}
+		return errors.New("room for every session")
+	})
+	_, err := unseal(t, s, token)
+	wantClass(t, err, ErrBusy)
+	s.Do(func(tpm transport.TPM) error {
+		for _, session := range taken {
+			if _, err := (tpm2.FlushContext{FlushHandle: session}).Execute(tpm); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	wantKey(t, s, token, key)
+}
+
 // silent is a TPM that never answers, with deadlines that a bubble of synctest can wait for.
 type silent struct {
 	deadline chan time.Time
