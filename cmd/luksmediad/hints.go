@@ -89,6 +89,7 @@ func hints() []hint {
 		{tpm2.ErrPCRUnused, "tpm_pcr_unused", exitRefused, "tpm2_pcrread"},
 		{tpm2.ErrToken, "token_malformed", exitNoKey, "luksmediad unlock"},
 		{tpm2.ErrUnsupported, "token_unsupported", exitNoKey, "luksmediad unlock"},
+		{tpm2.ErrEventLog, "event_log", exitFailed, "ls -l /sys/kernel/security/tpm*/binary_bios_measurements"},
 		{tpm2.ErrFailed, "tpm_failed", exitNoKey, "journalctl -k --grep tpm"},
 		{unlock.ErrKeyFileMissing, "key_missing", exitNoKey, "luksmediad unlock"},
 		{unlock.ErrKeyFileUnsafe, "key_unsafe", exitRefused, "ls -l {keyfile}; chown root:root {keyfile} && chmod 0400 {keyfile}"},
