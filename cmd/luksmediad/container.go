@@ -49,8 +49,9 @@ func (f *containerFlags) ignore(cmd *cobra.Command, names ...string) {
 // subject is what a command looks at.
 type subject struct {
 	*keys.Container
-	// config and record are nil for a container that is not the configured one.
+	// config, volume and record are nil for a container that is not the configured one.
 	config *config.Config
+	volume *volume.Volume
 	record *volume.Record
 }
 
@@ -70,7 +71,7 @@ func (f *containerFlags) read() (*subject, error) {
 		return &subject{}, err
 	}
 	container, err := keys.Read(loaded.Volume.Container)
-	return &subject{Container: container, config: loaded, record: record}, err
+	return &subject{Container: container, config: loaded, volume: vol, record: record}, err
 }
 
 // readValid refuses a header that is not valid, and in place of the configured container another one.
@@ -144,16 +145,21 @@ func (f *containerFlags) signatures() (*tpm2.Signatures, error) {
 	if f.signature == "" {
 		return nil, nil
 	}
-	file, err := os.Open(f.signature)
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the PCR signatures: %w", err)
-	}
-	defer file.Close()
-	content, err := io.ReadAll(io.LimitReader(file, maxSignatureBytes))
+	content, err := readStart(f.signature, maxSignatureBytes)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the PCR signatures: %w", err)
 	}
 	return tpm2.ParseSignatures(content)
+}
+
+// readStart reads a file up to a size at which whoever takes the content refuses it.
+func readStart(path string, size int64) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return io.ReadAll(io.LimitReader(file, size))
 }
 
 // sources are the offered keys: a passphrase, a key file, or else the configured key files.

@@ -22,9 +22,9 @@ import (
 // tpm_bios_log_setup).
 const securityFS = "/sys/kernel/security"
 
-// maxEventLog bounds a log, in bytes. Firmware reserves some ten KiB for it; a boot loader that measures each of its
+// MaxEventLogBytes bounds a log. Firmware reserves some ten KiB for it; a boot loader that measures each of its
 // commands may need a megabyte.
-const maxEventLog = 4 << 20
+const MaxEventLogBytes = 4 << 20
 
 // EventLog is what firmware and boot loader wrote down about their measurements. It says why a PCR has its value and
 // proves nothing: whoever boots the machine can write anything into it.
@@ -69,12 +69,12 @@ func readEventLog(root, node string, bank Bank) (*EventLog, error) {
 	return ReadEventLog(file, bank)
 }
 
-// ReadEventLog reads a log in either form that firmware writes, of at most 4 MiB. [ErrEventLog] is the class of all
+// ReadEventLog reads a log in either form that firmware writes, of at most [MaxEventLogBytes]. [ErrEventLog] is the class of all
 // failures, among them a log without digests for the bank.
 func ReadEventLog(r io.Reader, bank Bank) (*EventLog, error) {
-	raw, err := io.ReadAll(io.LimitReader(r, maxEventLog+1))
-	if err == nil && len(raw) > maxEventLog {
-		err = fmt.Errorf("it has more than %d bytes", maxEventLog)
+	raw, err := io.ReadAll(io.LimitReader(r, MaxEventLogBytes+1))
+	if err == nil && len(raw) > MaxEventLogBytes {
+		err = fmt.Errorf("it has more than %d bytes", MaxEventLogBytes)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the event log: %w: %w", ErrEventLog, err)

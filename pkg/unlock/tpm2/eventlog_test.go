@@ -128,7 +128,7 @@ func TestReadBadEventLog(t *testing.T) {
 		"not in this bank": {sha1Only, SHA256},
 		"no such bank":     {sha1Only, "md5"},
 		"not understood":   {wrote(crypto.SHA256, crypto.SHA512).Bytes(), SHA512},
-		"too large":        {append(wrote(crypto.SHA256).Bytes(), bytes.Repeat([]byte{0xff}, maxEventLog)...), SHA256},
+		"too large":        {append(wrote(crypto.SHA256).Bytes(), bytes.Repeat([]byte{0xff}, MaxEventLogBytes)...), SHA256},
 	}
 	for name, test := range tests {
 		if _, err := ReadEventLog(bytes.NewReader(test.raw), test.bank); !errors.Is(err, ErrEventLog) {
