@@ -127,7 +127,7 @@ func (f *driftFlags) drift(ctx context.Context) error {
 }
 
 // enrolments are what was recorded of the configured volume. Without them drift is found as well, only not explained.
-func (a *app) enrolments(s *subject) []volume.Enrolment {
+func (a *app) enrolments(s *subject) []volume.Enrolled {
 	if s.volume == nil {
 		return nil
 	}

@@ -17,7 +17,7 @@ import (
 // someDrifts are one of each kind that is told differently, as internal/keys finds them.
 func someDrifts() []keys.Drift {
 	value := func(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
-	recorded := &volume.Enrolment{Time: time.Date(2026, 5, 1, 12, 30, 0, 0, time.UTC)}
+	recorded := &volume.Enrolled{Time: time.Date(2026, 5, 1, 12, 30, 0, 0, time.UTC)}
 	drift := func(keyslot int) keys.Drift {
 		return keys.Drift{Token: luks2.Token{ID: keyslot - 1, Keyslots: []int{keyslot}}, Result: keys.Differs, Bank: tpm2.SHA256, PCRs: []int{4, 7},
 			Values: map[int][]byte{4: value(4), 7: value(7)}, Sealed: value(0xaa), Live: value(0xbb), Recorded: recorded}

@@ -39,7 +39,7 @@ type Drift struct {
 	Err error
 	// Recorded is what was written down at enrolment, nil if nothing was. Stale: what was written down is of another
 	// token for the keyslot, and so of no use.
-	Recorded *volume.Enrolment
+	Recorded *volume.Enrolled
 	Stale    bool
 	// Moved are the bound PCRs that are not as recorded.
 	Moved []Moved
@@ -64,7 +64,7 @@ type Live struct {
 	// Signatures are for tokens with a signed policy, which cannot be compared without; nil for none.
 	Signatures *tpm2.Signatures
 	// Enrolments is what was recorded when luksmediad enrolled keys.
-	Enrolments []volume.Enrolment
+	Enrolments []volume.Enrolled
 	// EventLog is read in place of the log that the kernel has of the TPM; nil for that one.
 	EventLog []byte
 }

@@ -59,7 +59,7 @@ func (b *boot) device() *tpm2.Device {
 }
 
 // enrol seals a key, and gives a header that has its token, and what was recorded.
-func (b *boot) enrol(pcrs ...int) (*luks2.Header, volume.Enrolment) {
+func (b *boot) enrol(pcrs ...int) (*luks2.Header, volume.Enrolled) {
 	b.t.Helper()
 	device := b.device()
 	defer device.Close()
@@ -88,14 +88,14 @@ func withToken(t *testing.T, token *tpm2.Token) *luks2.Header {
 }
 
 // recorded is what volume writes down, see TestRememberEventLog there.
-func (b *boot) recorded(device *tpm2.Device, token *tpm2.Token) volume.Enrolment {
+func (b *boot) recorded(device *tpm2.Device, token *tpm2.Token) volume.Enrolled {
 	b.t.Helper()
 	values, err := device.ReadPCRs(b.t.Context(), tpm2.SHA256, []int{4, 7, 10, 11})
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	log := b.events()
-	e := volume.Enrolment{Keyslot: 1, PolicyHash: token.PolicyHash, Bank: tpm2.SHA256, PCRs: token.PCRs, Values: map[int]volume.Hex{},
+	e := volume.Enrolled{Keyslot: 1, PolicyHash: token.PolicyHash, Bank: tpm2.SHA256, PCRs: token.PCRs, Values: map[int]volume.Hex{},
 		Time: time.Now(), EventLog: log.Digest, Events: log.Events}
 	for pcr, value := range values {
 		if e.Values[pcr] = value; !log.Explains(pcr, value) {
@@ -115,7 +115,7 @@ func (b *boot) events() *tpm2.EventLog {
 }
 
 // drift compares the only token of a header.
-func (b *boot) drift(header *luks2.Header, enrolments ...volume.Enrolment) Drift {
+func (b *boot) drift(header *luks2.Header, enrolments ...volume.Enrolled) Drift {
 	b.t.Helper()
 	live := Live{TPM: b.tpm.TCTI(), Enrolments: enrolments, EventLog: b.log.Bytes()}
 	drifts, err := live.Drifts(b.t.Context(), header)
@@ -211,7 +211,7 @@ func TestDriftWithoutEventLog(t *testing.T) {
 	if d := b.drift(header, unlogged); len(d.Moved) != 1 || d.Moved[0].Changes != nil || !errors.Is(d.LogErr, tpm2.ErrEventLog) {
 		t.Errorf("none then: %+v", d)
 	}
-	live := Live{TPM: b.tpm.TCTI(), Enrolments: []volume.Enrolment{recorded}} // a socket has none
+	live := Live{TPM: b.tpm.TCTI(), Enrolments: []volume.Enrolled{recorded}} // a socket has none
 	drifts, err := live.Drifts(t.Context(), header)
 	if err != nil || len(drifts[0].Moved) != 1 || !errors.Is(drifts[0].LogErr, tpm2.ErrEventLog) {
 		t.Errorf("none now: %+v, %v", drifts, err)

@@ -16,9 +16,9 @@ import (
 // enrolmentVersion is raised when a field changes its meaning.
 const enrolmentVersion = 1
 
-// Enrolment is what the machine looked like when a key was sealed into its TPM. It is not in the token, which is for
+// Enrolled is what the machine looked like when a key was sealed into its TPM. It is not in the token, which is for
 // everybody, and opens nothing: it only serves to say later what has become different.
-type Enrolment struct {
+type Enrolled struct {
 	Keyslot int `json:"keyslot"`
 	// PolicyHash is that of the token: the record of another one is of no use.
 	PolicyHash Hex `json:"policy_hash"`
@@ -47,20 +47,20 @@ func (h *Hex) UnmarshalText(text []byte) (err error) {
 }
 
 // Of tells whether the record is that of a token for the keyslot; otherwise the keyslot has been given to another key.
-func (e *Enrolment) Of(keyslot int, token *tpm2.Token) bool {
+func (e *Enrolled) Of(keyslot int, token *tpm2.Token) bool {
 	return e.Keyslot == keyslot && bytes.Equal(e.PolicyHash, token.PolicyHash)
 }
 
 // enrolments is the content of the file.
 type enrolments struct {
-	Enrolments []Enrolment `json:"enrolments"`
+	Enrolments []Enrolled `json:"enrolments"`
 }
 
 func (v *Volume) enrolmentName() string { return "enrolment-" + v.Name() }
 
 // Enrolments are those that were recorded, none if there is no record. The header decides which of them are still of
-// any keyslot; see [Enrolment.Of].
-func (v *Volume) Enrolments() ([]Enrolment, error) {
+// any keyslot; see [Enrolled.Of].
+func (v *Volume) Enrolments() ([]Enrolled, error) {
 	var file enrolments
 	err := v.states.Load(v.enrolmentName(), enrolmentVersion, &file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -83,17 +83,17 @@ func (v *Volume) recordEnrolment(ctx context.Context, device *tpm2.Device, keysl
 	return v.saveEnrolment(*enrolment)
 }
 
-func (v *Volume) saveEnrolment(enrolment Enrolment) error {
+func (v *Volume) saveEnrolment(enrolment Enrolled) error {
 	known, err := v.Enrolments()
 	if err != nil {
 		return err
 	}
-	known = slices.DeleteFunc(known, func(e Enrolment) bool { return e.Keyslot == enrolment.Keyslot })
+	known = slices.DeleteFunc(known, func(e Enrolled) bool { return e.Keyslot == enrolment.Keyslot })
 	return v.states.Save(v.enrolmentName(), enrolmentVersion, enrolments{append(known, enrolment)})
 }
 
 // observe reads the PCRs, which must give the policy of the token.
-func observe(ctx context.Context, device *tpm2.Device, keyslot int, token *tpm2.Token) (*Enrolment, error) {
+func observe(ctx context.Context, device *tpm2.Device, keyslot int, token *tpm2.Token) (*Enrolled, error) {
 	policy, err := token.Policy()
 	if err != nil {
 		return nil, err
@@ -109,7 +109,7 @@ func observe(ctx context.Context, device *tpm2.Device, keyslot int, token *tpm2.
 	if !bytes.Equal(digest, token.PolicyHash) {
 		return nil, &tpm2.PolicyError{Bank: policy.Bank, PCRs: policy.PCRs, Want: token.PolicyHash, Got: digest, Values: values}
 	}
-	e := &Enrolment{Keyslot: keyslot, PolicyHash: token.PolicyHash, Bank: policy.Bank, PCRs: append([]int{}, policy.PCRs...),
+	e := &Enrolled{Keyslot: keyslot, PolicyHash: token.PolicyHash, Bank: policy.Bank, PCRs: append([]int{}, policy.PCRs...),
 		Values: map[int]Hex{}, Time: time.Now().UTC().Truncate(time.Second)}
 	for pcr, value := range values {
 		e.Values[pcr] = value
@@ -142,7 +142,7 @@ func allPCRs() []int {
 const maxEvents = 1024
 
 // remember keeps the events, of the bound PCRs only where there are too many.
-func (e *Enrolment) remember(log *tpm2.EventLog) {
+func (e *Enrolled) remember(log *tpm2.EventLog) {
 	e.EventLog, e.Events = log.Digest, log.Events
 	if len(e.Events) > maxEvents {
 		e.Events = slices.DeleteFunc(slices.Clone(e.Events), func(event tpm2.Event) bool { return !slices.Contains(e.PCRs, event.PCR) })

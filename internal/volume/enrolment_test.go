@@ -43,13 +43,13 @@ func sealKey(t *testing.T, device *tpm2.Device, pcrs ...int) *tpm2.Token {
 	return token
 }
 
-func requireRecorded(t *testing.T, v *Volume, keyslot int) Enrolment {
+func requireRecorded(t *testing.T, v *Volume, keyslot int) Enrolled {
 	t.Helper()
 	all, err := v.Enrolments()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var found []Enrolment
+	var found []Enrolled
 	for _, e := range all {
 		if e.Keyslot == keyslot {
 			found = append(found, e)
@@ -164,7 +164,7 @@ func TestRememberLargeEventLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	for pcrs, want := range map[[1]int]int{{7}: 1, {8}: maxEvents} {
-		e := Enrolment{PCRs: pcrs[:]}
+		e := Enrolled{PCRs: pcrs[:]}
 		if e.remember(parsed); len(e.Events) != want {
 			t.Errorf("PCR %v: %d events, want %d", pcrs, len(e.Events), want)
 		}
@@ -173,7 +173,7 @@ func TestRememberLargeEventLog(t *testing.T) {
 	if parsed, err = tpm2.ReadEventLog(bytes.NewReader(log.Bytes()), tpm2.SHA256); err != nil {
 		t.Fatal(err)
 	}
-	e := Enrolment{PCRs: []int{8}}
+	e := Enrolled{PCRs: []int{8}}
 	if e.remember(parsed); e.Events != nil || e.EventLog == nil {
 		t.Errorf("%d events of PCR 8", len(e.Events))
 	}
