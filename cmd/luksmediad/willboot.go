@@ -144,8 +144,8 @@ func (f *foresight) try(ctx context.Context, header *luks2.Header) error {
 		if file, ok := source.(unlock.KeyFile); ok && attempt.Keyslot >= 0 {
 			attempt.Place(place(file.Path))
 		}
-		if sealed, ok := source.(unlock.TPM2); ok && errors.Is(attempt.Err, tpm2.ErrPolicy) {
-			attempt.Text += f.moved(ctx, sealed.Device, header)
+		if sealed, ok := source.(unlock.TPM2); ok && attempt.Keyslot < 0 {
+			f.explain(ctx, attempt, sealed.Device, header)
 		}
 	}
 	if opener := f.forecast.Opener(); opener != nil {
@@ -168,23 +168,26 @@ func (f *foresight) placeContainer(place func(string) error) {
 	}
 }
 
-// moved names the PCRs that are not as recorded, as far as it is known.
-func (f *foresight) moved(ctx context.Context, tpm string, header *luks2.Header) string {
+// explain says of a TPM that does not give the key which PCRs have moved. Where a person has a PIN for it, it says whether
+// the PCRs would let them.
+func (f *foresight) explain(ctx context.Context, attempt *boot.Attempt, tpm string, header *luks2.Header) {
 	recorded, err := f.volume.Enrolments()
 	if err != nil {
-		return ""
+		recorded = nil // it is only not known then what has moved
 	}
 	drifts, err := keys.Live{TPM: tpm, Enrolments: recorded}.Drifts(ctx, header)
 	if err != nil {
-		return ""
+		return // the attempt has met the same
 	}
-	var text strings.Builder
+	differs := func(d keys.Drift) bool { return d.Result == keys.Differs }
+	if attempt.Status == boot.Attended && len(drifts) > 0 && !slices.ContainsFunc(drifts, func(d keys.Drift) bool { return !differs(d) }) {
+		attempt.Status, attempt.Err = boot.Failed, tpm2.ErrPolicy
+	}
 	for _, drift := range drifts {
 		for _, moved := range drift.Moved {
-			fmt.Fprintf(&text, "; PCR %d has moved from %x to %x", moved.PCR, moved.Then, moved.Now)
+			attempt.Text += fmt.Sprintf("; PCR %d has moved from %x to %x", moved.PCR, moved.Then, moved.Now)
 		}
 	}
-	return text.String()
 }
 
 // dependentsOf are the units that use the stores.
