@@ -10,11 +10,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"luksmediad/internal/boot"
+	"luksmediad/internal/command"
 	"luksmediad/internal/config"
+	"luksmediad/internal/keys"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/pkg/unlock/tpm2"
+	"luksmediad/test/swtpm"
 )
 
 func TestForeseen(t *testing.T) {
@@ -108,4 +111,28 @@ func TestForecast(t *testing.T) {
 		}
 	}
 	golden(t, "testdata/will-boot.golden", text.String())
+}
+
+// A TPM key with a PIN needs a person, unless the PCRs would refuse the right PIN too. Nobody's attempt is spent on it.
+func TestForesightOfPIN(t *testing.T) {
+	d, s := newDisk(t), swtpm.Start(t)
+	s.Extend(7, "boot")
+	d.enrol(s, "--tpm2-pcrs=7", "--tpm2-with-pin=yes") // and the TPM restarts
+	container, err := keys.Read(d.container())
+	d.must(err)
+	look := func(want boot.Status, class error) {
+		t.Helper()
+		c := &config.Config{Volume: config.Volume{Name: "test", Container: d.container()}, Unlock: []config.KeySource{{TPM2: &config.TPM2{Device: s.TCTI()}}}}
+		f := &foresight{config: c, volume: volume.New(c, volume.Paths{State: t.TempDir()}, command.Runner{}), machine: boot.Machine{Root: t.TempDir()}}
+		f.forecast.Needs = foreseen(container.Header, nil)
+		d.must(f.try(t.Context(), container.Header))
+		if attempt := f.forecast.Attempts[0]; attempt.Status != want || !errors.Is(attempt.Err, class) {
+			t.Errorf("%+v", attempt)
+		}
+	}
+	look(boot.Failed, tpm2.ErrPolicy) // fault 41: nothing has been measured since it restarted
+	s.Extend(7, "boot")
+	look(boot.Attended, nil)
+	s.Replace() // fault 43, which tokens of systemd up to 253 do not tell from moved PCRs
+	look(boot.Failed, map[bool]error{true: tpm2.ErrSRKMismatch, false: tpm2.ErrPolicy}[d.systemdVersion() >= 254])
 }

@@ -89,7 +89,7 @@ func (r Rehearsal) open(ctx context.Context, source unlock.Source) (int, error) 
 // prove wipes the offered key whatever happens.
 func (r Rehearsal) prove(ctx context.Context, offer unlock.Offer) (int, error) {
 	defer offer.Key.Wipe()
-	err := error(unlock.ErrNoKeyslot)
+	err := unlock.ErrNoKeyslot
 	for _, keyslot := range offer.Keyslots {
 		if err = r.Cryptsetup.Prove(ctx, r.Container, r.Header, offer.Key, keyslot); err == nil {
 			return keyslot, nil
