@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"io/fs"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -51,8 +53,9 @@ func (f *containerFlags) ignore(cmd *cobra.Command, names ...string) {
 // subject is what a command looks at.
 type subject struct {
 	*keys.Container
-	// config and record are nil for a container that is not the configured one.
+	// config, volume and record are nil for a container that is not the configured one.
 	config *config.Config
+	volume *volume.Volume
 	record *volume.Record
 }
 
@@ -72,7 +75,7 @@ func (f *containerFlags) read() (*subject, error) {
 		return &subject{}, err
 	}
 	container, err := keys.Read(loaded.Volume.Container)
-	return &subject{Container: container, config: loaded, record: record}, err
+	return &subject{Container: container, config: loaded, volume: vol, record: record}, err
 }
 
 // readValid refuses a header that is not valid, and in place of the configured container another one.
@@ -169,6 +172,16 @@ func (f *containerFlags) signatures() (*tpm2.Signatures, error) {
 		err = fmt.Errorf("cannot read the PCR signatures in %s: %w", f.signature, fs.ErrNotExist)
 	}
 	return found, err
+}
+
+// readStart reads a file up to a size at which whoever takes the content refuses it.
+func readStart(path string, size int64) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return io.ReadAll(io.LimitReader(file, size))
 }
 
 // sources are the offered keys: a passphrase, a key file, or else what is configured and gives its key by itself.

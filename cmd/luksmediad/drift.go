@@ -4,23 +4,29 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"luksmediad/internal/keys"
+	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock/tpm2"
 )
 
 func newKeyDriftCommand(a *app) *cobra.Command {
-	f := &containerFlags{app: a}
+	f := &driftFlags{containerFlags: containerFlags{app: a}}
 	cmd := &cobra.Command{
 		Use:   "drift",
 		Short: "Compare the TPM tokens of a container with the PCRs",
 		Long: `Compute from the PCRs what the policy of each TPM token would be now and compare: match, differs, or not_comparable
-where more than PCRs decides. Nothing is unsealed, so it costs no attempt on a PIN.
+where more than PCRs decides. A token for another TPM differs too. Nothing is unsealed, so it costs no attempt on a PIN.
+
+Of keys that luksmediad enrolled in the configured volume the values of the PCRs were recorded: then it says which PCRs
+have moved, and from the event logs of the firmware what was measured differently.
 
 ` + containerHelp + `
 
@@ -30,11 +36,17 @@ With --json, one JSON object per keyslot with a TPM token. Exit codes: 0 no toke
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.drift(cmd.Context()) },
 	}
 	f.register(cmd)
+	cmd.Flags().StringVar(&f.eventLog, "tpm2-event-log", "", "`file` with the firmware's event log, instead of the kernel's of this TPM")
 	f.ignore(cmd, "pin-file", "keyfile", "passphrase-file", "passphrase-command")
 	return cmd
 }
 
-// driftLine is a TPM token of a keyslot beside the PCRs.
+type driftFlags struct {
+	containerFlags
+	eventLog string
+}
+
+// driftLine is a TPM token of a keyslot beside the TPM.
 type driftLine struct {
 	Keyslot int               `json:"keyslot"`
 	Source  string            `json:"source"`
@@ -48,34 +60,82 @@ type driftLine struct {
 	Class   string            `json:"class,omitempty"`
 	Text    string            `json:"text,omitempty"`
 	Next    string            `json:"next,omitempty"`
+	// Recorded is when the values were written down. RecordStale: what was written down is of another key.
+	Recorded    *time.Time  `json:"recorded,omitempty"`
+	RecordStale bool        `json:"record_stale,omitempty"`
+	Moved       []movedLine `json:"moved,omitempty"`
+	Events      []eventLine `json:"events,omitempty"`
+	// EventLog says why there are no events about what has moved.
+	EventLog string `json:"event_log,omitempty"`
 }
 
-func (f *containerFlags) drift(ctx context.Context) error {
+// movedLine is a PCR with another value than was recorded.
+type movedLine struct {
+	PCR  int    `json:"pcr"`
+	Then string `json:"then"`
+	Now  string `json:"now"`
+	// Unexplained: the event logs do not account for the values, so that more than the events may differ.
+	Unexplained bool `json:"unexplained,omitempty"`
+}
+
+// eventLine is what was measured differently into a PCR that has moved.
+type eventLine struct {
+	PCR    int    `json:"pcr"`
+	Change string `json:"change"`
+	Type   string `json:"type"`
+	Text   string `json:"text,omitempty"`
+	Then   string `json:"then,omitempty"`
+	Now    string `json:"now,omitempty"`
+}
+
+// The kinds of changes: another digest of the same thing, measured only then, measured only now.
+const (
+	eventChanged = "changed"
+	eventGone    = "gone"
+	eventNew     = "new"
+)
+
+func (f *driftFlags) drift(ctx context.Context) error {
 	s, err := f.readValid()
 	if err != nil {
 		return err
 	}
-	signatures, err := f.signatures()
-	if err != nil {
+	live := keys.Live{TPM: f.tpmOf(s), Enrolments: f.enrolments(s)}
+	if live.Signatures, err = f.signatures(); err != nil {
 		return err
 	}
-	drifts, err := keys.Live{TPM: f.tpmOf(s), Signatures: signatures}.Drifts(ctx, s.Header)
+	if f.eventLog != "" {
+		if live.EventLog, err = readStart(f.eventLog, tpm2.MaxEventLogBytes+1); err != nil {
+			return fmt.Errorf("cannot read the event log: %w", err)
+		}
+	}
+	drifts, err := live.Drifts(ctx, s.Header)
 	if err != nil {
 		return err
 	}
 	var lines []driftLine
-	differs := false
 	for _, d := range drifts {
 		lines = append(lines, s.driftLines(d)...)
-		differs = differs || d.Result == keys.Differs
 	}
 	if err := f.printDrifts(lines); err != nil {
 		return err
 	}
-	if differs {
+	if slices.ContainsFunc(drifts, func(d keys.Drift) bool { return d.Result == keys.Differs }) {
 		return exitError{exitVerify}
 	}
 	return nil
+}
+
+// enrolments are what was recorded of the configured volume. Without them drift is found as well, only not explained.
+func (a *app) enrolments(s *subject) []volume.Enrolled {
+	if s.volume == nil {
+		return nil
+	}
+	recorded, err := s.volume.Enrolments()
+	if err != nil {
+		fmt.Fprintf(a.stderr, "luksmediad: %s\n", printable(err.Error()))
+	}
+	return recorded
 }
 
 // driftLines are those of a token, one for each keyslot it opens.
@@ -93,11 +153,39 @@ func (s *subject) driftLines(d keys.Drift) []driftLine {
 	} else if d.Result == keys.Differs {
 		line.Class, line.Next = explain(tpm2.ErrPolicy).Class, s.next(tpm2.ErrPolicy)
 	}
+	line.recall(d)
 	var lines []driftLine
 	for _, line.Keyslot = range d.Token.Keyslots {
 		lines = append(lines, line)
 	}
 	return lines
+}
+
+// recall says what was recorded, and what has become different since.
+func (line *driftLine) recall(d keys.Drift) {
+	line.RecordStale = d.Stale
+	if d.Recorded != nil {
+		line.Recorded = &d.Recorded.Time
+	}
+	if d.LogErr != nil {
+		line.EventLog = d.LogErr.Error()
+	}
+	for _, m := range d.Moved {
+		line.Moved = append(line.Moved, movedLine{m.PCR, fmt.Sprintf("%x", m.Then), fmt.Sprintf("%x", m.Now), m.Unexplained})
+		for _, change := range m.Changes {
+			line.Events = append(line.Events, eventLineOf(change))
+		}
+	}
+}
+
+func eventLineOf(c tpm2.Change) eventLine {
+	line := eventLine{PCR: c.PCR, Change: eventChanged, Type: c.Type, Text: c.Text, Then: fmt.Sprintf("%x", c.Then), Now: fmt.Sprintf("%x", c.Now)}
+	if c.Then == nil {
+		line.Change = eventNew
+	} else if c.Now == nil {
+		line.Change = eventGone
+	}
+	return line
 }
 
 func (f *containerFlags) printDrifts(lines []driftLine) error {
@@ -151,14 +239,50 @@ func printDrift(w io.Writer, line driftLine) error {
 	default:
 		fmt.Fprintf(&text, "keyslot %d: the PCRs give policy %s, the key is sealed to %s\n", line.Keyslot, line.Live, line.Sealed)
 	}
-	for _, pcr := range line.PCRs {
-		if value, ok := line.Values[strconv.Itoa(pcr)]; ok {
-			fmt.Fprintf(&text, "  PCR %d is %s\n", pcr, value)
-		}
-	}
+	line.writePCRs(&text)
 	if line.Next != "" {
 		fmt.Fprintf(&text, "type: %s\n", line.Next)
 	}
 	_, err := io.WriteString(w, text.String())
 	return err
+}
+
+// writePCRs writes the PCRs that have moved, or all of them where nobody knows.
+func (line driftLine) writePCRs(text *strings.Builder) {
+	if line.Recorded != nil {
+		for _, moved := range line.Moved {
+			line.writeMoved(text, moved)
+		}
+		return
+	}
+	for _, pcr := range line.PCRs {
+		if value, ok := line.Values[strconv.Itoa(pcr)]; ok {
+			fmt.Fprintf(text, "  PCR %d is %s\n", pcr, value)
+		}
+	}
+	switch {
+	case line.RecordStale:
+		fmt.Fprintln(text, "  what was recorded for this keyslot is of another key: which of its PCRs have moved is not known")
+	case len(line.Values) > 0 && line.Live != line.Sealed:
+		fmt.Fprintln(text, "  no values were recorded for this keyslot: which of its PCRs have moved is not known")
+	}
+}
+
+func (line driftLine) writeMoved(text *strings.Builder, moved movedLine) {
+	fmt.Fprintf(text, "  PCR %d has moved since %s\n    then %s\n    now  %s\n", moved.PCR, line.Recorded.Format(time.DateTime+" MST"), moved.Then, moved.Now)
+	events := 0
+	for _, event := range line.Events {
+		if event.PCR == moved.PCR {
+			events++
+			fmt.Fprintf(text, "    %s: %s\n", event.Change, printable(strings.TrimSpace(event.Type+" "+event.Text)))
+		}
+	}
+	switch {
+	case line.EventLog != "":
+		fmt.Fprintf(text, "    what was measured differently is not known: %s\n", printable(line.EventLog))
+	case moved.Unexplained:
+		fmt.Fprintln(text, "    the event log of the firmware does not account for the value: the kernel or systemd has measured as well")
+	case events == 0:
+		fmt.Fprintln(text, "    the same was measured, in another order")
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"luksmediad/internal/api"
+	"luksmediad/internal/boot"
 	"luksmediad/internal/command"
 	"luksmediad/internal/config"
 	"luksmediad/internal/daemon"
@@ -63,6 +64,10 @@ func hints() []hint {
 		{volume.ErrAlreadySetUp, "already_set_up", exitRefused, "luksmediad status"},
 		{volume.ErrSettings, "settings", exitRefused, "luksmediad config check"},
 		{volume.ErrContainerMissing, "container_missing", exitNotSetUp, "ls -l {container}"},
+		{boot.ErrNotStarted, "not_started", exitNotSetUp, "systemctl enable luksmediad.service"},
+		{boot.ErrUngated, "ungated", exitDegraded, "systemctl cat docker.service luksmediad-gate.service"},
+		{boot.ErrGone, "gone_at_boot", exitNotSetUp, "findmnt --target {keyfile}"},
+		{boot.ErrDoubtful, "doubtful_at_boot", exitDegraded, "findmnt --target {keyfile}"},
 		{volume.ErrContainerForeign, "container_foreign", exitRefused, "file -s {container}"},
 		{volume.ErrLoopForeign, "loop_foreign", exitRefused, "losetup --list --associated {container}"},
 		{volume.ErrContainerSparse, "container_sparse", exitRefused, "fallocate --posix --length $(stat --format %s {container}) {container}"},
@@ -90,6 +95,7 @@ func hints() []hint {
 		{tpm2.ErrPCRUnused, "tpm_pcr_unused", exitRefused, "tpm2_pcrread"},
 		{tpm2.ErrToken, "token_malformed", exitNoKey, "luksmediad unlock"},
 		{tpm2.ErrUnsupported, "token_unsupported", exitNoKey, "luksmediad unlock"},
+		{tpm2.ErrEventLog, "event_log", exitFailed, "ls -l /sys/kernel/security/tpm*/binary_bios_measurements"},
 		{tpm2.ErrFailed, "tpm_failed", exitNoKey, "journalctl -k --grep tpm"},
 		{unlock.ErrKeyFileMissing, "key_missing", exitNoKey, "luksmediad unlock"},
 		{unlock.ErrKeyFileUnsafe, "key_unsafe", exitRefused, "ls -l {keyfile}; chown root:root {keyfile} && chmod 0400 {keyfile}"},
@@ -162,6 +168,20 @@ func explain(err error) api.Explanation {
 	}
 	return api.Explanation{Class: classOther, ExitCode: exitFailed}
 }
+
+// ahead is what to type about a failure that is foreseen while the volume may well be open: then to unlock it is no help.
+func ahead(explained api.Explanation) string {
+	switch {
+	case explained.Next != unlockByHand:
+		return explained.Next
+	case strings.HasPrefix(explained.Class, "tpm_"):
+		return "luksmediad key drift"
+	}
+	return "luksmediad key test"
+}
+
+// unlockByHand is the advice wherever no key fits.
+const unlockByHand = "luksmediad unlock"
 
 const (
 	// classUsage is the word for a command line that cannot be understood.

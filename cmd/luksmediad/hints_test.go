@@ -37,7 +37,7 @@ func withoutAdvice() map[string]string {
 func TestEveryClassHasAdvice(t *testing.T) {
 	advised := selectors(t, "hints.go")
 	exceptions := withoutAdvice()
-	for _, dir := range []string{"pkg", "internal/volume", "internal/daemon", "internal/state", "internal/api", "internal/synapse", "internal/command"} {
+	for _, dir := range []string{"pkg", "internal/volume", "internal/daemon", "internal/state", "internal/api", "internal/synapse", "internal/command", "internal/boot"} {
 		for _, class := range classes(t, filepath.Join("../..", dir)) {
 			if _, excepted := exceptions[class]; excepted == slices.Contains(advised, class) {
 				t.Errorf("%s: advice %t, excepted %t", class, slices.Contains(advised, class), excepted)

@@ -1,29 +1,31 @@
 package keys
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 
+	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/pkg/unlock/tpm2"
 )
 
-// Comparison is what is known of a policy beside the PCRs as they are.
+// Comparison is what is known of a token beside the TPM as it is.
 type Comparison string
 
 // The comparisons.
 const (
-	// Match: the token can be unsealed as far as the PCRs decide it.
+	// Match: the token can be unsealed as far as the PCRs and the storage root key decide it.
 	Match Comparison = "match"
 	// Differs: it cannot.
 	Differs Comparison = "differs"
-	// NotComparable: more than PCRs decides it, or the token cannot be read.
+	// NotComparable: more than these decides it, or the token cannot be read.
 	NotComparable Comparison = "not_comparable"
 )
 
-// Drift is a TPM token beside the PCRs as they are now.
+// Drift is a TPM token beside the TPM as it is now.
 type Drift struct {
 	Token  luks2.Token
 	Result Comparison
@@ -35,18 +37,40 @@ type Drift struct {
 	Sealed, Live []byte
 	// Err is why the result is what it is, where more is known than the digests.
 	Err error
+	// Recorded is what was written down at enrolment, nil if nothing was. Stale: what was written down is of another
+	// token for the keyslot, and so of no use.
+	Recorded *volume.Enrolled
+	Stale    bool
+	// Moved are the bound PCRs that are not as recorded.
+	Moved []Moved
+	// LogErr is why the event logs of then and now were not compared; nil if they were, or nothing has moved.
+	LogErr error
 }
 
-// Live is what policies are compared with.
+// Moved is a PCR that has another value than at enrolment.
+type Moved struct {
+	PCR       int
+	Then, Now []byte
+	// Changes are the measurements that make the difference, as far as the event logs tell. Unexplained: they do not tell
+	// all, because one of them does not account for the value.
+	Changes     []tpm2.Change
+	Unexplained bool
+}
+
+// Live is what tokens are compared with.
 type Live struct {
 	// TPM is the address of the TPM; see [tpm2.Open].
 	TPM string
 	// Signatures are for tokens with a signed policy, which cannot be compared without; nil for none.
 	Signatures *tpm2.Signatures
+	// Enrolments is what was recorded when luksmediad enrolled keys.
+	Enrolments []volume.Enrolled
+	// EventLog is read in place of the log that the kernel has of the TPM; nil for that one.
+	EventLog []byte
 }
 
-// Drifts compares the policy of each systemd-tpm2 token with the PCRs as they are, without unsealing. It fails with a
-// class of tpm2 if the PCRs cannot be read.
+// Drifts compares each systemd-tpm2 token with the TPM as it is, without unsealing. It fails with a class of tpm2 if the
+// PCRs cannot be read.
 func (l Live) Drifts(ctx context.Context, header *luks2.Header) ([]Drift, error) {
 	tokens := tpmTokens(header)
 	if len(tokens) == 0 {
@@ -60,7 +84,7 @@ func (l Live) Drifts(ctx context.Context, header *luks2.Header) ([]Drift, error)
 	drifts := make([]Drift, len(tokens))
 	for i, token := range tokens {
 		drifts[i] = Drift{Token: token}
-		if err := drifts[i].compare(ctx, device, l.Signatures); err != nil {
+		if err := drifts[i].compare(ctx, device, l); err != nil {
 			return nil, err
 		}
 	}
@@ -81,7 +105,7 @@ func policyOf(token luks2.Token) (*tpm2.Token, tpm2.Policy, error) {
 }
 
 // compare fails only if the TPM does.
-func (d *Drift) compare(ctx context.Context, device *tpm2.Device, signatures *tpm2.Signatures) error {
+func (d *Drift) compare(ctx context.Context, device *tpm2.Device, live Live) error {
 	d.Result = NotComparable
 	token, policy, err := policyOf(d.Token)
 	if d.Err = err; err != nil {
@@ -89,6 +113,14 @@ func (d *Drift) compare(ctx context.Context, device *tpm2.Device, signatures *tp
 	}
 	d.Sealed = token.PolicyHash
 	d.PCRs = slices.Compact(slices.Sorted(slices.Values(slices.Concat(policy.PCRs, policy.SignedPCRs))))
+	if err := d.comparePolicy(ctx, device, token, policy, live.Signatures); err != nil {
+		return err
+	}
+	d.recall(token, live, device)
+	return d.compareSRK(ctx, device, token)
+}
+
+func (d *Drift) comparePolicy(ctx context.Context, device *tpm2.Device, token *tpm2.Token, policy tpm2.Policy, signatures *tpm2.Signatures) (err error) {
 	if len(d.PCRs) > 0 {
 		d.Bank = policy.Bank
 		d.Values, err = device.ReadPCRs(ctx, d.Bank, d.PCRs)
@@ -120,4 +152,63 @@ func (d *Drift) digest(token *tpm2.Token, policy tpm2.Policy, signatures *tpm2.S
 		d.Result = Match
 	}
 	return nil
+}
+
+// compareSRK says of a token for another TPM that it is, whatever the PCRs are.
+func (d *Drift) compareSRK(ctx context.Context, device *tpm2.Device, token *tpm2.Token) error {
+	err := device.CheckSRK(ctx, token)
+	if errors.Is(err, tpm2.ErrSRKMismatch) {
+		d.Result, d.Err = Differs, err
+		return nil
+	}
+	return err
+}
+
+// recall finds what was recorded about the token, and names the PCRs that have moved since.
+func (d *Drift) recall(token *tpm2.Token, live Live, device *tpm2.Device) {
+	for i, enrolment := range live.Enrolments {
+		if !slices.Contains(d.Token.Keyslots, enrolment.Keyslot) {
+			continue
+		}
+		if !enrolment.Of(enrolment.Keyslot, token) {
+			d.Stale = true
+			continue
+		}
+		d.Recorded = &live.Enrolments[i]
+	}
+	if d.Stale = d.Stale && d.Recorded == nil; d.Recorded == nil {
+		return
+	}
+	for _, pcr := range d.PCRs {
+		then, known := d.Recorded.Values[pcr]
+		if now := d.Values[pcr]; known && now != nil && !bytes.Equal(then, now) {
+			d.Moved = append(d.Moved, Moved{PCR: pcr, Then: then, Now: now})
+		}
+	}
+	if len(d.Moved) > 0 {
+		d.LogErr = d.explain(live, device)
+	}
+}
+
+// explain compares the event logs of then and now.
+func (d *Drift) explain(live Live, device *tpm2.Device) error {
+	if len(d.Recorded.Events) == 0 {
+		return fmt.Errorf("none was recorded: %w", tpm2.ErrEventLog)
+	}
+	log, err := live.eventLog(device, d.Bank)
+	if err != nil {
+		return err
+	}
+	for i, moved := range d.Moved {
+		d.Moved[i].Changes = tpm2.Changes(moved.PCR, d.Recorded.Events, log.Events)
+		d.Moved[i].Unexplained = slices.Contains(d.Recorded.Unexplained, moved.PCR) || !log.Explains(moved.PCR, moved.Now)
+	}
+	return nil
+}
+
+func (l Live) eventLog(device *tpm2.Device, bank tpm2.Bank) (*tpm2.EventLog, error) {
+	if l.EventLog != nil {
+		return tpm2.ReadEventLog(bytes.NewReader(l.EventLog), bank)
+	}
+	return device.EventLog(bank)
 }

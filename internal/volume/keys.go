@@ -104,7 +104,10 @@ func (c *creating) addTPM2(ctx context.Context, keyslot int, source *config.TPM2
 	if err := c.addProvenKey(ctx, passphrase, keyslot, unlock.MinimalPBKDF); err != nil {
 		return err
 	}
-	return c.importToken(ctx, token)
+	if err := c.importToken(ctx, token); err != nil {
+		return err
+	}
+	return c.recordEnrolment(ctx, device, keyslot, token)
 }
 
 // addKeyFile uses the key file that is there or makes one.

@@ -39,6 +39,8 @@ var (
 	ErrBankUnavailable = errors.New("PCR bank unavailable")
 	// ErrPCRUnused: nothing was ever measured into the PCR, so that binding to it protects nothing.
 	ErrPCRUnused = errors.New("PCR never extended")
+	// ErrEventLog: there is no event log of the firmware, or none that can be read.
+	ErrEventLog = errors.New("no usable event log")
 	// ErrFailed: the TPM or the connection to it failed in another way.
 	ErrFailed = errors.New("TPM failed")
 )

@@ -2,6 +2,7 @@ package tpm2
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -138,6 +139,18 @@ func (b bus) pinnedParent(srk *SRK) (*parent, error) {
 			srk.Handle, found.name, srk.Name, ErrSRKMismatch)
 	}
 	return found, nil
+}
+
+// CheckSRK tells whether the TPM still has the storage root key that the token names, without unsealing. It fails with
+// [ErrSRKMismatch] where the TPM was cleared or replaced. A token of systemd up to 253 names none.
+func (d *Device) CheckSRK(ctx context.Context, t *Token) error {
+	if t.SRK == nil {
+		return nil
+	}
+	tpm, end := d.begin(ctx)
+	defer end()
+	_, err := tpm.pinnedParent(t.SRK)
+	return err
 }
 
 // ensureSRK gives the shared storage root key, and makes it if its handle is

@@ -1,0 +1,127 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/coreos/go-systemd/v22/unit"
+)
+
+// The units whose files are in deploy/systemd.
+const (
+	serviceUnit = "luksmediad.service"
+	gateUnit    = "luksmediad-gate.service"
+)
+
+// Machine is the host below its root directory, as the next boot will find it.
+type Machine struct {
+	Root string
+}
+
+// unitFolders are those that survive a boot, the one first whose files count (systemd.unit(5), "Unit File Load Path").
+func unitFolders() []string {
+	return []string{"/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+}
+
+// Service checks that something starts luksmediad: it is enabled, or a unit that uses the stores asks for it through the
+// gate.
+func (m Machine) Service(dependents []string) Check {
+	const name = "service"
+	if err := m.installed(serviceUnit); err != nil {
+		return failure(name, fmt.Errorf("%w: %w", err, ErrNotStarted))
+	}
+	if m.wanted(unitFolders(), serviceUnit) {
+		return Check{Name: name, Status: OK, Text: "enabled"}
+	}
+	if i := slices.IndexFunc(dependents, m.waits); i >= 0 && m.installed(gateUnit) == nil {
+		return warning(name, fmt.Errorf("%s is not enabled, and waits until %s starts: %w", serviceUnit, dependents[i], ErrNotStarted))
+	}
+	return failure(name, fmt.Errorf("%s is not enabled: %w", serviceUnit, ErrNotStarted))
+}
+
+// ErrUngated: what uses the stores does not wait until they are there.
+var ErrUngated = errors.New("not held back by the gate")
+
+// Gate checks that what uses the stores waits for them.
+func (m Machine) Gate(dependents []string) Check {
+	const name = "gate"
+	if err := m.installed(gateUnit); err != nil {
+		return warning(name, fmt.Errorf("%w: %w", err, ErrUngated))
+	}
+	free := slices.DeleteFunc(slices.Clone(dependents), m.waits)
+	if len(free) > 0 {
+		return warning(name, fmt.Errorf("%s does not require %s: %w", strings.Join(free, ", "), gateUnit, ErrUngated))
+	}
+	return Check{Name: name, Status: OK, Text: "holds back " + strings.Join(dependents, ", ")}
+}
+
+func failure(name string, err error) Check { return Check{name, Failed, err.Error(), err} }
+
+func warning(name string, err error) Check { return Check{name, Warning, err.Error(), err} }
+
+// installed fails if a unit has no file, or one that keeps it from starting.
+func (m Machine) installed(name string) error {
+	for _, folder := range unitFolders() {
+		path := filepath.Join(m.Root, folder, name)
+		info, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		target, _ := os.Readlink(path)
+		if target == os.DevNull || info.Mode().IsRegular() && info.Size() == 0 { // systemd.unit(5): masked
+			return fmt.Errorf("%s is masked by %s", name, filepath.Join(folder, name))
+		}
+		return nil
+	}
+	return fmt.Errorf("%s is not installed", name)
+}
+
+// wanted tells whether another unit pulls a unit in by a link, as systemctl enable makes them.
+func (m Machine) wanted(folders []string, name string) bool {
+	for _, folder := range folders {
+		for _, kind := range []string{"wants", "requires"} {
+			// The pattern is sound: names of units have nothing that is special in it but what is escaped.
+			links, _ := filepath.Glob(filepath.Join(m.Root, folder, "*."+kind, strings.ReplaceAll(name, `\`, `\\`)))
+			if len(links) > 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// waits tells whether a unit requires the gate, by its file, a drop-in or a link.
+func (m Machine) waits(dependent string) bool {
+	for _, folder := range unitFolders() {
+		files := []string{filepath.Join(m.Root, folder, dependent)}
+		dropIns, _ := filepath.Glob(filepath.Join(m.Root, folder, strings.ReplaceAll(dependent, `\`, `\\`)+".d", "*.conf"))
+		if slices.ContainsFunc(append(files, dropIns...), requiresGate) {
+			return true
+		}
+		if _, err := os.Lstat(filepath.Join(m.Root, folder, dependent+".requires", gateUnit)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// requiresGate reads Requires= and BindsTo= of a unit file or drop-in. Nothing is read from one that is masked.
+func requiresGate(path string) bool {
+	file, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	options, err := unit.DeserializeOptions(file)
+	return err == nil && slices.ContainsFunc(options, func(o *unit.UnitOption) bool {
+		return o.Section == "Unit" && (o.Name == "Requires" || o.Name == "BindsTo") && slices.Contains(strings.Fields(o.Value), gateUnit)
+	})
+}

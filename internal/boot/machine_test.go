@@ -1,0 +1,235 @@
+package boot
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/pkg/mount"
+)
+
+// host is a root directory with the units of deploy/systemd installed, as the package does it.
+type host struct {
+	t *testing.T
+	Machine
+}
+
+func newHost(t *testing.T) *host {
+	t.Helper()
+	h := &host{t, Machine{t.TempDir()}}
+	for _, name := range []string{serviceUnit, gateUnit, "docker.service.d/luksmediad.conf"} {
+		content, err := os.ReadFile(filepath.Join("../../deploy/systemd", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.write("/usr/lib/systemd/system/"+name, string(content))
+	}
+	return h
+}
+
+func (h *host) write(path, content string) {
+	h.t.Helper()
+	path = filepath.Join(h.Root, path)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o644)); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *host) link(target, path string) {
+	h.t.Helper()
+	path = filepath.Join(h.Root, path)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.Symlink(target, path)); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *host) remove(path string) {
+	h.t.Helper()
+	if err := os.Remove(filepath.Join(h.Root, path)); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// enable is systemctl enable.
+func (h *host) enable() {
+	h.link("/usr/lib/systemd/system/"+serviceUnit, "/etc/systemd/system/multi-user.target.wants/"+serviceUnit)
+}
+
+const docker = "docker.service"
+
+func TestUnits(t *testing.T) {
+	tests := []struct {
+		name          string
+		change        func(h *host)
+		dependents    []string
+		service, gate Status
+	}{
+		{"installed and enabled", (*host).enable, []string{docker}, OK, OK},
+		{"not enabled", func(*host) {}, []string{docker}, Warning, OK},
+		{"not enabled, and nothing waits", func(*host) {}, []string{"matrix-synapse.service"}, Failed, Warning},
+		{"not enabled, and nothing uses it", func(*host) {}, nil, Failed, OK},
+		{"enabled until the next boot only", func(h *host) {
+			h.link("/usr/lib/systemd/system/"+serviceUnit, "/run/systemd/system/multi-user.target.wants/"+serviceUnit)
+		}, nil, Failed, OK},
+		{"drop-in gone", func(h *host) {
+			h.enable()
+			h.remove("/usr/lib/systemd/system/docker.service.d/luksmediad.conf")
+		}, []string{docker}, OK, Warning},
+		{"drop-in about something else", func(h *host) {
+			h.enable()
+			h.write("/usr/lib/systemd/system/docker.service.d/luksmediad.conf", "[Unit]\nWants=luksmediad-gate.service\n# Requires=luksmediad-gate.service\n")
+		}, []string{docker}, OK, Warning},
+		{"required by a link", func(h *host) {
+			h.enable()
+			h.link("../"+gateUnit, "/etc/systemd/system/matrix-synapse.service.requires/"+gateUnit)
+		}, []string{docker, "matrix-synapse.service"}, OK, OK},
+		{"required by the unit itself", func(h *host) {
+			h.enable()
+			h.write("/etc/systemd/system/matrix-synapse.service", "[Unit]\nRequires=network.target luksmediad-gate.service\n")
+		}, []string{"matrix-synapse.service"}, OK, OK},
+		{"service masked", func(h *host) {
+			h.enable()
+			h.link("/dev/null", "/etc/systemd/system/"+serviceUnit)
+		}, []string{docker}, Failed, OK},
+		{"service masked by an empty file", func(h *host) {
+			h.enable()
+			h.write("/etc/systemd/system/"+serviceUnit, "")
+		}, []string{docker}, Failed, OK},
+		{"gate masked", func(h *host) { h.link("/dev/null", "/etc/systemd/system/"+gateUnit) }, []string{docker}, Failed, Warning},
+		{"service removed", func(h *host) { h.remove("/usr/lib/systemd/system/" + serviceUnit) }, []string{docker}, Failed, OK},
+		{"gate removed", func(h *host) {
+			h.enable()
+			h.remove("/usr/lib/systemd/system/" + gateUnit)
+		}, []string{docker}, OK, Warning},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			h := newHost(t)
+			test.change(h)
+			if check := h.Service(test.dependents); check.Status != test.service || (check.Status == OK) == errors.Is(check.Err, ErrNotStarted) {
+				t.Errorf("%+v", check)
+			}
+			if check := h.Gate(test.dependents); check.Status != test.gate || (check.Status == OK) == errors.Is(check.Err, ErrUngated) {
+				t.Errorf("%+v", check)
+			}
+		})
+	}
+}
+
+// lying is a real file, and the mount table of this process with the mount that it is on changed.
+func lying(t *testing.T, change func(*mount.Info)) (string, mount.Table) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(path, nil, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	table, err := mount.ReadTable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounted, err := mountOf(path, table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounted.Kind, mounted.Target, mounted.Major, mounted.Minor = "ext4", "/", 8, 1
+	change(mounted)
+	return path, table
+}
+
+func TestPlace(t *testing.T) {
+	volume := unix.Mkdev(254, 3)
+	tests := []struct {
+		name   string
+		change func(*mount.Info)
+		want   error
+	}{
+		{"on the root disk", func(*mount.Info) {}, nil},
+		{"in memory", func(i *mount.Info) { i.Kind = "tmpfs" }, ErrGone},
+		{"in other memory", func(i *mount.Info) { i.Kind = "ramfs" }, ErrGone},
+		{"in the volume", func(i *mount.Info) { i.Major, i.Minor = 254, 3 }, ErrGone},
+		{"on the network", func(i *mount.Info) { i.Kind, i.Target = "nfs4", "/mnt" }, ErrDoubtful},
+		{"on a disk of fstab", func(i *mount.Info) { i.Target = "/srv/my keys" }, nil},
+		{"on a disk that is mounted on demand", func(i *mount.Info) { i.Target = "/auto" }, nil},
+		{"on a disk mounted by hand", func(i *mount.Info) { i.Target = "/mnt" }, ErrDoubtful},
+		{"on a disk that fstab leaves to hands", func(i *mount.Info) { i.Target = "/noauto" }, ErrDoubtful},
+		{"on a stick", func(i *mount.Info) { i.Major, i.Minor = 8, 17 }, ErrDoubtful},
+		{"on a disk on USB, behind device mapper", func(i *mount.Info) { i.Major, i.Minor = 254, 0 }, ErrDoubtful},
+		{"on a disk behind device mapper", func(i *mount.Info) { i.Major, i.Minor = 254, 1 }, nil},
+	}
+	h := newDisks(t)
+	for _, test := range tests {
+		path, table := lying(t, test.change)
+		if err := h.Place(path, table, volume); !errors.Is(err, test.want) {
+			t.Errorf("%s: %v", test.name, err)
+		}
+	}
+}
+
+// newDisks has a root disk, a stick, a disk on USB, and device mapper on each of two of them.
+func newDisks(t *testing.T) *host {
+	t.Helper()
+	h := &host{t, Machine{t.TempDir()}}
+	for number, device := range map[string]string{
+		"8:1": "pci0/ata1/block/sda/sda1", "8:17": "pci0/ata2/block/sdb/sdb1", "8:33": "pci0/usb1/1-1/block/sdc/sdc1",
+		"254:0": "virtual/block/dm-0", "254:1": "virtual/block/dm-1",
+	} {
+		h.write("/sys/devices/"+device+"/dev", number+"\n")
+		h.link("../../devices/"+device, "/sys/dev/block/"+number)
+	}
+	for _, partition := range []string{"pci0/ata1/block/sda/sda1", "pci0/ata2/block/sdb/sdb1", "pci0/usb1/1-1/block/sdc/sdc1"} {
+		h.write("/sys/devices/"+partition+"/partition", "1\n")
+	}
+	h.write("/sys/devices/pci0/ata1/block/sda/removable", "0\n")
+	h.write("/sys/devices/pci0/ata2/block/sdb/removable", "1\n")
+	h.write("/sys/devices/pci0/usb1/1-1/block/sdc/removable", "0\n")
+	h.link("../../../../pci0/usb1/1-1/block/sdc/sdc1", "/sys/devices/virtual/block/dm-0/slaves/sdc1")
+	h.link("../../../../pci0/ata1/block/sda/sda1", "/sys/devices/virtual/block/dm-1/slaves/sda1")
+	const generator = "/run/systemd/generator/"
+	for _, name := range []string{`srv-my\x20keys.mount`, "noauto.mount", "auto.mount", "auto.automount"} {
+		h.write(generator+name, "[Mount]\n")
+	}
+	h.link(`../srv-my\x20keys.mount`, generator+`local-fs.target.requires/srv-my\x20keys.mount`)
+	h.link("../auto.automount", generator+"local-fs.target.wants/auto.automount")
+	return h
+}
+
+// Without systemd nobody knows what mounts what, and nothing is said.
+func TestPlaceWithoutSystemd(t *testing.T) {
+	path, table := lying(t, func(i *mount.Info) { i.Target = "/mnt" })
+	if err := (Machine{t.TempDir()}).Place(path, table, 0); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPlaceOfMissingFile(t *testing.T) {
+	path, table := lying(t, func(*mount.Info) {})
+	if err := (Machine{t.TempDir()}).Place(path+".missing", table, 0); !errors.Is(err, ErrDoubtful) || !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	hidden := slices.DeleteFunc(slices.Clone(table), func(i mount.Info) bool { return i.Target == "/" && i.Kind == "ext4" })
+	if err := (Machine{t.TempDir()}).Place(path, hidden, 0); !errors.Is(err, ErrDoubtful) {
+		t.Error(err)
+	}
+}
+
+// /dev/shm is memory on every machine.
+func TestPlaceInRealMemory(t *testing.T) {
+	file, err := os.CreateTemp("/dev/shm", "luksmediad")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(file.Name())
+	defer file.Close()
+	table, err := mount.ReadTable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (Machine{"/"}).Place(file.Name(), table, 0); !errors.Is(err, ErrGone) {
+		t.Error(err)
+	}
+}

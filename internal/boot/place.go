@@ -1,0 +1,104 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/coreos/go-systemd/v22/unit"
+	"golang.org/x/sys/unix"
+
+	"luksmediad/pkg/mount"
+)
+
+var (
+	// ErrGone: a file lies where it will not be at the next boot.
+	ErrGone = errors.New("not there at the next boot")
+	// ErrDoubtful: a file lies where it may not be at the next boot.
+	ErrDoubtful = errors.New("perhaps not there at the next boot")
+)
+
+// Place judges whether a file that is there now is there at the next boot too, before the volume is open. opened is the
+// device of the volume, 0 while it is closed. It fails with [ErrGone] or [ErrDoubtful].
+func (m Machine) Place(path string, table mount.Table, opened uint64) error {
+	mounted, err := mountOf(path, table)
+	if err != nil {
+		return err
+	}
+	switch {
+	case isMemory(mounted.Kind):
+		return fmt.Errorf("%s lies in memory, on the %s at %s: %w", path, mounted.Kind, mounted.Target, ErrGone)
+	case opened != 0 && unix.Mkdev(uint32(mounted.Major), uint32(mounted.Minor)) == opened:
+		return fmt.Errorf("%s lies in the volume itself: %w", path, ErrGone)
+	case isRemote(mounted.Kind):
+		return fmt.Errorf("%s lies on a network filesystem at %s: %w", path, mounted.Target, ErrDoubtful)
+	case !m.mountedAtBoot(mounted.Target):
+		return fmt.Errorf("%s lies on what nothing mounts at %s by itself: %w", path, mounted.Target, ErrDoubtful)
+	case m.removable(fmt.Sprintf("%d:%d", mounted.Major, mounted.Minor)):
+		return fmt.Errorf("%s lies on a removable device at %s: %w", path, mounted.Target, ErrDoubtful)
+	}
+	return nil
+}
+
+// mountOf finds the mount that a path leads to. Its id tells: a device number is one for all subvolumes of btrfs.
+func mountOf(path string, table mount.Table) (*mount.Info, error) {
+	var stat unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_MNT_ID, &stat); err != nil {
+		return nil, fmt.Errorf("cannot tell where %s lies: %w: %w", path, ErrDoubtful, err)
+	}
+	i := slices.IndexFunc(table, func(info mount.Info) bool { return uint64(info.ID) == stat.Mnt_id })
+	if i < 0 {
+		return nil, fmt.Errorf("cannot tell where %s lies: mount %d is not in the mount table: %w", path, stat.Mnt_id, ErrDoubtful)
+	}
+	return &table[i], nil
+}
+
+func isMemory(kind mount.Kind) bool {
+	return slices.Contains([]mount.Kind{"tmpfs", "ramfs", "devtmpfs", "rootfs"}, kind)
+}
+
+func isRemote(kind mount.Kind) bool {
+	return slices.Contains([]mount.Kind{"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "glusterfs", "fuse.sshfs", "fuse.glusterfs"}, kind)
+}
+
+// mountedAtBoot tells whether systemd mounts something there by itself: generators make units of /etc/fstab and of the
+// partition table, and pull them in (systemd-fstab-generator(8)). Without systemd nobody knows, and nothing is said.
+func (m Machine) mountedAtBoot(target string) bool {
+	if target == "/" || target == "/usr" { // the initrd does
+		return true
+	}
+	const generated = "/run/systemd/generator"
+	if _, err := os.Stat(filepath.Join(m.Root, generated)); err != nil {
+		return true
+	}
+	folders := append(unitFolders(), generated, generated+".early", generated+".late")
+	escaped := unit.UnitNamePathEscape(target)
+	return m.wanted(folders, escaped+".mount") || m.wanted(folders, escaped+".automount")
+}
+
+// removable tells whether a device, by its number, is on a disk that can be taken out: the kernel says so of the disk, or
+// it hangs on USB, where disks do not say so themselves.
+func (m Machine) removable(number string) bool {
+	device, err := filepath.EvalSymlinks(filepath.Join(m.Root, "/sys/dev/block", number))
+	if err != nil {
+		return false
+	}
+	if below, _ := filepath.Glob(filepath.Join(device, "slaves", "*", "dev")); len(below) > 0 { // device mapper, RAID
+		return slices.ContainsFunc(below, func(path string) bool { return m.removable(firstLine(path)) })
+	}
+	if _, err := os.Stat(filepath.Join(device, "partition")); err == nil {
+		device = filepath.Dir(device)
+	}
+	return firstLine(filepath.Join(device, "removable")) == "1" || strings.Contains(device, "/usb")
+}
+
+func firstLine(path string) string {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(content))
+}
