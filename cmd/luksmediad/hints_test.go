@@ -30,6 +30,7 @@ import (
 func withoutAdvice() map[string]string {
 	return map[string]string{
 		"mount.ErrInvalid": "the mistake of a caller, which no configuration leads to",
+		"boot.ErrPerson":   "told as a state of its own, in which there is somebody to ask",
 	}
 }
 

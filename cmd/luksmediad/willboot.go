@@ -134,7 +134,7 @@ func (f *foresight) try(ctx context.Context, header *luks2.Header) error {
 		return f.machine.Place(path, table, mapping.Device)
 	}
 	f.placeContainer(place)
-	sources := f.volume.Sources()
+	sources := f.volume.SourcesAsking(boot.Nobody)
 	rehearsal := boot.Rehearsal{Cryptsetup: unlock.Cryptsetup{Runner: command.Runner{}}, Container: f.config.Volume.Container, Header: header}
 	if f.forecast.Attempts, err = rehearsal.Try(ctx, sources); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
+	"luksmediad/pkg/unlock/secret"
 	"luksmediad/pkg/unlock/tpm2"
 )
 
@@ -22,11 +23,16 @@ type Rehearsal struct {
 	Header    *luks2.Header
 }
 
-// attended is a source that may ask a person. Unattended is what is left of it without one, nil if nothing is.
-type attended interface{ Unattended() unlock.Source }
+// ErrPerson: only a person could go on.
+var ErrPerson = errors.New("it asks a person")
 
-// Try asks the sources in their order for their keys, each of them, and proves the keys. It fails only with the error of
-// a context that ended.
+// Nobody stands in for the person whom a source would ask: at the next boot nobody may be there.
+func Nobody(_ context.Context, message string, _ time.Duration) (*secret.Key, error) {
+	return nil, fmt.Errorf("cannot get the %s: %w", message, ErrPerson)
+}
+
+// Try asks the sources, which ask [Nobody], in their order for their keys, each of them, and proves the keys. It fails only
+// with the error of a context that ended.
 func (r Rehearsal) Try(ctx context.Context, sources []unlock.Source) ([]Attempt, error) {
 	attempts := make([]Attempt, len(sources))
 	for i, source := range sources {
@@ -40,30 +46,16 @@ func (r Rehearsal) Try(ctx context.Context, sources []unlock.Source) ([]Attempt,
 
 func (r Rehearsal) try(ctx context.Context, source unlock.Source) Attempt {
 	name := source.Name()
-	left, asks := withoutPerson(source)
-	if left == nil {
-		return Attempt{Check{Name: name, Status: Attended, Text: "asks a person"}, -1}
-	}
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	keyslot, err := r.open(limited, left)
+	keyslot, err := r.open(limited, source)
 	switch {
 	case err == nil:
 		return Attempt{Check{Name: name, Status: OK, Text: fmt.Sprintf("opens keyslot %d", keyslot)}, keyslot}
-	case errors.Is(err, tpm2.ErrPINNeeded), asks:
+	case errors.Is(err, tpm2.ErrPINNeeded), errors.Is(err, ErrPerson):
 		return Attempt{Check{Name: name, Status: Attended, Text: err.Error()}, -1}
 	}
 	return Attempt{failure(name, err), -1}
-}
-
-func withoutPerson(source unlock.Source) (left unlock.Source, asks bool) {
-	if source, ok := source.(attended); ok {
-		return source.Unattended(), true
-	}
-	if source.Name() == (unlock.Passphrase{}).Name() {
-		return nil, true
-	}
-	return source, false
 }
 
 // open gives the first keyslot that a key of the source opens, as the next boot would, or else what was in the way of

@@ -228,37 +228,23 @@ func TestTryOfPIN(t *testing.T) {
 	key.Wipe()
 }
 
-// asking is a source that asks a person, unless it is told not to.
-type asking struct {
-	t    *testing.T
-	left unlock.Source
-}
-
-func (asking) Name() string { return "asking" }
-
-func (a asking) Unattended() unlock.Source { return a.left }
-
-func (a asking) Offers(context.Context, *luks2.Header) iter.Seq2[unlock.Offer, error] {
-	a.t.Error("somebody was asked")
-	return func(func(unlock.Offer, error) bool) {}
-}
-
-// typing is a source of passphrases.
-type typing struct{ asking }
-
-func (typing) Name() string { return "passphrase" }
-
-// plain hides that a source can do without a person.
-type plain struct{ unlock.Source }
-
-// Nobody is asked, also where part of a source does without.
+// Nobody is asked: neither for a passphrase nor for the PIN that a token wants.
 func TestTryAsksNobody(t *testing.T) {
-	c := newContainer(t)
-	key := c.file("key", "0123456789abcdef0123456789abcdef")
-	c.add(key)
-	missing := unlock.KeyFile{Path: key + ".missing"}
-	sources := []unlock.Source{asking{t, nil}, plain{typing{asking{t, nil}}}, asking{t, unlock.KeyFile{Path: key}}, asking{t, missing}}
-	c.requireAttempts(sources, "asking attended -1", "passphrase attended -1", "asking ok 1", "asking attended -1")
+	c, s := newContainer(t), swtpm.Start(t)
+	pin, err := secret.From([]byte("1234"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pin.Wipe()
+	c.seal(s, tpm2.SealOptions{PIN: pin})
+	nobody := unlock.Ask(func(ctx context.Context) (*secret.Key, error) { return Nobody(ctx, "secret", 0) })
+	c.add(c.file("key", "0123456789abcdef0123456789abcdef")) // a keyslot for a passphrase, else none is asked for
+	sources := []unlock.Source{unlock.Prompt{Ask: nobody}, unlock.TPM2{Device: s.TCTI(), PINs: nobody}}
+	for _, attempt := range c.requireAttempts(sources, "passphrase attended -1", "tpm2 attended -1") {
+		if !strings.Contains(attempt.Text, "it asks a person") {
+			t.Error(attempt.Text)
+		}
+	}
 }
 
 // empty offers nothing.
