@@ -187,7 +187,7 @@ func (c *creating) finishHeader(ctx context.Context) error {
 	c.record.Pin = header.Pin(c.container.bytes)
 	c.record.Marker = c.journal.Marker
 	c.record.Created = time.Now().UTC().Truncate(time.Second)
-	return c.backUpHeader(ctx)
+	return c.backUpHeader(ctx, c.backing.path, c.journal.UUID)
 }
 
 // guardPaths hands out the recovery key before anything outside the container changes: a volume whose recovery key
