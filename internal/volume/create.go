@@ -81,7 +81,7 @@ func (v *Volume) Create(ctx context.Context, options CreateOptions, observer Obs
 
 // attach gives the container its loop device. One left by a crash is adopted.
 func (c *creating) attach(ctx context.Context) (err error) {
-	c.backing, _, err = c.container.attach(ctx)
+	c.backing, _, err = c.container.attach(ctx, sectorBytes)
 	return err
 }
 

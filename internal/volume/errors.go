@@ -37,6 +37,8 @@ var (
 	ErrKeyslotsFull = errors.New("no keyslot is free")
 	// ErrLastWayIn: without the keyslot nobody is proven to get in any more.
 	ErrLastWayIn = errors.New("it may be the last way in")
+	// ErrStoreUnclaimed: the container to adopt holds files, and nobody has said to which store they belong.
+	ErrStoreUnclaimed = errors.New("it is not said which directory is the store")
 	// ErrClevis: clevis has not encrypted the key.
 	ErrClevis = errors.New("clevis failed")
 	// ErrConfirmation: the caller would not go on.
@@ -64,6 +66,7 @@ const (
 
 	StepProve   Step = "prove key"
 	StepCompare Step = "compare"
+	StepStores  Step = "stores"
 
 	StepPreflight Step = "preflight"
 	StepAllocate  Step = "allocate"

@@ -153,7 +153,7 @@ func (o *opening) readHeader(context.Context) error {
 }
 
 func (o *opening) attach(ctx context.Context) error {
-	backing, adopted, err := o.container.attach(ctx)
+	backing, adopted, err := o.container.attach(ctx, o.container.blockBytes(o.opened.Header))
 	if err != nil {
 		return err
 	}
