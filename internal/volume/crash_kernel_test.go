@@ -5,20 +5,13 @@ package volume
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/command"
 	"luksmediad/internal/config"
-	"luksmediad/internal/journal"
-	"luksmediad/pkg/unlock"
 )
 
 // crashDevice is the variable of a child that creates: the container, where it is no file.
@@ -26,9 +19,13 @@ const crashDevice = "LUKSMEDIAD_TEST_DEVICE"
 
 func afterTests() { _ = os.RemoveAll(templateFolder()) }
 
-// relive creates a volume, or changes its keys.
+// relive creates a volume, adopts one, or changes keys.
 func relive(what, folder string, c *crasher) error {
-	if what != "create" {
+	switch what {
+	case "create":
+	case "adopt":
+		return readopt(folder, c)
+	default:
 		return reliveKeys(what, folder, c)
 	}
 	s := openSite(folder, func(c *config.Config) {

@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -270,11 +269,6 @@ func reliveKeys(words, folder string, c *crasher) error {
 	return err
 }
 
-func fill(key *secret.Key, text string) *secret.Key {
-	copy(key.Bytes(), text)
-	return key
-}
-
 func newSecret(t *testing.T, text string) *secret.Key {
 	t.Helper()
 	key, err := secret.New(len(text))
@@ -282,12 +276,6 @@ func newSecret(t *testing.T, text string) *secret.Key {
 		t.Fatal(err)
 	}
 	t.Cleanup(key.Wipe)
-	return fill(key, text)
-}
-
-func sameBytes(t *testing.T, path string, want []byte) {
-	t.Helper()
-	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
-		t.Errorf("%s: %x, %v", path, got, err)
-	}
+	copy(key.Bytes(), text)
+	return key
 }

@@ -19,9 +19,7 @@ import (
 
 	"luksmediad/internal/command"
 	"luksmediad/internal/config"
-	"luksmediad/internal/journal"
 	"luksmediad/pkg/mount"
-	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/secret"
 )
 
