@@ -153,6 +153,10 @@ firmware, or in a machine with another TPM.
 }
 
 func (k *keyAddTPM2) run(cmd *cobra.Command) error {
+	pcrs, err := parsePCRs(k.pcrs)
+	if err != nil {
+		return err
+	}
 	loaded, vol, err := k.begin()
 	if err != nil {
 		return err
@@ -162,9 +166,7 @@ func (k *keyAddTPM2) run(cmd *cobra.Command) error {
 		wanted.Device = k.device
 	}
 	if cmd.Flags().Changed("pcrs") {
-		if wanted.PCRs, err = parsePCRs(k.pcrs); err != nil {
-			return err
-		}
+		wanted.PCRs = pcrs
 	}
 	wanted.Bank = tpm2.Bank(k.bank)
 	if wanted.PIN, err = k.readPIN(); err != nil {

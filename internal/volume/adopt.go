@@ -272,8 +272,8 @@ func (a *adopting) checkRootIsFree() error {
 
 // takeStore moves by renaming, within the filesystem: what was moved before a crash is not there any more.
 func (a *adopting) takeStore(store config.Store, folder string) error {
-	if err := os.MkdirAll(filepath.Dir(a.Store(store.Name)), 0o711); err != nil {
-		return fmt.Errorf("cannot make the folder of the stores: %w", err)
+	if err := a.makeStoresFolder(); err != nil {
+		return err
 	}
 	switch folder {
 	case "":

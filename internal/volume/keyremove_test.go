@@ -3,10 +3,12 @@ package volume
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"slices"
 	"strconv"
 	"testing"
 
+	"luksmediad/internal/command"
 	"luksmediad/internal/journal"
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/secret"
@@ -155,6 +157,46 @@ func (r *ring) crashUntilDone(words string, atLeast int, done func(error) bool) 
 
 func never(error) bool { return false }
 
+// snapshot keeps the ring as it is, and gives what brings it back.
+func (r *ring) snapshot() (restore func()) {
+	r.t.Helper()
+	kept := r.dir + ".kept"
+	copied := func(from, to string) {
+		r.must(os.RemoveAll(to))
+		_, err := command.Runner{}.Run(r.t.Context(), nil, nil, "cp", "--archive", "--sparse=always", from, to)
+		r.must(err)
+	}
+	copied(r.dir, kept)
+	r.t.Cleanup(func() { os.RemoveAll(kept) })
+	return func() { copied(kept, r.dir) }
+}
+
+// crashOnceAnywhere has a child do something, killed at each point in turn from the same beginning, and then once more to its end.
+func (r *ring) crashOnceAnywhere(words string, check func()) {
+	r.t.Helper()
+	restore, changing := r.snapshot(), false
+	for point := 1; ; point++ {
+		restore()
+		place, err := crashChild(r.t, words, r.dir, strconv.Itoa(point))
+		r.must(err)
+		if place == "" {
+			return
+		}
+		if changing = changing || place == string(StepKeys); !changing {
+			continue // it has only looked
+		}
+		r.requireOpens(0, r.path("passphrase"))
+		r.requireOpens(1, r.path("foreign"))
+		if _, err := crashChild(r.t, words, r.dir, "never"); err != nil {
+			r.t.Errorf("after a crash at %s: %v", place, err)
+		}
+		check()
+		if r.t.Failed() {
+			r.t.Fatalf("killed at point %d, %s", point, place)
+		}
+	}
+}
+
 // Killed at every step and event, before and after every program: what was begun is taken back by the next, and nothing else.
 func TestAddAfterEveryCrash(t *testing.T) {
 	r := newRing(t)
@@ -179,6 +221,21 @@ func TestReplaceAfterEveryCrash(t *testing.T) {
 	if tokens := r.header().Metadata.Tokens; len(tokens) != 1 {
 		t.Errorf("tokens %v", tokens)
 	}
+}
+
+// One crash anywhere, and the same command again. Replacing adds and removes.
+func TestReplaceAfterCrash(t *testing.T) {
+	r, tpm := newRing(t), swtpm.Start(t)
+	r.add(EnrolTPM2{Device: tpm.TCTI()})
+	r.crashOnceAnywhere("replace "+tpm.TCTI(), func() {
+		made := r.madeTPM2()
+		if len(made) != 1 {
+			t.Fatalf("TPM keyslots %v", made)
+		}
+		r.requireKeyslots("0 recovery", strconv.Itoa(made[0])+" tpm2")
+		r.requireInHeader(sorted(0, 1, made[0])...)
+		r.must(r.unseals(tpm, made[0], nil))
+	})
 }
 
 func TestRemoveAfterEveryCrash(t *testing.T) {
