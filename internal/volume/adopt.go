@@ -56,7 +56,7 @@ type adopting struct {
 // keys that open it stay, and none of them is recorded as luksmediad's. Until the last step there is no record and nothing is used;
 // what an interruption leaves the next Adopt goes on from. It fails with a [StepError].
 func (v *Volume) Adopt(ctx context.Context, options AdoptOptions, observer Observer) (*Record, error) {
-	a := &adopting{visit: visit{Volume: v, observer: observer}, options: options}
+	a := &adopting{visit: visit{Volume: v, observer: observer, alone: true}, options: options}
 	defer a.release()
 	err := runSteps(ctx, observer, []step{
 		{StepPreflight, a.preflight},

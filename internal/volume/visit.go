@@ -24,6 +24,8 @@ type visit struct {
 	identity mount.Identity
 	// opened and mounted say what leave has to take back: the rest was there before.
 	opened, mounted bool
+	// alone: what was there before is an interrupted visit's, since nothing else uses this container under this name.
+	alone bool
 	// root is the private root if the visit has made it.
 	root *mount.BarePoint
 }
@@ -65,8 +67,8 @@ func (v *visit) unlock(ctx context.Context) (err error) {
 	if v.mapping, err = unlock.FindMapping(v.MappingName()); err != nil {
 		return err
 	}
+	v.opened = v.mapping == nil
 	if v.mapping == nil {
-		v.opened = true
 		if err := v.cryptsetup.Activate(ctx, v.backing.path, v.MappingName(), v.header, v.way.Keyslots[0], v.way.Key); err != nil {
 			return err
 		}
@@ -74,7 +76,11 @@ func (v *visit) unlock(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return v.mapping.Matches(v.header, v.backing.number)
+	if err := v.mapping.Matches(v.header, v.backing.number); err != nil {
+		return err
+	}
+	v.opened = v.opened || v.alone
+	return nil
 }
 
 // identify refuses what is no filesystem of the kinds that are mounted.
@@ -99,6 +105,7 @@ func (v *visit) mount(ctx context.Context) error {
 		return err
 	}
 	if seen != nil && deviceOf(seen) == v.mapping.Device && seen.Root == "/" {
+		v.mounted = v.alone
 		return nil
 	}
 	if seen != nil {
