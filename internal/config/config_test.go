@@ -125,6 +125,8 @@ func TestSingleProblems(t *testing.T) {
 		{"unlock: [{tpm2: {pcrs: [-1]}}]", `unlock[0].tpm2.pcrs[0]: "-1" is not the number of a PCR, 0 to 23; for example 7`},
 		{"unlock: [{tpm2: {pcrs: [07]}}]", `"07" is not the number of a PCR`},
 		{"unlock: [{tpm2: {pcrs: 7}}]", `unlock[0].tpm2.pcrs: "7" stands where a list is expected; for example [7, 14]`},
+		{"unlock: [{tpm2: {reseal: yes}}]", `unlock[0].tpm2.reseal: "yes" is neither true nor false; for example false`},
+		{"unlock: [{tpm2: {reseal: true}}, {tpm2: {device: /dev/tpmrm1}}]", `unlock[0].tpm2.reseal: unlock[1] is another TPM; for example false`},
 		{"probes: {interval: 500ms}", `"500ms" is less than 1s`},
 		{"probes: {interval: 25h}", `"25h" is more than 24h0m0s`},
 		{"probes: {interval: often}", `"often" is not a duration; for example 60s`},
@@ -211,6 +213,17 @@ func TestNamesDerivedFromVolume(t *testing.T) {
 }
 
 // A block device has a size of its own.
+// Two policies of one TPM may be sealed anew; by itself none is.
+func TestReseal(t *testing.T) {
+	c, err := Parse("config.yaml", []byte("stores: [{path: /srv/media}]\nunlock: [{tpm2: {reseal: true}}, {tpm2: {pcrs: [7]}}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !c.Unlock[0].TPM2.Reseal || c.Unlock[1].TPM2.Reseal {
+		t.Errorf("%+v, %+v", c.Unlock[0].TPM2, c.Unlock[1].TPM2)
+	}
+}
+
 func TestDeviceAsContainer(t *testing.T) {
 	for _, path := range []string{"/dev/sdb1", "/dev/disk/by-id/nvme-eui.0123", "/dev/vg/media"} {
 		c, err := Parse("config.yaml", []byte("volume: {container: "+path+", filesystem: xfs}\nstores: [{path: /srv/media}]\n"))

@@ -53,6 +53,7 @@ func (t *TPM2) read(v value) {
 		"pin":       parsed(&t.PIN, "ask", parsePIN),
 		"signature": parsed(&t.Signature, "auto", parseSignature),
 		"wait":      parsed(&t.Wait, "30s", parseWait),
+		"reseal":    parsed(&t.Reseal, "false", parseBool),
 		"pcrs": func(v value) {
 			v.list("[7, 14]", func(v value) {
 				pcr := -1

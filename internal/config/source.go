@@ -70,6 +70,8 @@ type TPM2 struct {
 	Signature string `yaml:"signature"`
 	// Wait is how long a TPM that is announced and not there yet is waited for.
 	Wait time.Duration `yaml:"wait"`
+	// Reseal has a new key sealed when this TPM refuses the old one and another source has opened the volume.
+	Reseal bool `yaml:"reseal"`
 }
 
 // Bank is a PCR bank.

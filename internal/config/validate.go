@@ -92,6 +92,16 @@ func (c *Config) checkSources(d *document) {
 	}
 }
 
+// checkReseal refuses a second TPM beside one whose keys are sealed anew: the keys of the one look to the other as if it had been
+// replaced.
+func (c *Config) checkReseal(d *document, key, device string) {
+	for i, source := range c.Unlock {
+		if source.TPM2 != nil && source.TPM2.Device != device {
+			d.report(key, "false", "unlock[%d] is another TPM", i)
+		}
+	}
+}
+
 // identity is what makes two sources the same one; two PCR policies of one TPM are not.
 func (s KeySource) identity() string {
 	switch {
@@ -121,6 +131,9 @@ func (c *Config) checkSource(d *document, key string, source KeySource) {
 		c.checkKeyfile(d, key+".tpm2.pin", source.TPM2.PINFile(), "/root/.luks-media.pin")
 		if source.TPM2.Signature != AutoSignature {
 			c.checkKeyfile(d, key+".tpm2.signature", source.TPM2.Signature, "auto")
+		}
+		if source.TPM2.Reseal {
+			c.checkReseal(d, key+".tpm2.reseal", source.TPM2.Device)
 		}
 	}
 }

@@ -47,6 +47,8 @@ type creating struct {
 	mapping   *unlock.Mapping
 	formatKey *secret.Key
 	recovery  *secret.Key
+	// pins were read from files.
+	pins      []*secret.Key
 	generated bool
 	record    Record
 	// undoable: this run has begun to change things that are its own to take back.
@@ -87,7 +89,7 @@ func (c *creating) check(ctx context.Context) error {
 
 // attach gives the container its loop device. One left by a crash is adopted.
 func (c *creating) attach(ctx context.Context) (err error) {
-	c.backing, _, err = c.container.attach(ctx)
+	c.backing, _, err = c.container.attach(ctx, sectorBytes)
 	return err
 }
 
@@ -193,7 +195,7 @@ func (c *creating) finishHeader(ctx context.Context) error {
 	c.record.Pin = header.Pin(c.container.bytes)
 	c.record.Marker = c.journal.Marker
 	c.record.Created = time.Now().UTC().Truncate(time.Second)
-	return c.backUpHeader(ctx)
+	return c.backUpHeader(ctx, c.backing.path, c.journal.UUID)
 }
 
 // guardPaths hands out the recovery key before anything outside the container changes: a volume whose recovery key
@@ -225,6 +227,9 @@ func (c *creating) release() {
 	c.recovery.Wipe()
 	c.options.Recovery.Wipe()
 	c.options.PIN.Wipe()
+	for _, pin := range c.pins {
+		pin.Wipe()
+	}
 	if c.backing != nil {
 		c.backing.release()
 	}

@@ -2,10 +2,7 @@ package volume
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"luksmediad/internal/config"
 	"luksmediad/pkg/unlock"
@@ -13,49 +10,35 @@ import (
 	"luksmediad/pkg/unlock/tpm2"
 )
 
-// addSource gives a source its keyslot. Two have none of their own here: clevis is bound to a server later, and a
-// passphrase opens the recovery keyslot.
-func (c *creating) addSource(ctx context.Context, keyslot int, source config.KeySource) (added bool, err error) {
+// enrolmentOf is how a source of the configuration gets its key; nil for the two that have no keyslot of their own here: clevis is
+// bound to a server later, and a passphrase opens the recovery keyslot.
+func (c *creating) enrolmentOf(ctx context.Context, source config.KeySource) (Enrolment, error) {
 	switch {
 	case source.TPM2 != nil:
-		return true, c.addTPM2(ctx, keyslot, source.TPM2)
+		options, err := c.sealOptions(ctx, source.TPM2)
+		return EnrolTPM2{Device: source.TPM2.Device, SealOptions: options}, err
 	case source.Keyfile != nil:
-		return true, c.addKeyFile(ctx, keyslot, source.Keyfile.Path)
+		return EnrolKeyFile{Path: source.Keyfile.Path}, nil
 	case source.Credential != nil:
-		key, err := credentialSource(source.Credential).Read()
-		return true, c.addFoundKey(ctx, keyslot, key, err)
+		return enrolFound{source.Kind(), func(context.Context) (*secret.Key, error) { return credentialSource(source.Credential).Read() }}, nil
 	case source.Command != nil:
-		key, err := c.commandSource(source.Command).Read(ctx)
-		return true, c.addFoundKey(ctx, keyslot, key, err)
+		return enrolFound{source.Kind(), c.commandSource(source.Command).Read}, nil
 	}
-	return false, nil
+	return nil, nil
 }
 
-// addFoundKey takes the key that a source gives, or why it gives none, and wipes it. What somebody else made may be a
-// short word: then its keyslot must be as slow as a passphrase's.
-func (c *creating) addFoundKey(ctx context.Context, keyslot int, key *secret.Key, err error) error {
-	if err != nil {
-		return err
-	}
-	defer key.Wipe()
-	pbkdf := unlock.MinimalPBKDF
-	if key.Len() < keyBytes {
-		pbkdf = unlock.HumanPBKDF
-	}
-	return c.addProvenKey(ctx, key, keyslot, pbkdf)
-}
-
-// sealOptions are what a new TPM keyslot is bound to. The caller wipes the PIN.
+// sealOptions are what a new TPM keyslot is bound to. The PIN is wiped with the creation.
 func (c *creating) sealOptions(ctx context.Context, source *config.TPM2) (tpm2.SealOptions, error) {
 	options := tpm2.SealOptions{PCRs: source.PCRs, Bank: tpm2.Bank(source.Bank)}
-	var err error
-	if path := source.PINFile(); path != "" {
-		options.PIN, err = (&unlock.PINFile{Path: path}).PIN(ctx)
-	} else if source.PIN == config.AskPIN && c.options.PIN != nil {
-		if options.PIN, err = secret.New(c.options.PIN.Len()); err == nil {
-			copy(options.PIN.Bytes(), c.options.PIN.Bytes())
-		}
+	if source.PIN == config.AskPIN {
+		options.PIN = c.options.PIN
 	}
+	path := source.PINFile()
+	if path == "" {
+		return options, nil
+	}
+	pin, err := (&unlock.PINFile{Path: path}).PIN(ctx)
+	c.pins, options.PIN = append(c.pins, pin), pin
 	return options, err
 }
 
@@ -69,73 +52,44 @@ func (c *creating) checkGiven() error {
 	return nil
 }
 
-// checkSource requires that each source could be given its key, or could give it.
+// checkSource requires that the source could be given its key, or could give it.
 func (c *creating) checkSource(ctx context.Context, source config.KeySource) error {
-	switch {
-	case source.TPM2 != nil:
-		return c.checkTPM2(ctx, source.TPM2)
-	case source.Keyfile != nil:
-		return c.checkKeyFile(source.Keyfile.Path)
-	case source.Credential != nil:
-		key, err := credentialSource(source.Credential).Read()
-		key.Wipe()
-		return err
-	case source.Command != nil:
-		key, err := c.commandSource(source.Command).Read(ctx)
-		key.Wipe()
-		return err
-	case source.Clevis != nil:
+	if source.Clevis != nil {
 		if _, err := c.runner.Run(ctx, nil, nil, "clevis", "decrypt", "--summary"); err != nil {
 			return fmt.Errorf("cannot use key source clevis: %w: %w", unlock.ErrClevisMissing, err)
 		}
 		return nil
 	}
-	return c.checkAgents(ctx)
+	if source.Passphrase != nil || source.TPM2 != nil && source.TPM2.PIN == config.AskPIN {
+		if err := c.checkAgents(ctx); err != nil {
+			return err
+		}
+	}
+	if source.Keyfile != nil {
+		if ours, err := c.leftKeyFile(source.Keyfile.Path); err != nil || ours {
+			return err // it will be made anew
+		}
+	}
+	wanted, err := c.enrolmentOf(ctx, source)
+	if err != nil || wanted == nil {
+		return err
+	}
+	return wanted.check(ctx)
 }
 
-// checkTPM2 requires a TPM that answers and could seal a key as configured.
-func (c *creating) checkTPM2(ctx context.Context, source *config.TPM2) error {
-	options, err := c.sealOptions(ctx, source)
+// leftKeyFile tells whether an interrupted creation has left the key file at path.
+func (c *creating) leftKeyFile(path string) (bool, error) {
+	unfinished, err := c.loadCreation()
 	if err != nil {
-		return err
+		return false, nil //nolint:nilerr // there is none, or preflight says what is wrong with it
 	}
-	defer options.PIN.Wipe()
-	device, err := tpm2.Open(ctx, source.Device)
-	if err != nil {
-		return err
-	}
-	defer device.Close()
-	if err := device.Check(ctx, options); err != nil {
-		return err
-	}
-	if source.PIN == config.AskPIN {
-		return c.checkAgents(ctx)
-	}
-	return nil
+	return unfinished.madeKeyFile(path)
 }
 
 // checkAgents requires the program by which a process without terminal asks.
 func (c *creating) checkAgents(ctx context.Context) error {
 	if _, err := c.runner.Run(ctx, nil, nil, "systemd-ask-password", "--version"); err != nil {
 		return fmt.Errorf("cannot ask a person: %w", err)
-	}
-	return nil
-}
-
-// checkKeyFile requires a key file that is safe or can be made.
-func (c *creating) checkKeyFile(path string) error {
-	if unfinished, err := c.loadCreation(); err == nil {
-		if ours, err := unfinished.madeKeyFile(path); err != nil || ours {
-			return err // it will be made anew
-		}
-	}
-	key, err := unlock.KeyFile{Path: path}.Read()
-	key.Wipe()
-	if !errors.Is(err, unlock.ErrKeyFileMissing) {
-		return err
-	}
-	if _, err := os.Stat(filepath.Dir(path)); err != nil {
-		return fmt.Errorf("cannot make key file %s: %w", path, err)
 	}
 	return nil
 }

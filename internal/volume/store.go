@@ -168,8 +168,8 @@ func deviceOf(mounted *mount.Info) uint64 {
 // makeStore creates the folder of a store in the mounted volume.
 func (v *Volume) makeStore(store config.Store) error {
 	path := v.Store(store.Name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
-		return fmt.Errorf("cannot make store %s: %w", store.Name, err)
+	if err := v.makeStoresFolder(); err != nil {
+		return err
 	}
 	if err := os.Mkdir(path, storeMode); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("cannot make store %s: %w", store.Name, err)
@@ -183,6 +183,14 @@ func (v *Volume) makeStore(store config.Store) error {
 		return fmt.Errorf("cannot give store %s to its owner: %w", store.Name, err)
 	}
 	return errors.Join(folder.Chmod(storeMode), folder.Sync())
+}
+
+// makeStoresFolder makes the folder of all stores, through which other users pass.
+func (v *Volume) makeStoresFolder() error {
+	if err := os.MkdirAll(filepath.Join(v.Root(), storesRoot), 0o711); err != nil {
+		return fmt.Errorf("cannot make the folder of the stores: %w", err)
+	}
+	return nil
 }
 
 // storeStatus looks at the path of a store. A store without record is new where there is nothing to lose.

@@ -146,6 +146,23 @@ func TestBase64(t *testing.T) {
 	}
 }
 
+// A copy outlives what it was copied from.
+func TestCopy(t *testing.T) {
+	k := key(t, "first\nsecond")
+	twin, err := k.Copy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer twin.Wipe()
+	k.Wipe()
+	if string(twin.Bytes()) != "first\nsecond" {
+		t.Errorf("the copy is %q", twin.Bytes())
+	}
+	if _, err := k.Copy(); !errors.Is(err, ErrEmpty) {
+		t.Errorf("a copy of a wiped key: %v", err)
+	}
+}
+
 func TestTrimNewline(t *testing.T) {
 	for give, want := range map[string]string{
 		"abc": "abc", "abc\n": "abc", "abc\n\n": "abc\n", "\nabc": "\nabc", "abc\r\n": "abc\r", "\n": "",

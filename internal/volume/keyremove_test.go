@@ -1,0 +1,330 @@
+package volume
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+
+	"luksmediad/internal/command"
+	"luksmediad/internal/journal"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/secret"
+	"luksmediad/test/swtpm"
+)
+
+func TestRemoveKeyslot(t *testing.T) {
+	r, tpm := newRing(t), swtpm.Start(t)
+	r.add(EnrolKeyFile{Path: r.path("key")})
+	r.add(EnrolTPM2{Device: tpm.TCTI()})
+	r.must(r.remove(2))
+	r.requireKeyslots("0 recovery", "3 tpm2")
+	r.requireInHeader(0, 1, 3)
+	r.must(r.remove(3))
+	r.requireKeyslots("0 recovery")
+	if tokens := r.header().Metadata.Tokens; len(tokens) != 0 {
+		t.Errorf("tokens %v", tokens)
+	}
+	requireStep(t, r.remove(3), StepProve, ErrKeyslotMissing)
+}
+
+// The recovery key goes only where another way of its kind is proven: by the passphrase of somebody else's keyslot, or a new one.
+func TestRemoveRecovery(t *testing.T) {
+	r := newRing(t)
+	var printed string
+	r.add(EnrolRecovery{Deliver: func(key *secret.Key) error { printed = string(key.Bytes()); return nil }})
+	by := func(passphrase string) func(*RemoveOptions) {
+		return func(options *RemoveOptions) { options.Sources = offers(t, passphrase) }
+	}
+	r.must(r.remove(0, by(printed)))
+	r.requireKeyslots("2 recovery")
+	r.requireInHeader(1, 2)
+	r.must(r.remove(2, by(ringForeign)))
+	r.requireKeyslots()
+	r.requireInHeader(1)
+}
+
+func TestRemoveForeign(t *testing.T) {
+	r := newRing(t)
+	foreign := func(options *RemoveOptions) { options.Foreign = true }
+	w := &watcher{}
+	r.must(r.RemoveKey(t.Context(), RemoveOptions{Keyslot: 1, Foreign: true, Sources: offers(t, ringPassphrase)}, w))
+	if !slices.Equal(w.events, []journal.Event{journal.KeyslotRemoved}) {
+		t.Errorf("events %v", w.events)
+	}
+	r.requireInHeader(0)
+	requireStep(t, r.remove(0, foreign), StepProve, ErrLastWayIn)
+	r.requireInHeader(0)
+}
+
+// A keyslot that is recorded and gone is forgotten.
+func TestRemoveMissing(t *testing.T) {
+	r := newRing(t)
+	r.add(EnrolKeyFile{Path: r.path("key")})
+	r.run("luksKillSlot", "--key-file="+r.path("passphrase"), r.container(), "2")
+	r.must(r.remove(2))
+	record, err := r.loadRecord()
+	r.must(err)
+	if !slices.Equal(record.Keyslots, []Keyslot{{0, sourceRecovery}}) {
+		t.Errorf("recorded %v", record.Keyslots)
+	}
+	// Its number is free again.
+	if added := r.add(EnrolKeyFile{Path: r.path("key")}); added.Keyslot != 2 {
+		t.Errorf("%+v", added)
+	}
+}
+
+// removeRefusal is what stands in the way of a removal, with what is offered.
+type removeRefusal struct {
+	spoil   func(*ring)
+	keyslot int
+	sources func(*ring) []unlock.Source
+	foreign bool
+	step    Step
+	class   error
+}
+
+// Every refusal leaves container and record byte for byte as they were.
+func TestRemoveRefuses(t *testing.T) {
+	none := func(*ring) {}
+	recovery := func(r *ring) []unlock.Source { return offers(r.t, ringPassphrase) }
+	key := func(r *ring) []unlock.Source { return r.Sources() }
+	addKey := func(r *ring) { r.add(EnrolKeyFile{Path: r.path("key")}) }
+	for name, refusal := range map[string]removeRefusal{
+		"foreign":               {none, 1, recovery, false, StepProve, ErrKeyslotForeign},
+		"missing":               {none, 9, recovery, false, StepProve, ErrKeyslotMissing},
+		"no key":                {none, 0, key, false, StepProve, unlock.ErrNoKeyFits},
+		"its own key alone":     {addKey, 0, recovery, false, StepProve, ErrLastWayIn},
+		"key file is no person": {addKey, 0, key, false, StepProve, ErrLastWayIn},
+		"primary damaged":       {func(r *ring) { addKey(r); r.overwrite(0, make([]byte, 512)) }, 2, recovery, false, StepHeader, ErrHeaderDamaged},
+		"secondary damaged":     {func(r *ring) { addKey(r); r.overwrite(headerCopyBytes, make([]byte, 512)) }, 2, recovery, false, StepHeader, ErrHeaderDamaged},
+		// Without token, so that for all that is known it is the passphrase that somebody keeps.
+		"foreign person": {addKey, 1, key, true, StepProve, ErrLastWayIn},
+		"other key is unbound": {func(r *ring) {
+			r.must(r.remove(1, func(options *RemoveOptions) { options.Foreign = true }))
+			r.run("luksAddKey", "--unbound", "--key-size=512", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--key-slot=5",
+				r.container(), r.path("passphrase"))
+		}, 0, recovery, false, StepProve, ErrLastWayIn},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRing(t)
+			r.t = t
+			refusal.spoil(r)
+			before := r.sum()
+			err := r.RemoveKey(t.Context(), RemoveOptions{Keyslot: refusal.keyslot, Sources: refusal.sources(r), Foreign: refusal.foreign}, &watcher{})
+			requireStep(t, err, refusal.step, refusal.class)
+			if r.sum() != before {
+				t.Error("something has changed")
+			}
+		})
+	}
+}
+
+func TestRemoveDryRun(t *testing.T) {
+	r := newRing(t)
+	r.add(EnrolKeyFile{Path: r.path("key")})
+	before := r.sum()
+	r.must(r.remove(2, func(options *RemoveOptions) { options.DryRun = true }))
+	if r.sum() != before {
+		t.Error("something has changed")
+	}
+}
+
+// crashUntilDone has a child do something again and again, killed each time a little later, until it comes to its end. After each
+// crash the container opens by what opened it before.
+func (r *ring) crashUntilDone(words string, atLeast int, done func(error) bool) {
+	r.t.Helper()
+	points := 0
+	for {
+		place, err := crashChild(r.t, words, r.dir, strconv.Itoa(points+1))
+		if err != nil && !done(err) {
+			r.t.Fatal(err)
+		}
+		if place == "" {
+			break
+		}
+		points++
+		r.t.Log(points, place)
+		r.requireOpens(0, r.path("passphrase"))
+		r.requireOpens(1, r.path("foreign"))
+	}
+	if points < atLeast {
+		r.t.Errorf("only %d crashes", points)
+	}
+}
+
+func never(error) bool { return false }
+
+// snapshot keeps the ring as it is, and gives what brings it back.
+func (r *ring) snapshot() (restore func()) {
+	r.t.Helper()
+	kept := r.dir + ".kept"
+	copied := func(from, to string) {
+		r.must(os.RemoveAll(to))
+		_, err := command.Runner{}.Run(r.t.Context(), nil, nil, "cp", "--archive", "--sparse=always", from, to)
+		r.must(err)
+	}
+	copied(r.dir, kept)
+	r.t.Cleanup(func() { os.RemoveAll(kept) })
+	return func() { copied(kept, r.dir) }
+}
+
+// crashOnceAnywhere has a child do something, killed at each point in turn from the same beginning, and then once more to its end.
+func (r *ring) crashOnceAnywhere(words string, check func()) {
+	r.t.Helper()
+	restore, changing := r.snapshot(), false
+	for point := 1; ; point++ {
+		restore()
+		place, err := crashChild(r.t, words, r.dir, strconv.Itoa(point))
+		r.must(err)
+		if place == "" {
+			return
+		}
+		if changing = changing || place == string(StepKeys); !changing {
+			continue // it has only looked
+		}
+		r.requireOpens(0, r.path("passphrase"))
+		r.requireOpens(1, r.path("foreign"))
+		if _, err := crashChild(r.t, words, r.dir, "never"); err != nil {
+			r.t.Errorf("after a crash at %s: %v", place, err)
+		}
+		check()
+		if r.t.Failed() {
+			r.t.Fatalf("killed at point %d, %s", point, place)
+		}
+	}
+}
+
+// Killed at every step and event, before and after every program: what was begun is taken back by the next, and nothing else.
+func TestAddAfterEveryCrash(t *testing.T) {
+	r := newRing(t)
+	r.crashUntilDone("add", 12, never)
+	r.requireKeyslots("0 recovery", "2 keyfile")
+	r.requireInHeader(0, 1, 2)
+	r.requireOpens(2, r.path("key"))
+}
+
+// Killed between the new keyslot and the removal of the old one leaves both, and the next run one.
+func TestReplaceAfterEveryCrash(t *testing.T) {
+	r, tpm := newRing(t), swtpm.Start(t)
+	r.add(EnrolTPM2{Device: tpm.TCTI()})
+	r.crashUntilDone("replace "+tpm.TCTI(), 20, never)
+	made := r.madeTPM2()
+	if len(made) != 1 {
+		t.Fatalf("TPM keyslots %v", made)
+	}
+	r.requireKeyslots("0 recovery", strconv.Itoa(made[0])+" tpm2")
+	r.requireInHeader(sorted(0, 1, made[0])...)
+	r.must(r.unseals(tpm, made[0], nil))
+	if tokens := r.header().Metadata.Tokens; len(tokens) != 1 {
+		t.Errorf("tokens %v", tokens)
+	}
+}
+
+// One crash anywhere, and the same command again. Replacing adds and removes.
+func TestReplaceAfterCrash(t *testing.T) {
+	r, tpm := newRing(t), swtpm.Start(t)
+	r.add(EnrolTPM2{Device: tpm.TCTI()})
+	r.crashOnceAnywhere("replace "+tpm.TCTI(), func() {
+		made := r.madeTPM2()
+		if len(made) != 1 {
+			t.Fatalf("TPM keyslots %v", made)
+		}
+		r.requireKeyslots("0 recovery", strconv.Itoa(made[0])+" tpm2")
+		r.requireInHeader(sorted(0, 1, made[0])...)
+		r.must(r.unseals(tpm, made[0], nil))
+	})
+}
+
+func TestRemoveAfterEveryCrash(t *testing.T) {
+	r, tpm := newRing(t), swtpm.Start(t)
+	r.add(EnrolTPM2{Device: tpm.TCTI()})
+	gone := false
+	r.crashUntilDone("remove 2", 8, func(error) bool {
+		gone = !r.madeIn(2)
+		return gone
+	})
+	// Whichever command comes next ends what was begun.
+	r.add(EnrolKeyFile{Path: r.path("key")})
+	r.requireKeyslots("0 recovery", "2 keyfile")
+	r.requireInHeader(0, 1, 2)
+	if tokens := r.header().Metadata.Tokens; len(tokens) != 0 {
+		t.Errorf("tokens %v", tokens)
+	}
+}
+
+func (r *ring) madeIn(keyslot int) bool {
+	r.t.Helper()
+	_, there := r.header().Metadata.Keyslots[keyslot]
+	return there
+}
+
+// What an interrupted change has begun is known by its salt, or by a header that was written once since; what somebody else has put into
+// the keyslot meanwhile stays.
+func TestCrashThenForeign(t *testing.T) {
+	for name, test := range map[string]struct {
+		point string
+		then  func(*ring)
+		stays bool
+	}{
+		"ours, noted":       {"before cryptsetup open", func(*ring) {}, false},
+		"ours, not noted":   {"after cryptsetup luksAddKey", func(*ring) {}, false},
+		"enrolled since":    {"before cryptsetup luksAddKey", func(r *ring) { r.enroll("--recovery-key") }, true},
+		"two changes since": {"before cryptsetup luksAddKey", func(r *ring) { r.addForeign(2, "x"); r.addForeign(3, "y") }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRing(t)
+			r.crashAt("add", test.point)
+			test.then(r)
+			if !r.madeIn(2) {
+				t.Fatal("keyslot 2 is empty")
+			}
+			r.requireCleaned()
+			if r.madeIn(2) != test.stays {
+				t.Errorf("keyslot 2 stays: %t", !test.stays)
+			}
+			r.requireKeyslots("0 recovery")
+		})
+	}
+}
+
+// crashAt takes the last crash at that place: the proof of the authorising key runs the same program as that of the new one.
+func (r *ring) crashAt(words, place string) {
+	r.t.Helper()
+	last, point := 0, 0
+	probe := newRing(r.t)
+	for {
+		point++
+		at, err := crashChild(r.t, words, probe.dir, strconv.Itoa(point))
+		r.must(err)
+		if at == "" {
+			break
+		}
+		if at == place {
+			last = point
+		}
+		probe = newRing(r.t)
+	}
+	if last == 0 {
+		r.t.Fatalf("%s does not come to %q", words, place)
+	}
+	at, err := crashChild(r.t, words, r.dir, strconv.Itoa(last))
+	r.must(err)
+	if at != place {
+		r.t.Fatalf("killed at %q", at)
+	}
+}
+
+// requireCleaned has a change that comes to nothing clean up before it does.
+func (r *ring) requireCleaned() {
+	r.t.Helper()
+	_, err := r.AddKey(r.t.Context(), EnrolTPM2{Device: "swtpm:path=" + r.path("none")}, AddOptions{Sources: offers(r.t, ringPassphrase)}, &watcher{})
+	if err == nil {
+		r.t.Error("there is a TPM")
+	}
+	if err := r.states.Load(r.keyChangeName(), keyChangeVersion, new(keyChange)); !errors.Is(err, fs.ErrNotExist) {
+		r.t.Errorf("the journal is still there: %v", err)
+	}
+}
