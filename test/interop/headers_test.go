@@ -107,7 +107,7 @@ func enrolAll(c *cell) {
 	device := "--tpm2-device=" + c.tpm.TCTI()
 	for _, args := range [][]string{
 		{device, "--tpm2-pcrs=7"},
-		{device, "--tpm2-pcrs=0+7", "--tpm2-with-pin=yes"},
+		append(c.tree.withPIN(), device, "--tpm2-pcrs=0+7"),
 		{"--recovery-key"},
 	} {
 		c.enrol(args...)

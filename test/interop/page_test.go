@@ -50,7 +50,9 @@ func readFindings(t *testing.T, kind string) findings {
 func releases() []string { return []string{"12", "13", "unstable"} }
 
 // titles are what the columns are called. What unstable has today is no part of the table.
-func titles() []string { return []string{"Debian 12, systemd 252", "Debian 13, systemd 257", "Debian unstable"} }
+func titles() []string {
+	return []string{"Debian 12, systemd 252", "Debian 13, systemd 257", "Debian unstable"}
+}
 
 // TestPage compares docs/interop.md with what the machines printed.
 func TestPage(t *testing.T) {

@@ -22,7 +22,6 @@ type shape struct {
 }
 
 func shapes() []shape {
-	signature := func(args ...string) func(*cell) string { return signed(nil, args...) }
 	rsa := func(c *cell) { c.makeSRK("rsa2048") }
 	return []shape{
 		{"none", "no PCRs", 0, 0, sealed("--tpm2-pcrs="), seals(seal.SealOptions{})},
@@ -36,11 +35,11 @@ func shapes() []shape {
 		{"pcr7-pin", "PCR 7 and PIN", 0, 0, sealedPBKDF2("--tpm2-pcrs=7"), sealsWithPIN(seal.SealOptions{PCRs: []int{7}})},
 		{"argon2id", "PCR 7 and PIN under Argon2id", 262, 0, sealedWithPIN("--tpm2-pcrs=7", "--tpm2-with-pin=yes",
 			"--tpm2-argon2id-memory=33555000", "--tpm2-argon2id-iterations=3", "--tpm2-argon2id-parallelism=3"), nil},
-		{"signed", "signed PCR 11", 0, 0, signature("--tpm2-pcrs="), nil},
-		{"signed-pcr7", "signed PCR 11 and PCR 7", 0, 0, signature("--tpm2-pcrs=7"), nil},
-		{"signed-pin", "signed PCR 11 and PIN", 0, 0, signature("--tpm2-pcrs=", "--tpm2-with-pin=yes"), nil},
+		{"signed", "signed PCR 11", 0, 0, signed(nil, false, "--tpm2-pcrs="), nil},
+		{"signed-pcr7", "signed PCR 11 and PCR 7", 0, 0, signed(nil, false, "--tpm2-pcrs=7"), nil},
+		{"signed-pin", "signed PCR 11 and PIN", 0, 0, signed(nil, true, "--tpm2-pcrs="), nil},
 		{"signed-ref", "signed PCR 11 for a policy reference", 262, 0,
-			signed([]string{"--policyref=initrd"}, "--tpm2-pcrs=", "--tpm2-public-key-policyref=initrd"), nil},
+			signed([]string{"--policyref=initrd"}, false, "--tpm2-pcrs=", "--tpm2-public-key-policyref=initrd"), nil},
 		{"offline", "PCR 7, sealed offline", 255, 0, sealedOffline("ecc256"), nil},
 		{"offline-rsa", "PCR 7, sealed offline for an RSA key", 255, 0, sealedOffline("rsa2048"), nil},
 		{"pcrlock", "pcrlock", 255, 0, locked("pcrlock"), nil},

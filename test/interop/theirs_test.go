@@ -46,6 +46,14 @@ func (c *cell) enrolTPM(args ...string) {
 	c.keepToken()
 }
 
+// withPIN are the options for a PIN, as it is hardened by default. Version 262 would measure for seconds how hard.
+func (tr *tree) withPIN() []string {
+	if tr.systemd < 262 {
+		return []string{"--tpm2-with-pin=yes"}
+	}
+	return []string{"--tpm2-with-pin=yes", "--tpm2-argon2id-memory=16M", "--tpm2-argon2id-iterations=4", "--tpm2-argon2id-parallelism=2"}
+}
+
 // sealed is a shape that the options of systemd-cryptenroll make.
 func sealed(args ...string) func(*cell) string {
 	return func(c *cell) string {
@@ -98,11 +106,14 @@ func sealedSHA1(c *cell) string {
 }
 
 // signed is a policy that the tree's systemd-measure signs, for whatever else the options say.
-func signed(measure []string, args ...string) func(*cell) string {
+func signed(measure []string, withPIN bool, args ...string) func(*cell) string {
 	return func(c *cell) string {
 		c.startTPM()
 		signature := c.sign(measure...)
 		c.boot()
+		if withPIN {
+			args = append(args, c.tree.withPIN()...)
+		}
 		c.enrolTPM(append(args, "--tpm2-public-key="+c.path("public.pem"), "--tpm2-public-key-pcrs=11",
 			"--tpm2-signature="+signature)...)
 		offer := []string{"--tpm2-signature", signature, "--pin-file", c.write("pin", []byte(pin))}

@@ -53,7 +53,7 @@ func enter(t *testing.T) *tree {
 
 func firstNumber(t *testing.T, text string) (number int) {
 	t.Helper()
-	for _, digit := range strings.TrimLeft(text, "systemd ") {
+	for _, digit := range strings.TrimPrefix(text, "systemd ") {
 		if digit < '0' || digit > '9' {
 			break
 		}
