@@ -16,9 +16,7 @@ import (
 // sealHardened seals like systemd 262 with --tpm2-with-pin=yes.
 func sealHardened(t *testing.T, s *swtpm.TPM, key, pin *secret.Key, hardening Argon2id, pcrs ...int) *Token {
 	t.Helper()
-	token, err := with(t, s, func(d *Device) (*Token, error) {
-		tpm, end := d.begin(t.Context())
-		defer end()
+	return craft(t, s, func(tpm bus) (*Token, error) {
 		token, err := tpm.newToken(SealOptions{PCRs: pcrs, PIN: pin})
 		if err != nil {
 			return nil, err
@@ -37,10 +35,6 @@ func sealHardened(t *testing.T, s *swtpm.TPM, key, pin *secret.Key, hardening Ar
 		defer auth.Wipe()
 		return token, tpm.create(token, srk, key, auth)
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return reparse(t, token)
 }
 
 // The other implementation is that of the pull request's description. test/interop has systemd's own.

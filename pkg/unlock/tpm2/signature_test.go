@@ -122,9 +122,7 @@ func sealSignedAs(
 	t *testing.T, s *swtpm.TPM, signer *rsa.PrivateKey, signedPCRs []int, key *secret.Key, opts SealOptions, ref string,
 ) *Token {
 	t.Helper()
-	token, err := with(t, s, func(d *Device) (*Token, error) {
-		tpm, end := d.begin(t.Context())
-		defer end()
+	return craft(t, s, func(tpm bus) (*Token, error) {
 		token, err := tpm.newToken(opts)
 		if err != nil {
 			return nil, err
@@ -142,10 +140,6 @@ func sealSignedAs(
 		token.SRK = &SRK{Handle: uint32(srk.handle), Name: srk.name, Public: srk.raw}
 		return token, tpm.sealTo(token, srk, key, opts.PIN)
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return reparse(t, token)
 }
 
 func TestSignedPolicy(t *testing.T) {

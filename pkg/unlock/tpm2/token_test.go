@@ -41,23 +41,29 @@ func shape(data []byte) (names []string) {
 }
 
 // Our token has the fields of systemd's, in its order, and all but the keys' bytes are the same.
-func TestSealWritesTheTokenOfSystemd257(t *testing.T) {
+func TestSealWritesTheTokenOfSystemd(t *testing.T) {
 	s := swtpm.Start(t)
 	s.Extend(7, "boot")
-	for name, opts := range map[string]SealOptions{
-		"systemd257-pcr7":   {PCRs: []int{7}},
-		"systemd257-none":   {},
-		"systemd257-sha384": {PCRs: []int{7}, Bank: SHA384},
-		"systemd257-pin":    {PCRs: []int{7}, PIN: newPIN(t, "1234")},
+	for kind, opts := range map[string]SealOptions{
+		"pcr7":     {PCRs: []int{7}},
+		"none":     {},
+		"sha384":   {PCRs: []int{7}, Bank: SHA384},
+		"pcr7-pin": {PCRs: []int{7}, PIN: newPIN(t, "1234")},
 	} {
 		token := sealWith(t, s, newKey(t), opts)
-		if got, want := shape(must(token.MarshalJSON())), shape(sample(t, name)); !slices.Equal(got, want) {
-			t.Errorf("our token is\n%v, that of %s is\n%v", got, name, want)
-		}
-		theirs := must(ParseToken(sample(t, name)))
-		if attributes := theirs.Public[4:8]; !bytes.Equal(token.Public[4:8], attributes) {
-			t.Errorf("our object has attributes %x, that of %s has %x", token.Public[4:8], name, attributes)
-		}
+		wantLike(t, token, "systemd257-"+kind)
+		wantLike(t, token, "systemd262-"+kind) // the PIN with --tpm2-with-pin=direct
+	}
+}
+
+func wantLike(t *testing.T, token *Token, name string) {
+	t.Helper()
+	if got, want := shape(must(token.MarshalJSON())), shape(sample(t, name)); !slices.Equal(got, want) {
+		t.Errorf("our token is\n%v, that of %s is\n%v", got, name, want)
+	}
+	theirs := must(ParseToken(sample(t, name)))
+	if attributes := theirs.Public[4:8]; !bytes.Equal(token.Public[4:8], attributes) {
+		t.Errorf("our object has attributes %x, that of %s has %x", token.Public[4:8], name, attributes)
 	}
 }
 
