@@ -25,10 +25,10 @@ install: build
 	install -D -m 0644 -t $(DESTDIR)$(prefix)/lib/systemd/catalog deploy/systemd/luksmediad.catalog
 	install -D -m 0644 -t $(DESTDIR)$(prefix)/share/doc/luksmediad README.md
 
-# Three tiers, everywhere, in a kernel of its own, on a machine of its own, and the linter, which is quicker than the
-# last two. The first that fails is the last that runs.
+# Four parts, everywhere, against the systemd of three Debian releases, in a kernel of its own, on a machine of its own, and
+# the linter, which is quicker than the last three. The first that fails is the last that runs.
 test:
-	@for part in everywhere lint kernel boot; do \
+	@for part in everywhere lint interop kernel boot; do \
 		echo "test/$$part/run"; \
 		began=$$(date +%s); \
 		status=0; test/$$part/run || status=$$?; \

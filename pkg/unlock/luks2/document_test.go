@@ -62,6 +62,40 @@ func TestMalformedMetadata(t *testing.T) {
 		"digest, keyslot a number":  {once(`"keyslots":["5"]`, `"keyslots":[5]`), "digests.1.keyslots: not an array of strings"},
 		"token of no keyslot":       {once(`"type":"systemd-recovery","keyslots":["0"]`, `"type":"systemd-recovery","keyslots":["3"]`), `tokens.0.keyslots: "3" does not exist`},
 		"token without a type":      {once(`"type":"systemd-recovery",`, ``), "tokens.0.type: missing"},
+		"no opening brace":          {once("{", "["), "the JSON is not one object"},
+		"byte right after the end":  {text + "\x00x", "bytes after the end"},
+		"digests missing":           {once(`"digests":{`, `"x":{`), "digests: missing"},
+		"segments an array":         {once(`"segments":{`, `"segments":[],"x":{`), "segments: not an object"},
+		"keyslot an array":          {once(`"keyslots":{"0":{`, `"keyslots":{"9":[],"0":{`), "keyslots.9: not an object"},
+		"keyslot without a type":    {once(`"type":"luks2",`, ``), "keyslots.0.type: missing"},
+		"keyslot without key size":  {once(`"key_size":64,`, ``), "keyslots.0.key_size: missing"},
+		"keyslot without a KDF":     {once(`"kdf":{`, `"x":{`), "keyslots.0.kdf: missing"},
+		"keyslot without splitter":  {once(`"af":{`, `"x":{`), "keyslots.0.af: missing"},
+		"keyslot without an area":   {once(`"area":{`, `"x":{`), "keyslots.0.area: missing"},
+		"area size as a number":     {once(`"size":"258048"`, `"size":258048`), "keyslots.0.area.size: not a string"},
+		"segment without a type":    {once(`"type":"crypt",`, ``), "segments.0.type: missing"},
+		"segment type a number":     {once(`"type":"crypt"`, `"type":42`), "segments.0.type: not a string"},
+		"segment without an offset": {once(`"offset":"16777216",`, ``), "segments.0.offset: missing"},
+		"segment offset a number":   {once(`"offset":"16777216"`, `"offset":16777216`), "segments.0.offset: not a string"},
+		"segment without a size":    {once(`"size":"dynamic",`, ``), "segments.0.size: missing"},
+		"segment size a number":     {once(`"size":"dynamic"`, `"size":4096`), "segments.0.size: not a string"},
+		"segment size negative":     {once(`"size":"dynamic"`, `"size":"-512"`), "segments.0.size: not a number of bytes"},
+		"segment size of 64 bits":   {once(`"size":"dynamic"`, `"size":"18446744073709551615"`), "segments.0.size: not a number of bytes"},
+		"segment size of 65 bits":   {once(`"size":"dynamic"`, `"size":"18446744073709551616"`), "segments.0.size: not a number of bytes"},
+		"segment without a cipher":  {once(`"encryption":"aes-xts-plain64","sector_size"`, `"sector_size"`), "segments.0.encryption: missing"},
+		"segment cipher a list":     {once(`"encryption":"aes-xts-plain64","sector_size"`, `"encryption":[],"sector_size"`), "segments.0.encryption: not a string"},
+		"segment without an IV":     {once(`"iv_tweak":"0",`, ``), "segments.0.iv_tweak: missing"},
+		"IV tweak a number":         {once(`"iv_tweak":"0"`, `"iv_tweak":0`), "segments.0.iv_tweak: not a string"},
+		"segment without sectors":   {once(`"sector_size":4096`, `"x":4096`), "segments.0.sector_size: missing"},
+		"sector size as a string":   {once(`"sector_size":4096`, `"sector_size":"4096"`), "segments.0.sector_size: not a number"},
+		"sector size negative":      {once(`"sector_size":4096`, `"sector_size":-4096`), "segments.0.sector_size: not an unsigned 32-bit number"},
+		"segment flags a string":    {once(`"iv_tweak":"0"`, `"flags":"x","iv_tweak":"0"`), "segments.0.flags: not an array"},
+		"segment flags of numbers":  {once(`"iv_tweak":"0"`, `"flags":[1],"iv_tweak":"0"`), "segments.0.flags: not an array of strings"},
+		"token a string":            {once(`"tokens":{`, `"tokens":{"9":"x",`), "tokens.9: not an object"},
+		"token type a number":       {once(`"type":"systemd-recovery"`, `"type":1`), "tokens.0.type: not a string"},
+		"token without keyslots":    {once(`"type":"systemd-recovery","keyslots":["0"]`, `"type":"systemd-recovery"`), "tokens.0.keyslots: missing"},
+		"token, keyslots a string":  {once(`"type":"systemd-recovery","keyslots":["0"]`, `"type":"systemd-recovery","keyslots":"0"`), "tokens.0.keyslots: not an array"},
+		"token, keyslot a number":   {once(`"type":"systemd-recovery","keyslots":["0"]`, `"type":"systemd-recovery","keyslots":[0]`), "tokens.0.keyslots: not an array of strings"},
 		"flags not of strings":      {once(`"config":{`, `"config":{"flags":[1],`), "config.flags: not an array of strings"},
 		"requirements not readable": {once(`"config":{`, `"config":{"requirements":{"mandatory":"x"},`), "config.requirements.mandatory: not an array"},
 	} {
@@ -78,10 +112,21 @@ func TestMalformedMetadata(t *testing.T) {
 	}
 }
 
-func TestUnchangedTextIsRead(t *testing.T) {
+// Neither the length of the JSON nor how a token was laid out in it matters.
+func TestUnusualTextIsRead(t *testing.T) {
 	b := loadBase(t)
-	text := bytes.TrimRight(b.head[binaryBytes:b.headerSize], "\x00")
-	if _, err := Read(b.withText(text), b.size); err != nil {
-		t.Error(err)
+	text := string(bytes.TrimRight(b.head[binaryBytes:b.headerSize], "\x00"))
+	loose := strings.Replace(text, `{"type":"systemd-recovery",`, "{\n  \"type\" : \"systemd-recovery\",\n  ", 1)
+	room := b.headerSize - binaryBytes - len(text) - 1 - len(`"note":"",`)
+	full := strings.Replace(text, `{"type":"systemd-recovery",`, `{"note":"`+strings.Repeat("x", room)+`","type":"systemd-recovery",`, 1)
+	for name, text := range map[string]string{"unchanged": text, "not compact": loose, "full": full} {
+		h, err := Read(b.withText([]byte(text)), b.size)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if err := h.Validate(b.size); err != nil || len(h.Damage) > 0 || len(h.Tokens("systemd-recovery")) != 1 {
+			t.Errorf("%s: %v, damage %v", name, err, h.Damage)
+		}
 	}
 }

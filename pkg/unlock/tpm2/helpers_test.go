@@ -62,6 +62,20 @@ func sealWith(t *testing.T, s *swtpm.TPM, key *secret.Key, opts SealOptions) *To
 	return token
 }
 
+// craft makes a token that Seal does not make, by steps that it takes too.
+func craft(t *testing.T, s *swtpm.TPM, steps func(bus) (*Token, error)) *Token {
+	t.Helper()
+	token, err := with(t, s, func(d *Device) (*Token, error) {
+		tpm, end := d.begin(t.Context())
+		defer end()
+		return steps(tpm)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reparse(t, token)
+}
+
 func unseal(t *testing.T, s *swtpm.TPM, token *Token) (*secret.Key, error) {
 	t.Helper()
 	return unsealWith(t, s, token, UnsealOptions{})

@@ -57,9 +57,7 @@ func pinWith(t *testing.T, looks func(auth []byte) bool) string {
 // sealUnsalted seals like systemd 252: under the legacy primary key, which it gives up again, and without salt.
 func sealUnsalted(t *testing.T, s *swtpm.TPM, algorithm string, key, pin *secret.Key, pcrs ...int) *Token {
 	t.Helper()
-	token, err := with(t, s, func(d *Device) (*Token, error) {
-		tpm, end := d.begin(t.Context())
-		defer end()
+	return craft(t, s, func(tpm bus) (*Token, error) {
 		token, err := tpm.newToken(SealOptions{PCRs: pcrs, PIN: pin})
 		if err != nil {
 			return nil, err
@@ -72,10 +70,6 @@ func sealUnsalted(t *testing.T, s *swtpm.TPM, algorithm string, key, pin *secret
 		defer tpm.flush(under.handle)
 		return token, tpm.sealTo(token, under, key, pin)
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return reparse(t, token)
 }
 
 func TestPINOnEveryPrimary(t *testing.T) {

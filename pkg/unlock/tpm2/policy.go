@@ -22,9 +22,10 @@ type Policy struct {
 	PCRs []int
 	// PIN says that the object's authorisation value has to be known as well.
 	PIN bool
-	// Signer has to have signed the values of SignedPCRs, of the same bank; nil if nobody has.
+	// Signer has to have signed the values of SignedPCRs, of the same bank, together with Ref; nil if nobody has.
 	Signer     *rsa.PublicKey
 	SignedPCRs []int
+	Ref        string
 }
 
 // Digest computes the policy digest for the given values of PCRs; it does not
@@ -60,7 +61,7 @@ func (p Policy) steps(values map[int][]byte) (steps []tpm2.PolicyCommand, err er
 		if err != nil {
 			return nil, err
 		}
-		steps = append(steps, tpm2.PolicyAuthorize{KeySign: tpm2.TPM2BName{Buffer: name}})
+		steps = append(steps, tpm2.PolicyAuthorize{KeySign: tpm2.TPM2BName{Buffer: name}, PolicyRef: p.ref()})
 	}
 	if len(p.PCRs) > 0 {
 		step, err := commandPCR(p.Bank, p.PCRs, values)
@@ -73,6 +74,16 @@ func (p Policy) steps(values map[int][]byte) (steps []tpm2.PolicyCommand, err er
 		steps = append(steps, tpm2.PolicyAuthValue{})
 	}
 	return steps, nil
+}
+
+// ref is what the TPM knows as policyRef: systemd hashes the reference (src/shared/tpm2-util.c,
+// tpm2_make_policy_authorize_tbs_data).
+func (p Policy) ref() tpm2.TPM2BDigest {
+	if p.Ref == "" {
+		return tpm2.TPM2BDigest{}
+	}
+	digest := sha256.Sum256([]byte(p.Ref))
+	return tpm2.TPM2BDigest{Buffer: digest[:]}
 }
 
 // accepted tells whether the signer accepts the values of the signed PCRs.
@@ -117,9 +128,14 @@ func commandPCR(bank Bank, pcrs []int, values map[int][]byte) (tpm2.PolicyPCR, e
 // proof is a policy with what satisfies it.
 type proof struct {
 	Policy
-	// auth is the authorisation value, nil without PIN.
-	auth       *secret.Key
+	// auth is the authorisation value, nil without PIN; mix is what else Argon2id makes of the PIN, nil without it.
+	auth, mix  *secret.Key
 	signatures *Signatures
+}
+
+func (p proof) wipe() {
+	p.auth.Wipe()
+	p.mix.Wipe()
 }
 
 // satisfy takes the steps of the policy in a session.
@@ -156,7 +172,7 @@ func (b bus) policyPCR(session tpm2.TPMHandle, bank Bank, pcrs []int) error {
 // Policy is the policy of the token. One kept by systemd-pcrlock and one signed
 // with another key than RSA are [ErrUnsupported], a key that is none [ErrToken].
 func (t *Token) Policy() (Policy, error) {
-	policy := Policy{Bank: t.Bank, PCRs: t.PCRs, PIN: t.PIN, SignedPCRs: t.PubkeyPCRs}
+	policy := Policy{Bank: t.Bank, PCRs: t.PCRs, PIN: t.PIN, SignedPCRs: t.PubkeyPCRs, Ref: t.PubkeyRef}
 	if policy.Bank == "" {
 		policy.Bank = SHA256 // what systemd used before it wrote the bank down (version 250)
 	}
@@ -165,6 +181,8 @@ func (t *Token) Policy() (Policy, error) {
 		return Policy{}, fmt.Errorf("policy kept by systemd-pcrlock: %w", ErrUnsupported)
 	case (t.Pubkey == nil) != (len(t.PubkeyPCRs) == 0):
 		return Policy{}, malformed("tpm2_pubkey and tpm2_pubkey_pcrs do not go together")
+	case t.Pubkey == nil && t.PubkeyRef != "":
+		return Policy{}, malformed("tpm2_pubkey_ref without tpm2_pubkey")
 	case t.Pubkey == nil:
 		return policy, nil
 	}

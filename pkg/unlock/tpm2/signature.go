@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -29,7 +30,9 @@ type signature struct {
 	Fingerprint hexadecimal `json:"pkfp"`
 	// Policy is the digest of PolicyPCR alone.
 	Policy hexadecimal `json:"pol"`
-	// Signature is RSASSA-PKCS1-v1_5 with SHA-256 over the policy.
+	// Ref is the policy reference, since systemd 262 (systemd-measure --policyref=).
+	Ref string `json:"ref"`
+	// Signature is RSASSA-PKCS1-v1_5 with SHA-256 over the policy with the hash of the reference behind it.
 	Signature encoded `json:"sig"`
 }
 
@@ -101,14 +104,14 @@ func (s *Signatures) verified(p Policy, digest []byte) ([]byte, error) {
 	var others [][]byte
 	var forged error
 	for _, entry := range s.banks[p.Bank] {
-		if entry.PCRs != maskOf(p.SignedPCRs) || !bytes.Equal(entry.Fingerprint, fingerprint[:]) {
+		if entry.PCRs != maskOf(p.SignedPCRs) || entry.Ref != p.Ref || !bytes.Equal(entry.Fingerprint, fingerprint[:]) {
 			continue
 		}
 		if !bytes.Equal(entry.Policy, digest) {
 			others = append(others, entry.Policy)
 			continue
 		}
-		if forged = verify(p.Signer, digest, entry.Signature); forged == nil {
+		if forged = verify(p, digest, entry.Signature); forged == nil {
 			return entry.Signature, nil
 		}
 	}
@@ -118,12 +121,25 @@ func (s *Signatures) verified(p Policy, digest []byte) ([]byte, error) {
 	case len(others) > 0:
 		return nil, &PolicyError{Bank: p.Bank, PCRs: p.SignedPCRs, Signed: others, Got: digest}
 	}
-	return nil, fmt.Errorf("%w: none by key %x over PCRs %v of bank %s", ErrSignature, fingerprint, p.SignedPCRs, p.Bank)
+	return nil, fmt.Errorf("%w: none by key %x over PCRs %v of bank %s%s", ErrSignature, fingerprint, p.SignedPCRs, p.Bank, p.forRef())
 }
 
-func verify(signer *rsa.PublicKey, policy, signature []byte) error {
-	digest := sha256.Sum256(policy)
-	return rsa.VerifyPKCS1v15(signer, crypto.SHA256, digest[:], signature)
+func verify(p Policy, policy, signature []byte) error {
+	digest := p.signedDigest(policy)
+	return rsa.VerifyPKCS1v15(p.Signer, crypto.SHA256, digest[:], signature)
+}
+
+// forRef names the reference in messages.
+func (p Policy) forRef() string {
+	if p.Ref == "" {
+		return ""
+	}
+	return fmt.Sprintf(" for reference %q", p.Ref)
+}
+
+// signedDigest is what the signer signs of a policy (TPM 2.0 Library, Part 3, TPM2_PolicyAuthorize, aHash).
+func (p Policy) signedDigest(policy []byte) [sha256.Size]byte {
+	return sha256.Sum256(slices.Concat(policy, p.ref().Buffer))
 }
 
 // parseSigner reads the public key of a token, a PEM text. systemd knows only RSA
@@ -179,30 +195,31 @@ func (b bus) authorize(session tpm2.TPMHandle, policy Policy, signatures *Signat
 	if err != nil {
 		return err
 	}
-	ticket, err := b.verifySignature(policy.Signer, got.PolicyDigest.Buffer, signed)
+	ticket, err := b.verifySignature(policy, got.PolicyDigest.Buffer, signed)
 	if err != nil {
 		return err
 	}
 	_, err = tpm2.PolicyAuthorize{
 		PolicySession:  session,
 		ApprovedPolicy: got.PolicyDigest,
+		PolicyRef:      policy.ref(),
 		KeySign:        tpm2.TPM2BName{Buffer: name},
 		CheckTicket:    *ticket,
 	}.Execute(b)
 	return err
 }
 
-// verifySignature gives the TPM's ticket that the signer signed the policy.
-func (b bus) verifySignature(signer *rsa.PublicKey, policy, signed []byte) (*tpm2.TPMTTKVerified, error) {
+// verifySignature gives the TPM's ticket that the signer signed the policy's digest.
+func (b bus) verifySignature(policy Policy, approved, signed []byte) (*tpm2.TPMTTKVerified, error) {
 	key, err := tpm2.LoadExternal{
-		InPublic:  tpm2.New2B(signerTemplate(signer)),
+		InPublic:  tpm2.New2B(signerTemplate(policy.Signer)),
 		Hierarchy: tpm2.TPMRHOwner,
 	}.Execute(b)
 	if err != nil {
 		return nil, err
 	}
 	defer b.flush(key.ObjectHandle)
-	digest := sha256.Sum256(policy)
+	digest := policy.signedDigest(approved)
 	verified, err := tpm2.VerifySignature{
 		KeyHandle: key.ObjectHandle,
 		Digest:    tpm2.TPM2BDigest{Buffer: digest[:]},

@@ -54,6 +54,7 @@ func signerPEM(signer *rsa.PrivateKey) []byte {
 type entry struct {
 	PCRs        []int  `json:"pcrs"`
 	Fingerprint string `json:"pkfp"`
+	Ref         string `json:"ref,omitempty"`
 	Policy      string `json:"pol"`
 	Signature   string `json:"sig"`
 }
@@ -65,7 +66,28 @@ func sign(t testing.TB, signer *rsa.PrivateKey, bank Bank, pcrs []int, values ma
 	if err != nil {
 		t.Fatal(err)
 	}
-	digest := sha256.Sum256(policy)
+	return signPolicy(t, signer, pcrs, policy, nil)
+}
+
+// signReferring signs the value of PCR 11 for a policy reference, as systemd-measure 262 does.
+func signReferring(t testing.TB, signer *rsa.PrivateKey, ref string, values map[int][]byte) entry {
+	t.Helper()
+	if ref == "" {
+		return sign(t, signer, SHA256, []int{11}, values)
+	}
+	policy, err := Policy{Bank: SHA256, PCRs: []int{11}}.Digest(values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := sha256.Sum256([]byte(ref))
+	e := signPolicy(t, signer, []int{11}, policy, digest[:])
+	e.Ref = ref
+	return e
+}
+
+func signPolicy(t testing.TB, signer *rsa.PrivateKey, pcrs []int, policy, ref []byte) entry {
+	t.Helper()
+	digest := sha256.Sum256(slices.Concat(policy, ref))
 	signed, err := rsa.SignPKCS1v15(rand.Reader, signer, crypto.SHA256, digest[:])
 	if err != nil {
 		t.Fatal(err)
@@ -93,14 +115,19 @@ func parsed(t *testing.T, bank Bank, entries ...entry) *Signatures {
 // sealSigned seals under a signed policy, besides literal PCRs and a PIN.
 func sealSigned(t *testing.T, s *swtpm.TPM, signer *rsa.PrivateKey, signedPCRs []int, key *secret.Key, opts SealOptions) *Token {
 	t.Helper()
-	token, err := with(t, s, func(d *Device) (*Token, error) {
-		tpm, end := d.begin(t.Context())
-		defer end()
+	return sealSignedAs(t, s, signer, signedPCRs, key, opts, "")
+}
+
+func sealSignedAs(
+	t *testing.T, s *swtpm.TPM, signer *rsa.PrivateKey, signedPCRs []int, key *secret.Key, opts SealOptions, ref string,
+) *Token {
+	t.Helper()
+	return craft(t, s, func(tpm bus) (*Token, error) {
 		token, err := tpm.newToken(opts)
 		if err != nil {
 			return nil, err
 		}
-		token.Pubkey, token.PubkeyPCRs, token.Bank = signerPEM(signer), signedPCRs, opts.Bank
+		token.Pubkey, token.PubkeyPCRs, token.PubkeyRef, token.Bank = signerPEM(signer), signedPCRs, ref, opts.Bank
 		values, err := tpm.readPCRs(SHA256, token.PCRs)
 		if len(token.PCRs) > 0 && err != nil {
 			return nil, err
@@ -113,10 +140,6 @@ func sealSigned(t *testing.T, s *swtpm.TPM, signer *rsa.PrivateKey, signedPCRs [
 		token.SRK = &SRK{Handle: uint32(srk.handle), Name: srk.name, Public: srk.raw}
 		return token, tpm.sealTo(token, srk, key, opts.PIN)
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return reparse(t, token)
 }
 
 func TestSignedPolicy(t *testing.T) {
@@ -212,6 +235,39 @@ func TestSignedPolicyRefuses(t *testing.T) {
 	}
 }
 
+// A signature for a reference is good for tokens with the same one, and for no other (systemd 262).
+func TestSignedPolicyWithReference(t *testing.T) {
+	s := swtpm.Start(t)
+	signer, key := newSigner(t), newKey(t)
+	tokens, signatures := map[string]*Token{}, map[string]*Signatures{}
+	now := readPCRs(t, s, SHA256, []int{11})
+	for _, ref := range []string{"", "initrd", "other"} {
+		tokens[ref] = sealSignedAs(t, s, signer, []int{11}, key, SealOptions{Bank: SHA256}, ref)
+		signatures[ref] = parsed(t, SHA256, signReferring(t, signer, ref, now))
+	}
+	for ref, token := range tokens {
+		wantKeyWith(t, s, token, UnsealOptions{Signatures: signatures[ref]}, key)
+		for signed, others := range signatures {
+			if same, err := token.PolicyMatchesWith(now, others); same != (signed == ref) {
+				t.Errorf("reference %q, signature for %q: PolicyMatchesWith = %v, %v", ref, signed, same, err)
+			}
+			if signed == ref {
+				continue
+			}
+			_, err := unsealWith(t, s, token, UnsealOptions{Signatures: others})
+			wantClass(t, err, ErrSignature)
+		}
+		// One that only claims the reference.
+		claimed := signReferring(t, signer, ref+"x", now)
+		claimed.Ref = ref
+		_, err := unsealWith(t, s, token, UnsealOptions{Signatures: parsed(t, SHA256, claimed)})
+		wantClass(t, err, ErrSignature)
+	}
+	wantNoHandles(t, s)
+	_, err := must(ParseToken(edit(t, sample(t, "systemd257-none"), map[string]any{"tpm2_pubkey_ref": "initrd"}))).Policy()
+	wantClass(t, err, ErrToken)
+}
+
 // A token that names no bank means the best that the TPM has; one that names a bank means that one.
 func TestSignedPolicyWithoutItsBank(t *testing.T) {
 	s := swtpm.Start(t)
@@ -300,9 +356,10 @@ func FuzzParseSignatures(f *testing.F) {
 			wantClass(t, err, ErrSignature)
 			return
 		}
-		signed, err := signatures.verified(Policy{Bank: SHA256, SignedPCRs: []int{11}, Signer: &signer.PublicKey}, policy)
+		asked := Policy{Bank: SHA256, SignedPCRs: []int{11}, Signer: &signer.PublicKey}
+		signed, err := signatures.verified(asked, policy)
 		switch {
-		case err == nil && verify(&signer.PublicKey, policy, signed) != nil:
+		case err == nil && verify(asked, policy, signed) != nil:
 			t.Errorf("accepted %x for %x", signed, policy)
 		case err != nil && !errors.Is(err, ErrSignature) && !errors.Is(err, ErrPolicy):
 			t.Errorf("error of no class: %v", err)

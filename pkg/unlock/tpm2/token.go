@@ -44,9 +44,13 @@ type Token struct {
 	// PIN says that the policy asks for a PIN, hashed with Salt where there is one (systemd 253).
 	PIN  bool
 	Salt []byte
-	// PubkeyPCRs and Pubkey (PEM) belong to a signed policy.
+	// Argon2id is set where the PIN is hardened by it (systemd 262). The passphrase of the keyslot then depends on the PIN too.
+	Argon2id *Argon2id
+	// PubkeyPCRs and Pubkey (PEM) belong to a signed policy. PubkeyRef is what the signatures have to name besides (systemd
+	// 262, --tpm2-public-key-policyref=), empty for nothing.
 	PubkeyPCRs []int
 	Pubkey     []byte
+	PubkeyRef  string
 	// PCRLock says that the policy is kept in the NV index whose TPM2B_NV_PUBLIC is PCRLockNV.
 	PCRLock   bool
 	PCRLockNV []byte
@@ -66,9 +70,13 @@ type tokenJSON struct {
 	PCRLock    bool     `json:"tpm2_pcrlock,omitempty"`
 	PubkeyPCRs []int    `json:"tpm2_pubkey_pcrs,omitempty"`
 	Pubkey     encoded  `json:"tpm2_pubkey,omitempty"`
+	PubkeyRef  string   `json:"tpm2_pubkey_ref,omitempty"`
 	Salt       encoded  `json:"tpm2_salt,omitempty"`
 	SRK        encoded  `json:"tpm2_srk,omitempty"`
 	PCRLockNV  encoded  `json:"tpm2_pcrlock_nv,omitempty"`
+	MemoryCost *uint64  `json:"tpm2_argon2id_memcost,omitempty"`
+	Iterations *uint32  `json:"tpm2_argon2id_iterations,omitempty"`
+	Lanes      *uint32  `json:"tpm2_argon2id_lanes,omitempty"`
 }
 
 // encoded is bytes as standard base64 with padding, and nothing else.
@@ -100,6 +108,7 @@ func (t *Token) MarshalJSON() ([]byte, error) {
 		PCRLock:    t.PCRLock,
 		PubkeyPCRs: t.PubkeyPCRs,
 		Pubkey:     t.Pubkey,
+		PubkeyRef:  t.PubkeyRef,
 		Salt:       t.Salt,
 		PCRLockNV:  t.PCRLockNV,
 	}
@@ -109,12 +118,15 @@ func (t *Token) MarshalJSON() ([]byte, error) {
 	if t.SRK != nil {
 		out.SRK = t.SRK.marshal()
 	}
+	if a := t.Argon2id; a != nil {
+		out.MemoryCost, out.Iterations, out.Lanes = &a.MemoryBytes, &a.Iterations, &a.Lanes
+	}
 	return json.Marshal(out)
 }
 
 // ParseToken reads the JSON object of a token, strictly: a field that is
 // missing, doubled, out of bounds or at odds with another is [ErrToken]. A field
-// that systemd did not write up to version 261, and a secret in shards, are
+// that systemd did not write up to version 262, and a secret in shards, are
 // [ErrUnsupported]. What [Device.Unseal] cannot handle is parsed nevertheless.
 func ParseToken(data []byte) (*Token, error) {
 	t, err := parseToken(data)
@@ -132,11 +144,11 @@ func parseToken(data []byte) (*Token, error) {
 	t := &Token{
 		PCRs: in.PCRs, Bank: in.Bank, PrimaryAlg: in.PrimaryAlg,
 		PIN: in.PIN, Salt: in.Salt,
-		PubkeyPCRs: in.PubkeyPCRs, Pubkey: in.Pubkey,
+		PubkeyPCRs: in.PubkeyPCRs, Pubkey: in.Pubkey, PubkeyRef: in.PubkeyRef,
 		PCRLock: in.PCRLock, PCRLockNV: in.PCRLockNV,
 	}
 	for _, step := range []func(*tokenJSON) error{
-		t.setKeyslots, t.setPolicy, t.setBlob, t.setSRK, checkNames,
+		t.setKeyslots, t.setPolicy, t.setBlob, t.setSRK, t.setArgon2id, checkNames,
 	} {
 		if err := step(in); err != nil {
 			return nil, err
@@ -179,6 +191,20 @@ func (t *Token) setSRK(in *tokenJSON) (err error) {
 		t.SRK, err = parseSRK(in.SRK)
 	}
 	return err
+}
+
+// setArgon2id wants all three parameters or none (systemd src/shared/tpm2-util.c, tpm2_parse_luks2_json).
+func (t *Token) setArgon2id(in *tokenJSON) error {
+	switch {
+	case in.MemoryCost == nil && in.Iterations == nil && in.Lanes == nil:
+		return nil
+	case in.MemoryCost == nil || in.Iterations == nil || in.Lanes == nil:
+		return malformed("the parameters of Argon2id are not complete")
+	case !t.PIN || len(t.Salt) == 0:
+		return malformed("Argon2id without PIN and salt")
+	}
+	t.Argon2id = &Argon2id{MemoryBytes: *in.MemoryCost, Iterations: *in.Iterations, Lanes: *in.Lanes}
+	return t.Argon2id.check()
 }
 
 func checkNames(in *tokenJSON) error {
@@ -264,7 +290,8 @@ func checkFields(fields map[string]json.RawMessage) error {
 				return fmt.Errorf("secret in shards: %w", ErrUnsupported)
 			}
 		case "type", "keyslots", "tpm2-pcrs", "tpm2-pcr-bank", "tpm2-primary-alg", "tpm2-pin", "tpm2_pcrlock",
-			"tpm2_pubkey_pcrs", "tpm2_pubkey", "tpm2_salt", "tpm2_srk", "tpm2_pcrlock_nv":
+			"tpm2_pubkey_pcrs", "tpm2_pubkey", "tpm2_pubkey_ref", "tpm2_salt", "tpm2_srk", "tpm2_pcrlock_nv",
+			"tpm2_argon2id_memcost", "tpm2_argon2id_iterations", "tpm2_argon2id_lanes":
 		default:
 			return fmt.Errorf("field %q: %w", name, ErrUnsupported)
 		}

@@ -30,7 +30,8 @@ func (d *Device) Unseal(ctx context.Context, t *Token) (*secret.Key, error) {
 }
 
 // UnsealWith gives the sealed bytes, whose base64 is the passphrase of the
-// token's keyslot. The caller wipes them.
+// token's keyslot. The caller wipes them. Where Argon2id hardens the PIN it gives
+// what systemd makes of them and the PIN, to be used alike.
 //
 // Of the classes, [ErrUnsupported], [ErrToken], [ErrSRKMismatch], [ErrPolicy] (a
 // [*PolicyError]), [ErrBankUnavailable], [ErrPIN], [ErrPINNeeded] and
@@ -44,15 +45,18 @@ func (d *Device) UnsealWith(ctx context.Context, t *Token, opts UnsealOptions) (
 	if err != nil {
 		return nil, fmt.Errorf("cannot unseal the key: %w", err)
 	}
-	defer p.auth.Wipe()
+	defer p.wipe()
 	key, err := tpm.unsealToken(t, p)
 	switch {
 	case errors.Is(err, ErrPolicy):
 		return nil, tpm.explain(t, p.Policy, err)
 	case errors.Is(err, ErrLockout):
 		return nil, tpm.explainLockout(err)
+	case err != nil || p.mix == nil:
+		return key, err
 	}
-	return key, err
+	defer key.Wipe()
+	return mixed(p.mix, key)
 }
 
 func (b bus) unsealToken(t *Token, p proof) (*secret.Key, error) {
@@ -72,7 +76,7 @@ func (b bus) unsealToken(t *Token, p proof) (*secret.Key, error) {
 	return b.unseal(object, under, p)
 }
 
-// prove gives the policy with what satisfies it, if Unseal can. The caller wipes auth.
+// prove gives the policy with what satisfies it, if Unseal can. The caller wipes it.
 func (t *Token) prove(opts UnsealOptions) (proof, error) {
 	policy, err := t.Policy()
 	switch {
@@ -84,7 +88,10 @@ func (t *Token) prove(opts UnsealOptions) (proof, error) {
 		return proof{}, ErrPINNeeded
 	}
 	p := proof{Policy: policy, signatures: opts.Signatures}
-	if policy.PIN {
+	switch {
+	case t.Argon2id != nil:
+		p.mix, p.auth, err = t.Argon2id.split(opts.PIN, t.Salt)
+	case policy.PIN:
 		p.auth, err = authValue(opts.PIN, t.Salt)
 	}
 	return p, err
