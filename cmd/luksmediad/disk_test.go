@@ -19,6 +19,7 @@ import (
 	"strings"
 	"testing"
 
+	"luksmediad/internal/command"
 	"luksmediad/pkg/unlock/tpm2"
 	"luksmediad/test/swtpm"
 )
@@ -78,7 +79,7 @@ func (d *disk) run(name string, args ...string) string {
 	if cmd.Err != nil { // not on the path of an ordinary user
 		cmd = exec.Command(filepath.Join("/usr/sbin", name), args...)
 	}
-	cmd.Env = append(os.Environ(), "PASSWORD="+diskPassphrase, "NEWPIN=1234", "LC_ALL=C")
+	cmd.Env = append(os.Environ(), "PASSWORD="+diskPassphrase, "NEWPIN=1234", "LC_ALL=C", "PATH="+command.Path)
 	var out, messages bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &messages
 	if err := cmd.Run(); err != nil {

@@ -26,6 +26,7 @@ func bind(t testing.TB, device, pin, settings string) {
 	key := filepath.Join(t.TempDir(), "key")
 	writeFile(t, key, formatKey, 0o400)
 	cmd := exec.Command("clevis", "luks", "bind", "-y", "-d", device, "-k", key, pin, settings)
+	cmd.Env = append(os.Environ(), "PATH="+command.Path) // cryptsetup is not on the path of an ordinary user
 	if output, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("clevis luks bind: %v\n%s", err, output)
 	}

@@ -71,6 +71,7 @@ func TestCredentialOfAnotherUser(t *testing.T) {
 	if err := os.Chmod(folder, 0); err != nil {
 		t.Fatal(err)
 	}
+	defer os.Chmod(folder, 0o700)
 	key, err := Credential{ID: credentialID, Folders: []string{folder}}.Read()
 	defer key.Wipe()
 	if root := os.Geteuid() == 0; root != (err == nil) || !root && !errors.Is(err, ErrCredentialUnsafe) {

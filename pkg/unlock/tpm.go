@@ -1,6 +1,7 @@
 package unlock
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -139,8 +140,30 @@ func (u *unsealer) options(ctx context.Context, token *tpm2.Token) (options tpm2
 			return options, err
 		}
 	}
-	if token.PIN && u.PINs != nil {
-		options.PIN, err = u.pin.once(func() (*secret.Key, error) { return u.PINs.PIN(ctx) })
+	if !token.PIN || u.PINs == nil {
+		return options, nil
 	}
+	if err := u.matches(ctx, token); err != nil {
+		return options, err
+	}
+	options.PIN, err = u.pin.once(func() (*secret.Key, error) { return u.PINs.PIN(ctx) })
 	return options, err
+}
+
+// matches tells whether the PCRs are what the token binds literally: where they are not, nobody is asked for a PIN.
+func (u *unsealer) matches(ctx context.Context, token *tpm2.Token) error {
+	policy, err := token.Policy()
+	if err != nil || policy.Signer != nil || len(policy.PCRs) == 0 {
+		return err
+	}
+	values, err := u.device.ReadPCRs(ctx, policy.Bank, policy.PCRs)
+	if err != nil {
+		return err
+	}
+	digest, err := policy.Digest(values)
+	if err != nil || bytes.Equal(digest, token.PolicyHash) {
+		return err
+	}
+	return fmt.Errorf("cannot unseal the key: %w",
+		&tpm2.PolicyError{Bank: policy.Bank, PCRs: policy.PCRs, Want: token.PolicyHash, Got: digest, Values: values})
 }

@@ -133,6 +133,27 @@ func TestTPM2AsksForNoPINInVain(t *testing.T) {
 	}
 }
 
+// fault 41: where the PCRs have moved no PIN is of use, and none is asked for.
+func TestTPM2AsksForNoPINAfterDrift(t *testing.T) {
+	tpm := swtpm.Start(t)
+	tpm.Extend(7, "boot")
+	cryptsetup := Cryptsetup{Runner: &recorder{}}
+	device := newContainer(t, cryptsetup)
+	enrol(t, cryptsetup, device, tpm, 1, tpm2.SealOptions{PIN: newKey(t, "1234"), PCRs: []int{7}})
+	count := 0
+	source := TPM2{Device: tpm.TCTI(), PINs: asked(t, "1234", &count)}
+	requireResults(t, try(t, source, device), result{1, nil})
+	tpm.Extend(7, "drift")
+	results := try(t, source, device)
+	requireResults(t, results, result{-1, tpm2.ErrPolicy})
+	if policy := new(tpm2.PolicyError); !errors.As(results[0].err, &policy) || len(policy.Values[7]) != 32 {
+		t.Errorf("nothing is said of the PCR: %v", results[0].err)
+	}
+	if count != 1 {
+		t.Errorf("the PIN was asked for %d times", count)
+	}
+}
+
 // fault 40: a wrong PIN in a file is tried once, however often the volume is opened, until the file is another one.
 func TestTPM2TriesAWrongPINOnce(t *testing.T) {
 	tpm := swtpm.Start(t)
