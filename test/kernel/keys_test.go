@@ -85,6 +85,9 @@ func TestKeysWhileServing(t *testing.T) {
 	if added := s.change("key", "add", "keyfile", "--path", second); added.Keyslot != 1 || !added.Changed {
 		t.Errorf("%+v", added)
 	}
+	if text := s.succeed("key", "add", "keyfile", "--path", second).stdout; !strings.Contains(text, "no key source in "+s.config+" tries it") {
+		t.Errorf("key add says %q", text)
+	}
 	if again := s.change("key", "add", "keyfile", "--path", second); again.Keyslot != 1 || again.Changed {
 		t.Errorf("%+v", again)
 	}
