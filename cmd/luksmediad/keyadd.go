@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -40,6 +41,8 @@ type keyAdd struct {
 	*app
 	passphrase passphraseFlags
 	options    volume.AddOptions
+	// unused: the configuration has no source that would try the key.
+	unused bool
 }
 
 func (k *keyAdd) register(cmd *cobra.Command) {
@@ -94,6 +97,9 @@ func (k *keyAdd) answer(added *volume.AddedKey) error {
 	}
 	if len(added.Replaced) > 0 {
 		result.Text += ", in place of " + keyslotList(added.Replaced)
+	}
+	if k.unused {
+		result.Text += "; no key source in " + k.configPath + " tries it"
 	}
 	return k.succeedWith(result, result.Text)
 }
@@ -175,6 +181,9 @@ func (k *keyAddTPM2) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer wanted.PIN.Wipe()
+	k.unused = !slices.ContainsFunc(loaded.Unlock, func(source config.KeySource) bool {
+		return source.TPM2 != nil && source.TPM2.Device == wanted.Device
+	})
 	return k.add(cmd.Context(), vol, wanted)
 }
 
@@ -236,6 +245,9 @@ mode 0400. A key file on the same disk as the container protects against nothing
 			if path, err = keyFilePath(loaded, path); err != nil {
 				return err
 			}
+			k.unused = !slices.ContainsFunc(loaded.Unlock, func(source config.KeySource) bool {
+				return source.Keyfile != nil && source.Keyfile.Path == path
+			})
 			return k.add(cmd.Context(), vol, volume.EnrolKeyFile{Path: path})
 		},
 	}

@@ -58,16 +58,8 @@ type adopting struct {
 func (v *Volume) Adopt(ctx context.Context, options AdoptOptions, observer Observer) (*Record, error) {
 	a := &adopting{visit: visit{Volume: v, observer: observer, alone: true}, options: options}
 	defer a.release()
-	err := runSteps(ctx, observer, []step{
-		{StepPreflight, a.preflight},
-		{StepContainer, a.read},
-		{StepProve, a.prove(options.Sources)},
-		{StepAttach, a.attach},
-		{StepUnlock, a.unlock},
-		{StepCheck, a.identify},
-		{StepMount, a.mount},
-		{StepStores, a.takeStores},
-	})
+	err := runSteps(ctx, observer, slices.Concat(
+		[]step{{StepPreflight, a.preflight}}, a.enter(options.Sources), []step{{StepStores, a.takeStores}}))
 	if left := a.leave(context.WithoutCancel(ctx)); err == nil && left != nil {
 		err = &StepError{Step: StepLock, Err: left}
 	}

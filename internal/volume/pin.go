@@ -133,17 +133,8 @@ type AcceptOptions struct {
 func (v *Volume) AcceptPin(ctx context.Context, options AcceptOptions, observer Observer) (*PinReport, error) {
 	a := &accepting{visit: visit{Volume: v, observer: observer}, options: options}
 	defer a.release()
-	err := runSteps(ctx, observer, []step{
-		{StepRecord, a.loadRecord},
-		{StepContainer, a.read},
-		{StepProve, a.prove(options.Sources)},
-		{StepAttach, a.attach},
-		{StepUnlock, a.unlock},
-		{StepCheck, a.identify},
-		{StepMount, a.mount},
-		{StepCompare, a.compare},
-		{StepRecord, a.accept},
-	})
+	err := runSteps(ctx, observer, slices.Concat(
+		[]step{{StepRecord, a.loadRecord}}, a.enter(options.Sources), []step{{StepCompare, a.compare}, {StepRecord, a.accept}}))
 	return a.report, errors.Join(err, a.leave(context.WithoutCancel(ctx)))
 }
 

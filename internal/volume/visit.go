@@ -30,6 +30,18 @@ type visit struct {
 	root *mount.BarePoint
 }
 
+// enter are the steps from the container to its mounted filesystem.
+func (v *visit) enter(sources []unlock.Source) []step {
+	return []step{
+		{StepContainer, v.read},
+		{StepProve, v.prove(sources)},
+		{StepAttach, v.attach},
+		{StepUnlock, v.unlock},
+		{StepCheck, v.identify},
+		{StepMount, v.mount},
+	}
+}
+
 // read opens the container and requires what every use of it requires: no holes, an acceptable header, both copies of it whole.
 func (v *visit) read(context.Context) (err error) {
 	if v.container, err = openContainer(v.config.Volume.Container, os.O_RDWR); err != nil {
