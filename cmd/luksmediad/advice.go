@@ -17,6 +17,8 @@ func stateAdvice() []advice {
 		{"gate_stopped", "luksmediad unlock"},
 		{"not_open", "luksmediad unlock"},
 		{"store_plaintext", "ls -la {store}"},
+		{"key_same_disk", "findmnt --target {keyfile}; move the key file to another disk and name it in /etc/luksmediad/config.yaml"},
+		{"protection_unknown", "lsblk --output NAME,TYPE,RM,MOUNTPOINTS; luksmediad config check"},
 		{"header_copy_damaged", "cryptsetup luksHeaderBackup {container} --header-backup-file /root/header.img && cryptsetup repair {container}"},
 	}
 }

@@ -28,6 +28,8 @@ passphrase and one keyslot for each key source, the filesystem and a folder for 
 Without --passphrase-file or --passphrase-command a recovery key is generated and printed once on standard output.
 Write it down where this machine is not: it is the way in when the TPM or the machine is gone.
 
+A key file on a disk that the container is on, too, protects against nothing but a partial leak: create says so and asks. --yes answers.
+
 What an interrupted create has left the next one finishes; what a failed one has made it removes.`,
 		Example: `  luksmediad create --size 100GiB
   pass show matrix/luks-media-passphrase | luksmediad create --passphrase-file -`,
@@ -67,6 +69,9 @@ func (c *createCommand) plan(ctx context.Context, loaded *config.Config, vol *vo
 	if err := vol.Preflight(ctx); err != nil {
 		return err
 	}
+	if planned := vol.PlannedProtection(); planned.Weak() {
+		c.warn(planned)
+	}
 	return c.succeed(fmt.Sprintf("would create volume %s: %s in %s with %s", vol.Name(), loaded.Volume.Size,
 		loaded.Volume.Container, loaded.Volume.Filesystem))
 }
@@ -76,11 +81,21 @@ func (c *createCommand) create(ctx context.Context, vol *volume.Volume, progress
 	if err != nil {
 		return err
 	}
-	record, err := vol.Create(ctx, volume.CreateOptions{Recovery: given, Deliver: c.deliver}, progress)
+	record, err := vol.Create(ctx, volume.CreateOptions{Recovery: given, Accept: c.accept, Deliver: c.deliver}, progress)
 	if err != nil {
 		return err
 	}
 	return c.succeed(fmt.Sprintf("volume %s is ready in %s", vol.Name(), record.Container))
+}
+
+// accept asks before a key is put where the container is.
+func (c *createCommand) accept(planned volume.Protection) error {
+	c.warn(planned)
+	return c.confirm("the key will lie on the disk of the container: create the volume nevertheless?")
+}
+
+func (c *createCommand) warn(planned volume.Protection) {
+	fmt.Fprintf(c.stderr, "luksmediad: warning: %s: %s\n", planned.Level, printable(planned.Text))
 }
 
 // deliver prints the recovery key without ever making a string of it.

@@ -30,6 +30,9 @@ const (
 type CreateOptions struct {
 	// Recovery is the recovery passphrase; nil generates a recovery key. Create wipes it.
 	Recovery *secret.Key
+	// Accept is asked before anything is changed if a key file lies on a disk of the container. What it returns ends the creation; if it is
+	// nil the creation ends with [ErrConfirmation].
+	Accept func(Protection) error
 	// Deliver gets the generated recovery key once, when the container is complete. If it fails the creation does.
 	Deliver func(*secret.Key) error
 }
@@ -57,7 +60,7 @@ func (v *Volume) Create(ctx context.Context, options CreateOptions, observer Obs
 	c := &creating{Volume: v, observer: observer, options: options}
 	defer c.release()
 	err := runSteps(ctx, observer, []step{
-		{StepPreflight, c.preflight},
+		{StepPreflight, c.begin},
 		{StepAllocate, c.allocate},
 		{StepAttach, c.attach},
 		{StepFormat, c.format},
@@ -77,6 +80,21 @@ func (v *Volume) Create(ctx context.Context, options CreateOptions, observer Obs
 		return nil, err
 	}
 	return &c.record, nil
+}
+
+// begin does what comes before the first change.
+func (c *creating) begin(ctx context.Context) error {
+	if err := c.preflight(ctx); err != nil {
+		return err
+	}
+	planned := c.PlannedProtection()
+	switch {
+	case planned.Level != LevelNoneSameDisk:
+		return nil
+	case c.options.Accept == nil:
+		return wrongf(ErrConfirmation, "cannot create volume %s: %s", c.Name(), planned.Text)
+	}
+	return c.options.Accept(planned)
 }
 
 // attach gives the container its loop device. One left by a crash is adopted.
