@@ -28,7 +28,7 @@ passphrase and one keyslot for each key source, the filesystem and a folder for 
 Without --passphrase-file or --passphrase-command a recovery key is generated and printed once on standard output.
 Write it down where this machine is not: it is the way in when the TPM or the machine is gone.
 
-A key file on a disk that the container is on, too, protects against nothing but a partial leak: create says so and asks. --yes answers.
+A key file on a disk of the container protects against nothing but a partial leak: create says so and asks.
 
 What an interrupted create has left the next one finishes; what a failed one has made it removes.`,
 		Example: `  luksmediad create --size 100GiB

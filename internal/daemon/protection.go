@@ -10,12 +10,6 @@ import (
 	"luksmediad/pkg/health"
 )
 
-// Reasons of the condition protection.
-const (
-	reasonKeySameDisk       health.Reason = "key_same_disk"
-	reasonProtectionUnknown health.Reason = "protection_unknown"
-)
-
 // assessPatience is how long nothing is said about a look that hangs.
 const assessPatience = 10 * time.Second
 
