@@ -21,6 +21,8 @@ func stateAdvice() []advice {
 		{"not_open", "luksmediad unlock"},
 		{"store_plaintext", "ls -la {store}"},
 		{damagedCopy, repairHeader},
+		{"key_same_disk", "findmnt --target {keyfile}; move the key file to another disk and name it in /etc/luksmediad/config.yaml"},
+		{"protection_unknown", "lsblk --output NAME,TYPE,RM,MOUNTPOINTS; luksmediad config check"},
 	}
 }
 

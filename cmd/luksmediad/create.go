@@ -36,6 +36,8 @@ A TPM source with "pin: ask" gets a PIN, from --pin-file or asked for twice on t
 must give their key now already. Two sources get no keyslot here: clevis is bound to its server afterwards, and a
 passphrase is the recovery passphrase.
 
+A key file on a disk of the container protects against nothing but a partial leak: create says so and asks.
+
 What an interrupted create has left the next one finishes; what a failed one has made it removes.`,
 		Example: `  luksmediad create --size 100GiB
   pass show matrix/luks-media-passphrase | luksmediad create --passphrase-file -`,
@@ -75,6 +77,9 @@ func (c *createCommand) run(ctx context.Context) error {
 func (c *createCommand) plan(ctx context.Context, loaded *config.Config, vol *volume.Volume) error {
 	if err := vol.Preflight(ctx); err != nil {
 		return err
+	}
+	if planned := vol.PlannedProtection(); planned.Weak() {
+		c.warn(planned)
 	}
 	return c.succeed(fmt.Sprintf("would create volume %s: %s in %s with %s%s", vol.Name(), loaded.Volume.Size,
 		loaded.Volume.Container, loaded.Volume.Filesystem, withoutKeyslot(loaded)))
@@ -139,11 +144,21 @@ func (c *createCommand) create(ctx context.Context, loaded *config.Config, vol *
 	if err != nil {
 		return err
 	}
-	record, err := vol.Create(ctx, volume.CreateOptions{Recovery: given, PIN: pin, Deliver: c.printRecoveryKey}, progress)
+	record, err := vol.Create(ctx, volume.CreateOptions{Recovery: given, PIN: pin, Accept: c.accept, Deliver: c.printRecoveryKey}, progress)
 	if err != nil {
 		return err
 	}
 	return c.succeed(fmt.Sprintf("volume %s is ready in %s%s", vol.Name(), record.Container, withoutKeyslot(loaded)))
+}
+
+// accept asks before a key is put where the container is.
+func (c *createCommand) accept(planned volume.Protection) error {
+	c.warn(planned)
+	return c.confirm("the key will lie on the disk of the container: create the volume nevertheless?")
+}
+
+func (c *createCommand) warn(planned volume.Protection) {
+	fmt.Fprintf(c.stderr, "luksmediad: warning: %s: %s\n", planned.Level, printable(planned.Text))
 }
 
 // printRecoveryKey prints a recovery key without ever making a string of it.

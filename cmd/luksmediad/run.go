@@ -84,6 +84,7 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 	explained := func(err error) api.Explanation { return explainFor(loaded, err) }
 	board := health.NewBoard(options)
 	collector := health.NewCollector(board, keyWords()...)
+	collector.ExpectProtection(levelWords()...)
 	prober := health.NewProber(board, health.ProberOptions{
 		Interval: loaded.Probes.Interval,
 		Deadline: loaded.Probes.Timeout,
@@ -92,6 +93,7 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 	d := daemon.New(daemon.Parts{
 		Config:     loaded,
 		Operations: vol,
+		Assessor:   vol,
 		Sources:    vol.Sources(),
 		Board:      board,
 		Prober:     prober,
@@ -111,6 +113,15 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 		Explain: explained,
 	}
 	return &service{config: loaded, daemon: d, prober: prober, server: api.New(backend, slog.New(journalHandler{log})), log: log}
+}
+
+// levelWords are the levels of protection: a closed set for a metric's label.
+func levelWords() []string {
+	var words []string
+	for _, level := range volume.Levels() {
+		words = append(words, string(level))
+	}
+	return words
 }
 
 // serve listens first: whoever asks while the volume is being opened gets an answer.

@@ -66,11 +66,27 @@ func statusAlone(loaded *config.Config, vol *volume.Volume) (*api.Status, error)
 	}
 	status := daemon.StatusOf(loaded, seen.Opened(vol))
 	status.ContainerBytes = seen.ContainerBytes
+	status.Protection = protectionAlone(vol)
 	status.Phase = api.PhaseLocked
 	if seen.Mounted {
 		status.Phase = api.PhaseServing
 	}
 	return &status, nil
+}
+
+// lookPatience is how long status waits for a look at where the keys lie, which may hang with a disk or a server.
+const lookPatience = 5 * time.Second
+
+// protectionAlone is empty if it was not found out in time.
+func protectionAlone(vol *volume.Volume) api.Protection {
+	found := make(chan volume.Protection, 1)
+	go func() { found <- vol.Protection() }()
+	select {
+	case p := <-found:
+		return daemon.ProtectionOf(p)
+	case <-time.After(lookPatience):
+		return api.Protection{}
+	}
 }
 
 // statusExit turns conditions into the exit code of status.
@@ -108,11 +124,14 @@ func printStatus(w io.Writer, status *api.Status, now time.Time) error {
 	for _, source := range status.Sources {
 		row("key source", "%s", describeSource(source))
 	}
+	if status.Protection.Level != "" {
+		row("protection", "%s", describeProtection(status))
+	}
 	for _, store := range status.Stores {
 		row("store", "%s at %s, %s, %s", store.Name, store.Path, store.State, describeStore(store))
 	}
 	for _, c := range status.Conditions {
-		if c.Cause == "" {
+		if c.Cause == "" && !saysProtection(status, c) {
 			row(string(c.Code), "%s", describeCondition(c, now))
 		}
 	}
@@ -140,6 +159,27 @@ func describeSource(source api.Source) string {
 		text += ": " + source.Text
 	}
 	return text
+}
+
+// describeProtection says the condition's command, too: its text is the same.
+func describeProtection(status *api.Status) string {
+	p := status.Protection
+	text := fmt.Sprintf("%s: %s", p.Level, p.Text)
+	if p.Warning != "" {
+		text += "\n\t" + p.Warning
+	}
+	for _, c := range status.Conditions {
+		if saysProtection(status, c) && c.Next != "" {
+			text += "\n\ttype: " + c.Next
+		}
+	}
+	return text
+}
+
+// saysProtection tells whether a condition says nothing else than the protection, perhaps cut off.
+func saysProtection(status *api.Status, c api.Condition) bool {
+	return c.Code == api.ConditionCodeProtection && c.Text != "" &&
+		strings.HasPrefix(status.Protection.Text, strings.TrimSuffix(c.Text, "…"))
 }
 
 func describeStore(store api.Store) string {

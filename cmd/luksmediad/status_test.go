@@ -23,11 +23,15 @@ func openStatus() *api.Status {
 			{Kind: "tpm2", Outcome: api.SourceOutcomeOpened, Keyslot: &keyslot},
 			{Kind: "keyfile", Outcome: api.SourceOutcomeUntried},
 		},
+		Protection: api.Protection{Level: api.ProtectionLevelSnapshot, Source: "tpm2", Root: api.ProtectionRootPlain, PCRs: []int{7},
+			Text:    "the key is sealed in the TPM, bound to PCRs 7",
+			Warning: "root filesystem is neither encrypted nor verified"},
 		Stores: []api.Store{{Name: "media", Path: "/srv/synapse/media_store", State: "encrypted", Mounted: true}},
 		Conditions: []api.Condition{
 			{Code: "mount", Status: api.ConditionStatusOk},
 			{Code: "write", Status: api.ConditionStatusOk, Text: "4096 bytes written and read back", Checked: checked},
 			{Code: "gate", Status: api.ConditionStatusOk},
+			{Code: "protection", Status: api.ConditionStatusOk, Text: "the key is sealed in the TPM, bound to PCRs 7", Checked: checked},
 		},
 	}
 }
@@ -54,6 +58,15 @@ func TestPrintStatus(t *testing.T) {
 	degraded.Stores[0].State, degraded.Stores[0].Mounted = "plaintext", false
 	degraded.Conditions = append(degraded.Conditions, api.Condition{Code: "store", Status: api.ConditionStatusDegraded,
 		Reason: "store_plaintext", Text: "store media lies in clear text", Next: "ls -la the path"})
+	beside := openStatus()
+	beside.Protection = api.Protection{Level: api.ProtectionLevelNoneSameDisk, Source: "keyfile", Root: api.ProtectionRootEncrypted,
+		Text: "key file /root/key lies on disk vda, as the container does: and a lot more"}
+	beside.Conditions[3] = api.Condition{Code: "protection", Status: api.ConditionStatusDegraded, Reason: "key_same_disk",
+		Text: "key file /root/key lies on disk vda, as the container does…", Next: "findmnt --target /root/key", Checked: beside.Conditions[3].Checked}
+	hanging, unknown := openStatus(), openStatus()
+	hanging.Conditions[3] = api.Condition{Code: "protection", Status: api.ConditionStatusDegraded, Reason: "protection_unknown",
+		Text: "where the keys lie was not found out in 10s", Next: "lsblk", Checked: hanging.Conditions[3].Checked}
+	unknown.Protection, unknown.Conditions[3] = api.Protection{}, api.Condition{Code: "protection", Status: api.ConditionStatusUnknown}
 	alone, aloneOpen := waitingStatus(), openStatus()
 	alone.Phase, alone.Conditions, aloneOpen.Conditions = api.PhaseLocked, nil, nil
 	var text strings.Builder
@@ -65,6 +78,9 @@ func TestPrintStatus(t *testing.T) {
 		{"serving", openStatus(), exitDone},
 		{"adopted", adopted, exitDone},
 		{"degraded", degraded, exitDegraded},
+		{"a key beside the container", beside, exitDegraded},
+		{"a disk hangs", hanging, exitDegraded},
+		{"not looked for the keys yet", unknown, exitDone},
 		{"waiting for a key", waitingStatus(), exitGateClosed},
 		{"without a daemon", alone, exitGateClosed},
 		{"without a daemon, open", aloneOpen, exitDone},

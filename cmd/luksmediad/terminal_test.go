@@ -85,6 +85,36 @@ func TestConfirmWithoutTerminal(t *testing.T) {
 	}
 }
 
+// A key file on the disk of the container is made only by who has read what that means.
+func TestCreateAsks(t *testing.T) {
+	planned := volume.Protection{Level: volume.LevelNoneSameDisk, Text: "it lies beside it"}
+	for typed, want := range map[string]error{"y\n": nil, "n\n": volume.ErrConfirmation} {
+		person, program := terminal(t)
+		c := &createCommand{app: &app{stdin: program, stderr: program}}
+		if _, err := person.WriteString(typed); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.accept(planned); !errors.Is(err, want) {
+			t.Errorf("%q: %v", typed, err)
+		}
+		shown := seen(t, person, "create the volume nevertheless? [y/N] ")
+		if !strings.Contains(shown, "luksmediad: warning: none_same_disk: it lies beside it\r\n") {
+			t.Errorf("shown: %q", shown)
+		}
+	}
+	s := newSession(t)
+	c := &createCommand{app: &app{stdin: s.in, stderr: s.err}}
+	err := c.accept(planned)
+	const want = `cannot ask "the key will lie on the disk of the container: create the volume nevertheless?" without a terminal: say --yes`
+	if explained := explain(err); explained.Class != classUsage || explained.ExitCode != exitUsage || err.Error() != want {
+		t.Errorf("without a terminal: %v, %+v", err, explained)
+	}
+	c.yes = true
+	if err := c.accept(planned); err != nil {
+		t.Error(err)
+	}
+}
+
 // A passphrase is not shown while it is typed.
 func TestAsk(t *testing.T) {
 	person, program := terminal(t)

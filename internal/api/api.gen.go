@@ -28,6 +28,7 @@ const (
 	ConditionCodeGuard      ConditionCode = "guard"
 	ConditionCodeHeader     ConditionCode = "header"
 	ConditionCodeMount      ConditionCode = "mount"
+	ConditionCodeProtection ConditionCode = "protection"
 	ConditionCodeStore      ConditionCode = "store"
 	ConditionCodeThumbnail  ConditionCode = "thumbnail"
 	ConditionCodeUnlock     ConditionCode = "unlock"
@@ -50,6 +51,8 @@ func (e ConditionCode) Valid() bool {
 	case ConditionCodeHeader:
 		return true
 	case ConditionCodeMount:
+		return true
+	case ConditionCodeProtection:
 		return true
 	case ConditionCodeStore:
 		return true
@@ -190,6 +193,66 @@ func (e ProbeName) Valid() bool {
 	case ProbeNameThumbnail:
 		return true
 	case ProbeNameWrite:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ProtectionRoot.
+const (
+	ProtectionRootEncrypted ProtectionRoot = "encrypted"
+	ProtectionRootPlain     ProtectionRoot = "plain"
+	ProtectionRootUnknown   ProtectionRoot = "unknown"
+	ProtectionRootVerified  ProtectionRoot = "verified"
+)
+
+// Valid indicates whether the value is a known member of the ProtectionRoot enum.
+func (e ProtectionRoot) Valid() bool {
+	switch e {
+	case ProtectionRootEncrypted:
+		return true
+	case ProtectionRootPlain:
+		return true
+	case ProtectionRootUnknown:
+		return true
+	case ProtectionRootVerified:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ProtectionLevel.
+const (
+	ProtectionLevelDiskTheft    ProtectionLevel = "disk_theft"
+	ProtectionLevelInherited    ProtectionLevel = "inherited"
+	ProtectionLevelNetwork      ProtectionLevel = "network"
+	ProtectionLevelNoneSameDisk ProtectionLevel = "none_same_disk"
+	ProtectionLevelPerson       ProtectionLevel = "person"
+	ProtectionLevelRemovable    ProtectionLevel = "removable"
+	ProtectionLevelSnapshot     ProtectionLevel = "snapshot"
+	ProtectionLevelUnknown      ProtectionLevel = "unknown"
+)
+
+// Valid indicates whether the value is a known member of the ProtectionLevel enum.
+func (e ProtectionLevel) Valid() bool {
+	switch e {
+	case ProtectionLevelDiskTheft:
+		return true
+	case ProtectionLevelInherited:
+		return true
+	case ProtectionLevelNetwork:
+		return true
+	case ProtectionLevelNoneSameDisk:
+		return true
+	case ProtectionLevelPerson:
+		return true
+	case ProtectionLevelRemovable:
+		return true
+	case ProtectionLevelSnapshot:
+		return true
+	case ProtectionLevelUnknown:
 		return true
 	default:
 		return false
@@ -505,6 +568,38 @@ type Problem struct {
 	Type string `json:"type"`
 }
 
+// Protection What the keys protect the container against while the machine is off, or its disks are elsewhere. The weakest of the configured key
+// sources and recorded keyslots decides.
+type Protection struct {
+	// Level From the weakest. `none_same_disk`: a key lies on a disk of the container. `unknown`: where a key lies cannot be told. `inherited`: a key
+	// lies on a disk of the container, behind an encryption of its own. `disk_theft`: on another built-in disk. `removable`: on a disk that can
+	// be pulled out. `network`: on another machine. `snapshot`: in the TPM. `person`: only a person opens the volume.
+	Level ProtectionLevel `json:"level"`
+
+	// PCRs The PCRs to which keys in the TPM are bound. Absent if there are none.
+	PCRs []int `json:"pcrs,omitempty,omitzero"`
+
+	// Root What is below the root filesystem: `encrypted` dm-crypt, `verified` dm-verity, `plain` neither. `unknown`: it cannot be told.
+	Root ProtectionRoot `json:"root"`
+
+	// Source The kind of the key source that decides.
+	Source SourceKind `json:"source,omitempty,omitzero"`
+
+	// Text The same in a sentence.
+	Text string `json:"text"`
+
+	// Warning What the root filesystem gives away. Absent if nothing.
+	Warning string `json:"warning,omitempty,omitzero"`
+}
+
+// ProtectionRoot What is below the root filesystem: `encrypted` dm-crypt, `verified` dm-verity, `plain` neither. `unknown`: it cannot be told.
+type ProtectionRoot string
+
+// ProtectionLevel From the weakest. `none_same_disk`: a key lies on a disk of the container. `unknown`: where a key lies cannot be told. `inherited`: a key
+// lies on a disk of the container, behind an encryption of its own. `disk_theft`: on another built-in disk. `removable`: on a disk that can
+// be pulled out. `network`: on another machine. `snapshot`: in the TPM. `person`: only a person opens the volume.
+type ProtectionLevel string
+
 // Source A key source and how its last try ended.
 type Source struct {
 	// Keyslot The keyslot it was tried on. Absent where it was not tried or is not bound to one.
@@ -567,6 +662,9 @@ type Status struct {
 
 	// PID Its process ID.
 	PID int `json:"pid"`
+
+	// Protection What the keys protect the container against. Absent until that was found out.
+	Protection Protection `json:"protection,omitempty,omitzero"`
 
 	// Services What `lock` with `stop_services` would stop, in this order.
 	//

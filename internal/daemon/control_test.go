@@ -204,6 +204,7 @@ func TestUnlockWhileServing(t *testing.T) {
 func TestLockStopsServicesFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
+		s.keys.slow()
 		s.gate.running.set([]string{"docker.service"})
 		s.gate.stops.set(func(ctx context.Context) error {
 			s.gate.running.set(nil)

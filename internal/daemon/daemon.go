@@ -34,6 +34,11 @@ type Gate interface {
 	Resume(ctx context.Context) error
 }
 
+// Assessor finds out what the keys protect the container against; [volume.Volume] does. It may hang with a disk or a server.
+type Assessor interface {
+	Protection() volume.Protection
+}
+
 // Notifier tells the service manager how far the daemon is (sd_notify(3)).
 type Notifier interface {
 	Notify(state string)
@@ -48,6 +53,7 @@ type Journal interface {
 type Parts struct {
 	Config     *config.Config
 	Operations Operations
+	Assessor   Assessor
 	Sources    []unlock.Source
 	Board      *health.Board
 	Prober     *health.Prober
@@ -73,6 +79,8 @@ type Daemon struct {
 	view  view
 	// lockers counts the requests under way that stop services: nothing is started meanwhile.
 	lockers atomic.Int32
+	// assessing: a look at where the keys lie is under way.
+	assessing atomic.Bool
 	// verify and mapped look at the kernel's tables.
 	verify func(*volume.Opened) error
 	mapped func() bool

@@ -32,6 +32,7 @@ var errBroken = errors.New("cannot do it: broken")
 func TestBoot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
+		s.keys.slow()
 		writes := 0
 		s.write.runs.set(func(context.Context) error {
 			writes++
@@ -63,6 +64,7 @@ func TestBoot(t *testing.T) {
 func TestRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
+		s.keys.slow()
 		s.volume.gives(adopted())
 		s.start(t)
 		s.after(time.Second)

@@ -20,6 +20,7 @@ func (d *Daemon) open(ctx context.Context) outcome {
 	observer := &observer{Daemon: d}
 	opened, err := d.openLocked(ctx, observer)
 	d.publish(opened, err, observer.changed)
+	d.assess()
 	if err != nil && ctx.Err() != nil {
 		return outcome{err: err} // the daemon ends: the volume has not failed
 	}

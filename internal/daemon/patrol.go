@@ -7,9 +7,10 @@ import (
 	"luksmediad/pkg/unlock"
 )
 
-// patrol has a look at the mount table: neither an umount(8) by hand nor a renamed parent tells anybody. A look that
+// patrol looks where the keys lie, and has a look at the mount table: neither an umount(8) by hand nor a renamed parent tells anybody. A look that
 // hangs is not begun a second time, and holds up nothing.
 func (d *Daemon) patrol() {
+	d.assess()
 	opened := d.Live.Load()
 	if d.phase != serving || d.verifying || opened == nil {
 		return

@@ -13,10 +13,12 @@ import (
 
 // Reasons of conditions that are no failure of a step.
 const (
-	reasonLocked        health.Reason = "locked"
-	reasonNotOpen       health.Reason = "not_open"
-	reasonPlaintext     health.Reason = "store_plaintext"
-	reasonHeaderDamaged health.Reason = "header_copy_damaged"
+	reasonLocked            health.Reason = "locked"
+	reasonNotOpen           health.Reason = "not_open"
+	reasonPlaintext         health.Reason = "store_plaintext"
+	reasonHeaderDamaged     health.Reason = "header_copy_damaged"
+	reasonKeySameDisk       health.Reason = "key_same_disk"
+	reasonProtectionUnknown health.Reason = "protection_unknown"
 )
 
 // ReasonGateStopped: the volume was closed because the gate's unit stopped, and may be opened when it starts.

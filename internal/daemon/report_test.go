@@ -76,6 +76,13 @@ func TestConditions(t *testing.T) {
 			s.volume.gives(o)
 			s.start(t)
 		}},
+		{"open by a key on the same disk", func(t *testing.T, s *site) {
+			s.volume.gives(opened())
+			s.keys.found.set(func() volume.Protection {
+				return volume.Protection{Level: volume.LevelNoneSameDisk, Text: "it lies beside it"}
+			})
+			s.start(t)
+		}},
 		{"locked", func(t *testing.T, s *site) { s.openAndLock(t, api.LockRequest{StopServices: true}) }},
 		{"closed by the gate", func(t *testing.T, s *site) { s.openAndLock(t, api.LockRequest{}) }},
 	}...)
@@ -165,7 +172,8 @@ func (s *site) metrics(t *testing.T) string {
 	}
 	var text strings.Builder
 	for _, family := range families {
-		if name := family.GetName(); strings.HasPrefix(name, "luksmediad_unlock") || strings.HasPrefix(name, "luksmediad_container") {
+		if name := family.GetName(); strings.HasPrefix(name, "luksmediad_unlock") || strings.HasPrefix(name, "luksmediad_container") ||
+			name == "luksmediad_protection" {
 			if _, err := expfmt.MetricFamilyToText(&text, family); err != nil {
 				t.Fatal(err)
 			}
@@ -194,6 +202,7 @@ func TestStatus(t *testing.T) {
 				{Kind: "keyfile", Outcome: api.SourceOutcomeUntried}},
 			Stores:     []api.Store{{Name: "media", Path: "/srv/synapse/media_store", State: "encrypted", Mounted: true}},
 			Services:   []string{"docker.service"},
+			Protection: api.Protection{Level: "snapshot", Source: "tpm2", Text: "sealed", Root: "plain", PCRs: []int{7}, Warning: "not verified"},
 			Conditions: got.Conditions,
 		}
 		if diff := cmp.Diff(want, got); diff != "" {

@@ -53,6 +53,8 @@ type site struct {
 	write  *scriptedProbe
 	thumb  *scriptedProbe
 	record *record
+	// keys is where the keys lie.
+	keys *scriptedKeys
 	// mounts is what the mount table says against the open volume, mapping whether the kernel has it.
 	mounts  script[error]
 	mapping script[bool]
@@ -76,6 +78,26 @@ func opened() *volume.Opened {
 			Mounted: true}},
 		Took: 200 * time.Millisecond,
 	}
+}
+
+// sealed is the protection by a key in the TPM.
+func sealed() volume.Protection {
+	return volume.Protection{Level: volume.LevelSnapshot, Source: "tpm2", Text: "sealed", Root: volume.RootPlain, PCRs: []int{7}, Warning: "not verified"}
+}
+
+// scriptedKeys lie where the test says.
+type scriptedKeys struct {
+	found script[func() volume.Protection]
+}
+
+func (k *scriptedKeys) Protection() volume.Protection { return k.found.get()() }
+
+// slow keeps the look at the keys from happening at the same time as something else.
+func (k *scriptedKeys) slow() {
+	k.found.set(func() volume.Protection {
+		time.Sleep(300 * time.Millisecond)
+		return sealed()
+	})
 }
 
 // adopted is what finding the volume open gives.
@@ -109,15 +131,19 @@ func newSite() *site {
 		write:  &scriptedProbe{name: health.Write},
 		thumb:  &scriptedProbe{name: health.Thumbnail},
 		record: record,
+		keys:   &scriptedKeys{},
 		done:   make(chan struct{}),
 	}
+	s.keys.found.set(func() volume.Protection { return sealed() })
 	s.volume.opens.set(func(ctx context.Context, observer volume.Observer) (*volume.Opened, error) {
 		return s.volume.openIn(ctx, observer, 1300*time.Millisecond)
 	})
+	var levels []string
 	board := health.NewBoard(health.Options{Advise: func(health.Code, health.Reason) string { return "luksmediad status" }})
 	s.Daemon = New(Parts{
 		Config:     settings(),
 		Operations: s.volume,
+		Assessor:   s.keys,
 		Board:      board,
 		Prober: health.NewProber(board, health.ProberOptions{Interval: time.Minute, Deadline: 15 * time.Second},
 			s.write, &scriptedProbe{name: health.Ciphertext}, s.thumb),
@@ -129,6 +155,10 @@ func newSite() *site {
 		Explain:   explained,
 		Version:   "1.2.3",
 	})
+	for _, level := range volume.Levels() {
+		levels = append(levels, string(level))
+	}
+	s.Collector.ExpectProtection(levels...)
 	s.verify = func(*volume.Opened) error { return s.mounts.get() }
 	s.mapped = s.mapping.get
 	return s

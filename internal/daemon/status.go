@@ -27,6 +27,9 @@ func (d *Daemon) Status(context.Context) (api.Status, error) {
 			status.Sources[i] = tried
 		}
 	}
+	if seen.protection != nil {
+		status.Protection = ProtectionOf(*seen.protection)
+	}
 	status.Conditions = api.Conditions(d.Board.Snapshot())
 	return status, nil
 }

@@ -25,6 +25,8 @@ type view struct {
 	// bytes is the size of the container when it was last open.
 	bytes int64
 	tried map[string]api.Source
+	// protection is nil until it was found out; it does not depend on whether the volume is open.
+	protection *volume.Protection
 }
 
 func (v *view) setPhase(p phase) {
@@ -73,10 +75,19 @@ func (v *view) setOpened(opened *volume.Opened, err error, mapped bool, explain 
 	}
 }
 
+// setProtection tells whether the level is another than before.
+func (v *view) setProtection(p volume.Protection) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	before := v.protection
+	v.protection = &p
+	return before == nil || before.Level != p.Level
+}
+
 // snapshot is a consistent copy.
 func (v *view) snapshot() view {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return view{started: v.started, phase: v.phase, step: v.step, opened: v.opened, openedBy: v.openedBy, mapped: v.mapped,
-		bytes: v.bytes, tried: maps.Clone(v.tried)}
+		bytes: v.bytes, tried: maps.Clone(v.tried), protection: v.protection}
 }

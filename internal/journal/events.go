@@ -35,6 +35,7 @@ const (
 	ProbeFailed
 	ProbeRecovered
 	ConditionChanged
+	ProtectionChanged
 	RetryScheduled
 	ControlRequest
 	Failed
@@ -207,6 +208,10 @@ var definitions = [eventCount]definition{
 	ConditionChanged: {
 		"condition_changed", "2755f500cb374bee8815fd697e922108", Notice, noObject, "condition changed",
 		"A condition, one of those that /healthz lists, has another status than before.",
+	},
+	ProtectionChanged: {
+		"protection_changed", "387ccb22332041b5b23984a761ae4ded", Notice, cryptsetup, "protection changed",
+		"The keys protect the container against something else than before, or this is known for the first time: @LUKSMEDIAD_LEVEL@.",
 	},
 	RetryScheduled: {
 		"retry_scheduled", "450cd6200cfb45c5aff1d4f4ef4cdb1d", Info, noObject, "retry scheduled",

@@ -218,7 +218,7 @@ func TestUnfinishedElsewhere(t *testing.T) {
 	s.mustCrash(string(StepFormat))
 	other := New(siteConfig(s.dir), s.paths, command.Runner{})
 	other.config.Volume.Container += "-2"
-	if _, err := other.Create(t.Context(), CreateOptions{}, &watcher{}); !errors.Is(err, ErrUnfinished) {
+	if _, err := other.Create(t.Context(), CreateOptions{Accept: accept}, &watcher{}); !errors.Is(err, ErrUnfinished) {
 		t.Error(err)
 	}
 	s.create()

@@ -32,6 +32,9 @@ type CreateOptions struct {
 	Recovery *secret.Key
 	// PIN is for the TPM keyslots that the configuration asks a PIN for. Create wipes it.
 	PIN *secret.Key
+	// Accept is asked before anything is changed if a key file lies on a disk of the container. What it returns ends the creation; if it is
+	// nil the creation ends with [ErrConfirmation].
+	Accept func(Protection) error
 	// Deliver gets the generated recovery key once, when the container is complete. If it fails the creation does.
 	Deliver func(*secret.Key) error
 }
@@ -61,7 +64,7 @@ func (v *Volume) Create(ctx context.Context, options CreateOptions, observer Obs
 	c := &creating{Volume: v, observer: observer, options: options}
 	defer c.release()
 	err := runSteps(ctx, observer, []step{
-		{StepPreflight, c.check},
+		{StepPreflight, c.begin},
 		{StepAllocate, c.allocate},
 		{StepAttach, c.attach},
 		{StepFormat, c.format},
@@ -83,8 +86,19 @@ func (v *Volume) Create(ctx context.Context, options CreateOptions, observer Obs
 	return &c.record, nil
 }
 
-func (c *creating) check(ctx context.Context) error {
-	return errors.Join(c.checkGiven(), c.preflight(ctx))
+// begin does what comes before the first change.
+func (c *creating) begin(ctx context.Context) error {
+	if err := errors.Join(c.checkGiven(), c.preflight(ctx)); err != nil {
+		return err
+	}
+	planned := c.PlannedProtection()
+	switch {
+	case planned.Level != LevelNoneSameDisk:
+		return nil
+	case c.options.Accept == nil:
+		return wrongf(ErrConfirmation, "cannot create volume %s: %s", c.Name(), planned.Text)
+	}
+	return c.options.Accept(planned)
 }
 
 // attach gives the container its loop device. One left by a crash is adopted.

@@ -251,7 +251,7 @@ func TestRecoveryKeyIsRefused(t *testing.T) {
 	s := newSite(t)
 	s.mkdir(s.store)
 	before := s.picture()
-	_, err := s.Create(t.Context(), CreateOptions{Deliver: func(*secret.Key) error { return ErrConfirmation }}, &watcher{})
+	_, err := s.Create(t.Context(), CreateOptions{Accept: accept, Deliver: func(*secret.Key) error { return ErrConfirmation }}, &watcher{})
 	if !errors.Is(err, ErrConfirmation) {
 		t.Error(err)
 	}

@@ -82,6 +82,7 @@ func TestImpact(t *testing.T) {
 		{Thumbnail, ReasonTimeout, true, false, Fail},
 		{Thumbnail, ReasonUnauthorized, true, false, Fail},
 		{Thumbnail, ReasonSynapseUnreachable, true, true, Warn}, // fault 73
+		{Protection, "key_same_disk", true, true, Warn},
 	}
 	for _, test := range tests {
 		t.Run(string(test.code)+"/"+string(test.reason), func(t *testing.T) {

@@ -2,6 +2,7 @@ package health
 
 import (
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +20,7 @@ type Collector struct {
 	probes     probeMetrics
 	unlocks    unlockMetrics
 	container  containerMetrics
+	protection *protectionMetrics
 }
 
 // boardGauge is 1 if its condition holds.
@@ -42,6 +44,13 @@ type unlockMetrics struct {
 	duration prometheus.Histogram
 }
 
+// protectionMetrics has the levels from the weakest, and which of them it is; none while that is not known.
+type protectionMetrics struct {
+	desc    *prometheus.Desc
+	levels  []string
+	present atomic.Pointer[string]
+}
+
 type containerMetrics struct {
 	size prometheus.Gauge
 	info *prometheus.GaugeVec
@@ -57,6 +66,8 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 		probes:     newProbeMetrics(),
 		unlocks:    newUnlockMetrics(),
 		container:  newContainerMetrics(),
+		protection: &protectionMetrics{desc: prometheus.NewDesc(namespace+"_protection", "What the keys protect the container against; all 0 while that is not known.",
+			[]string{"level"}, nil)},
 	}
 	for _, condition := range board.Snapshot() {
 		if condition.Probed {
@@ -164,6 +175,7 @@ func (c *Collector) Describe(descs chan<- *prometheus.Desc) {
 		descs <- g.desc
 	}
 	descs <- c.conditions
+	descs <- c.protection.desc
 	for _, part := range c.parts() {
 		part.Describe(descs)
 	}
@@ -178,6 +190,7 @@ func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
 		metrics <- prometheus.MustNewConstMetric(c.conditions, prometheus.GaugeValue,
 			number01(condition.Status == OK), string(condition.Code))
 	}
+	c.protection.collect(metrics)
 	for _, part := range c.parts() {
 		part.Collect(metrics)
 	}
@@ -220,6 +233,19 @@ func (c *Collector) SetContainer(size int64, cipher string, sectorBytes int) {
 	c.container.size.Set(float64(size))
 	c.container.info.Reset()
 	c.container.info.WithLabelValues(cipher, strconv.Itoa(sectorBytes)).Set(1)
+}
+
+// ExpectProtection gives the closed set of levels that SetProtection may be given. It is called before the first scrape.
+func (c *Collector) ExpectProtection(levels ...string) { c.protection.levels = levels }
+
+// SetProtection says what the keys protect the container against.
+func (c *Collector) SetProtection(level string) { c.protection.present.Store(&level) }
+
+func (m *protectionMetrics) collect(metrics chan<- prometheus.Metric) {
+	present := m.present.Load()
+	for _, level := range m.levels {
+		metrics <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, number01(present != nil && *present == level), level)
+	}
 }
 
 func number01(b bool) float64 {

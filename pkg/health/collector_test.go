@@ -27,7 +27,9 @@ func exposition(t *testing.T, c prometheus.Collector) string {
 
 // At the start every combination of labels is there already, so that rate() and absent() work.
 func TestMetricsAtStart(t *testing.T) {
-	golden(t, "metrics-start.prom", exposition(t, NewCollector(NewBoard(Options{}), "tpm_policy", "wrong_key")))
+	c := NewCollector(NewBoard(Options{}), "tpm_policy", "wrong_key")
+	c.ExpectProtection("none_same_disk", "snapshot")
+	golden(t, "metrics-start.prom", exposition(t, c))
 }
 
 func TestMetrics(t *testing.T) {
@@ -36,6 +38,9 @@ func TestMetrics(t *testing.T) {
 	board.Set(Thumbnail, Fail, ReasonSynapseUnreachable, "")
 	c := NewCollector(board, "tpm_policy", "wrong_key")
 	c.SetContainer(50<<30, "aes-xts-plain64", 4096)
+	c.ExpectProtection("none_same_disk", "snapshot")
+	c.SetProtection("none_same_disk")
+	c.SetProtection("snapshot")
 	c.ObserveUnlock(1300*time.Millisecond, "tpm_policy")
 	c.ObserveUnlock(40*time.Millisecond, "")
 	for _, r := range []Result{
@@ -51,6 +56,7 @@ func TestMetrics(t *testing.T) {
 func TestMetricsLint(t *testing.T) {
 	c := NewCollector(NewBoard(Options{}), "tpm_policy")
 	c.SetContainer(1, "aes-xts-plain64", 4096)
+	c.ExpectProtection("snapshot")
 	registry := NewRegistry(c)
 	problems, err := testutil.GatherAndLint(registry)
 	if err != nil {

@@ -19,6 +19,7 @@ const (
 	Gate       Code = "gate"
 	Ciphertext Code = "ciphertext"
 	Thumbnail  Code = "thumbnail"
+	Protection Code = "protection"
 )
 
 // Reason says why a condition does not hold. The reasons of a probe are the closed set
@@ -102,6 +103,7 @@ var conditions = []definition{
 		// Synapse's own state is not the volume's: it starts after the gate opens, and may be stopped.
 		degrades: []Reason{ReasonNotMovedIn, ReasonSynapseUnreachable},
 	},
+	{code: Protection, title: "keys apart from the container", impact: Degrades, dependsOn: []Code{Container}},
 }
 
 // Codes returns every condition in the order in which they are reported.

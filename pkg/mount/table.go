@@ -89,9 +89,17 @@ func At(path string) (*Info, error) {
 	return table.At(path), nil
 }
 
-// At walks down from the root as the kernel's path lookup does: on each mount, the first mountpoint on the way wins, and
-// only what is mounted on the mount itself counts.
+// At returns the mount whose root one sees when opening path; see [At].
 func (t Table) At(path string) *Info {
+	if covering := t.Covering(path); covering != nil && covering.Target == path {
+		return covering
+	}
+	return nil
+}
+
+// Covering returns the mount that path is on, nil if it is on none. It walks down from the root as the kernel's path lookup does, without
+// symbolic links: on each mount, the first mountpoint on the way wins, and only what is mounted on the mount itself counts.
+func (t Table) Covering(path string) *Info {
 	var current *Info
 	for range t { // each step goes one mount deeper; a damaged table may go in circles
 		next := t.next(current, path)
@@ -99,9 +107,6 @@ func (t Table) At(path string) *Info {
 			break
 		}
 		current = next
-	}
-	if current == nil || current.Target != path {
-		return nil
 	}
 	return current
 }

@@ -63,7 +63,7 @@ func (m *Machine) SetUp() string {
 	m.write("/etc/luksmediad/synapse.token", synapseToken+"\n")
 	m.Run("luksmediad config check")
 	m.Run("systemctl stop docker.service docker.socket")
-	printed := m.Run("luksmediad create")
+	printed := m.Run("luksmediad create --yes") // the key file lies on the only disk
 	key := modhex.FindString(printed)
 	if key == "" {
 		m.t.Fatal("create printed no recovery key")

@@ -57,7 +57,7 @@ func (m *Machine) checkRestart(id string) {
 	m.Run("systemctl start docker.service")
 	m.WaitForSynapse()
 	m.Thumbnail(id)
-	m.checkHealthy()
+	m.checkHealthy("key_same_disk")
 }
 
 // untouched is what a restart of the daemon must not change: the mounts, Docker's process, Synapse's.

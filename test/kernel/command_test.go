@@ -93,6 +93,9 @@ type status struct {
 		State            string
 		Mounted, Guarded bool
 	}
+	Protection struct {
+		Level, Source, Text, Root, Warning string
+	}
 	Conditions []condition
 }
 

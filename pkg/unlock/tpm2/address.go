@@ -19,11 +19,13 @@ type address struct {
 }
 
 // parseAddress understands what [Open] documents.
-func parseAddress(device string) (address, error) {
+func parseAddress(device string) (address, error) { return parseAddressIn(device, sysTPM) }
+
+func parseAddressIn(device, class string) (address, error) {
 	scheme, rest, _ := strings.Cut(device, ":")
 	switch {
 	case device == "auto":
-		node, err := findDevice(sysTPM)
+		node, err := findDevice(class)
 		return address{"device", node}, err
 	case filepath.IsAbs(device):
 		return address{"device", device}, nil
@@ -68,4 +70,23 @@ func findDevice(class string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("cannot find a TPM 2.0 in %s: %w", class, ErrAbsent)
+}
+
+// IsSoftware tells whether [Open] would reach a program in the place of a TPM: swtpm at a socket, or behind the kernel's proxy for such
+// programs, whose devices belong to no hardware (drivers/char/tpm/tpm_vtpm_proxy.c). What a hypervisor gives its guest is not told apart from
+// hardware.
+func IsSoftware(device string) bool { return isSoftware(device, sysTPM) }
+
+func isSoftware(device, class string) bool {
+	address, err := parseAddressIn(device, class)
+	if err != nil {
+		return strings.HasPrefix(device, "swtpm:")
+	}
+	if address.network != "device" {
+		return true
+	}
+	// tpm0 and tpmrm0 are the same TPM.
+	number := strings.TrimLeft(filepath.Base(address.place), "tpmr")
+	target, err := filepath.EvalSymlinks(filepath.Join(class, "tpmrm"+number))
+	return err == nil && strings.Contains(target, "/devices/virtual/")
 }

@@ -55,6 +55,30 @@ func TestFindDevice(t *testing.T) {
 	}
 }
 
+// A program may take the place of a TPM, at a socket or behind the kernel's proxy.
+func TestIsSoftware(t *testing.T) {
+	sys := t.TempDir()
+	class := filepath.Join(sys, "class/tpmrm")
+	for name, target := range map[string]string{"tpmrm0": "devices/pnp0/00:05/tpmrm/tpmrm0", "tpmrm1": "devices/virtual/tpmrm/tpmrm1"} {
+		for _, dir := range []string{class, filepath.Join(sys, target)} {
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Symlink("../../"+target, filepath.Join(class, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for device, want := range map[string]bool{
+		"auto": false, "/dev/tpmrm0": false, "/dev/tpm0": false, "/dev/tpmrm1": true, "device:/dev/tpm1": true, "/dev/tpmrm7": false,
+		"swtpm:path=/run/tpm.sock": true, "swtpm:": true, "mssim:": false,
+	} {
+		if got := isSoftware(device, class); got != want {
+			t.Errorf("%s: %t", device, got)
+		}
+	}
+}
+
 // fault 38: an absent TPM is told at once.
 func TestOpenAbsent(t *testing.T) {
 	dir := t.TempDir()
