@@ -78,7 +78,7 @@ func (c *createCommand) plan(ctx context.Context, loaded *config.Config, vol *vo
 	if err := vol.Preflight(ctx); err != nil {
 		return err
 	}
-	if planned := vol.PlannedProtection(); planned.Weak() {
+	if planned := vol.PlannedProtection(); planned.Level == volume.LevelNoneSameDisk {
 		c.warn(planned)
 	}
 	return c.succeed(fmt.Sprintf("would create volume %s: %s in %s with %s%s", vol.Name(), loaded.Volume.Size,

@@ -342,3 +342,23 @@ func TestRecordAfterCreate(t *testing.T) {
 		t.Errorf("opened by %s with keyslot %d of %v", opened.Source, opened.Keyslot, opened.Header.Metadata.Keyslots)
 	}
 }
+
+// security.md A11: where nobody takes responsibility for a key beside the container, nothing is made.
+func TestCreateIsNotAccepted(t *testing.T) {
+	s := newSite(t)
+	refusal := errors.New("no")
+	for name, test := range map[string]struct {
+		accept func(Protection) error
+		want   error
+	}{"nobody asked": {nil, ErrConfirmation}, "refused": {func(Protection) error { return refusal }, refusal}} {
+		_, err := s.Create(t.Context(), CreateOptions{Accept: test.accept}, &watcher{})
+		if !errors.Is(err, test.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+		for _, path := range []string{s.container, s.keyFile, s.store} {
+			if _, err := os.Lstat(path); err == nil {
+				t.Errorf("%s: %s was made", name, path)
+			}
+		}
+	}
+}
