@@ -94,6 +94,8 @@ type TPM2 struct {
 	// Device is "auto", a path like /dev/tpmrm0, or a TCTI: device:/dev/tpmrm0, swtpm:path=SOCKET, swtpm:host=HOST,port=N.
 	Device string `yaml:"device"`
 	PCRs   []int  `yaml:"pcrs,flow"` // 0 to 23, ascending; the policy of a new keyslot
+	// Reseal has a new key sealed when this TPM refuses the old one and another source has opened the volume.
+	Reseal bool `yaml:"reseal"`
 }
 
 // Keyfile is a file whose content is a key.

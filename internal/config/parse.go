@@ -130,6 +130,7 @@ func (c *Config) readSource(v value) {
 func (tpm2 *TPM2) read(v value) {
 	v.mapping(fields{
 		"device": parsed(&tpm2.Device, "auto", parseTPMDevice),
+		"reseal": parsed(&tpm2.Reseal, "false", parseBool),
 		"pcrs": func(v value) {
 			v.list("[7, 14]", func(v value) {
 				pcr := -1

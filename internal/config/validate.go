@@ -91,6 +91,19 @@ func (c *Config) checkSources(d *document) {
 		if source.Keyfile != nil {
 			c.checkKeyfile(d, key+".keyfile.path", source.Keyfile.Path)
 		}
+		if source.TPM2 != nil && source.TPM2.Reseal {
+			c.checkReseal(d, key+".tpm2.reseal", source.TPM2.Device)
+		}
+	}
+}
+
+// checkReseal refuses a second TPM beside one whose keys are sealed anew: the keys of the one look to the other as if it had been
+// replaced.
+func (c *Config) checkReseal(d *document, key, device string) {
+	for i, source := range c.Unlock {
+		if source.TPM2 != nil && source.TPM2.Device != device {
+			d.report(key, "false", "unlock[%d] is another TPM", i)
+		}
 	}
 }
 

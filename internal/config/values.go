@@ -102,6 +102,13 @@ func parseFilesystem(text string) (Filesystem, error) {
 	return "", fmt.Errorf("%s is neither ext4 nor xfs", quote(text))
 }
 
+func parseBool(text string) (bool, error) {
+	if text != "true" && text != "false" {
+		return false, fmt.Errorf("%s is neither true nor false", quote(text))
+	}
+	return text == "true", nil
+}
+
 // parsePCR takes the registers of a PC Client TPM.
 func parsePCR(text string) (int, error) {
 	pcr, err := strconv.Atoi(text)

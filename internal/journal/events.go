@@ -39,6 +39,11 @@ const (
 	ControlRequest
 	Failed
 	EventsDropped
+	KeyslotRemoved
+	Resealed
+	ResealFailed
+	PinAccepted
+	ContainerAdopted
 	eventCount
 )
 
@@ -219,5 +224,27 @@ var definitions = [eventCount]definition{
 	EventsDropped: {
 		"events_dropped", "daef4905018643f4a1a7941623296f7b", Warning, noObject, "events dropped",
 		"The journal did not take events as fast as they came, or not at all. @LUKSMEDIAD_COUNT@ are missing before this one.",
+	},
+	KeyslotRemoved: {
+		"keyslot_removed", "8cb514e1c4754b5fbd51bf5ee1ae663d", Notice, cryptsetup, "keyslot removed",
+		"One key less opens the container. Copies of its header from before still do with that key.",
+	},
+	Resealed: {
+		"resealed", "bc19fce536c547198a12c750fe063f97", Notice, cryptsetup, "key sealed anew",
+		"The TPM had refused the key because the PCRs or its storage root key had changed, and another key source has opened the " +
+			"volume. A new key was sealed to what the TPM says now, proven, and took the place of the old one.",
+	},
+	ResealFailed: {
+		"reseal_failed", "7471eaed6b2e4b678d79db1be6ed0cee", Warning, cryptsetup, "key not sealed anew",
+		"The TPM does not give the key any more, and no new one could be sealed. The volume is open; the next boot needs another " +
+			"key source again.",
+	},
+	PinAccepted: {
+		"pin_accepted", "2f5602d47e3040b5ac16bdd505400f1b", Notice, cryptsetup, "container accepted as it is",
+		"Somebody has looked at how the container differs from what was recorded about it, and has had it recorded anew.",
+	},
+	ContainerAdopted: {
+		"container_adopted", "8035cd306eed444cbd1a20f15c3eac65", Notice, cryptsetup, "container adopted",
+		"A LUKS2 container that luksmediad did not make is now its volume. Its keyslots were left as they are.",
 	},
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"luksmediad/pkg/mount"
+	"luksmediad/pkg/unlock/luks2"
 )
 
 // container is the opened container: everything that is read of it or attached goes through this one descriptor, so
@@ -98,9 +99,20 @@ type backing struct {
 	release      func() error
 }
 
-// attach gives the container a block device: itself, the loop device it already has, or a new one. It tells whether
-// the device was there before.
-func (c *container) attach(ctx context.Context) (*backing, bool, error) {
+// blockBytes is the block size of the loop device that a container with that header wants: its sector size, since the filesystem in
+// it was made for no larger one, as far as size and offset are whole blocks.
+func (c *container) blockBytes(header *luks2.Header) int {
+	segment := header.Segment()
+	block := int64(segment.SectorSize)
+	for block > 512 && (c.bytes%block != 0 || segment.Offset%block != 0) {
+		block /= 2
+	}
+	return int(block)
+}
+
+// attach gives the container a block device: itself, the loop device it already has, or a new one with blocks of blockBytes. It
+// tells whether the device was there before.
+func (c *container) attach(ctx context.Context, blockBytes int) (*backing, bool, error) {
 	if c.block {
 		return &backing{path: c.Name(), number: deviceNumber(c.device), release: noRelease}, true, nil
 	}
@@ -110,16 +122,16 @@ func (c *container) attach(ctx context.Context) (*backing, bool, error) {
 	}
 	switch len(loops) {
 	case 0:
-		return c.attachLoop(ctx)
+		return c.attachLoop(ctx, blockBytes)
 	case 1:
-		backing, err := c.adoptLoop(loops[0])
+		backing, err := c.adoptLoop(loops[0], blockBytes)
 		return backing, true, err
 	}
 	return nil, false, wrongf(ErrContainerForeign, "cannot use container %s: %d loop devices carry it", c.Name(), len(loops))
 }
 
-func (c *container) attachLoop(ctx context.Context) (*backing, bool, error) {
-	loop, err := mount.AttachLoop(ctx, c.File, mount.LoopOptions{BlockBytes: sectorBytes, DirectIO: true, AutoClear: true})
+func (c *container) attachLoop(ctx context.Context, blockBytes int) (*backing, bool, error) {
+	loop, err := mount.AttachLoop(ctx, c.File, mount.LoopOptions{BlockBytes: blockBytes, DirectIO: true, AutoClear: true})
 	if err != nil {
 		return nil, false, err
 	}
@@ -127,12 +139,12 @@ func (c *container) attachLoop(ctx context.Context) (*backing, bool, error) {
 	return backing, false, err
 }
 
-func (c *container) adoptLoop(found mount.LoopInfo) (*backing, error) {
+func (c *container) adoptLoop(found mount.LoopInfo, blockBytes int) (*backing, error) {
 	loop, err := mount.OpenLoop(c.File, found)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkLoop(c.Name(), loop.Info()); err != nil {
+	if err := checkLoop(c.Name(), loop.Info(), blockBytes); err != nil {
 		return nil, errors.Join(err, loop.Close())
 	}
 	return heldBy(loop)
@@ -154,15 +166,15 @@ func (c *container) loop(number string) (*mount.LoopInfo, error) {
 
 // checkLoop refuses a loop device that shows the container otherwise than it was made. Without direct I/O it is only
 // slower, without autoclear it only stays.
-func checkLoop(container string, loop mount.LoopInfo) error {
+func checkLoop(container string, loop mount.LoopInfo, blockBytes int) error {
 	var fault string
 	switch {
 	case loop.ReadOnly:
 		fault = "is read-only"
 	case loop.OffsetBytes != 0, loop.LimitBytes != 0:
 		fault = fmt.Sprintf("shows a part of it (offset %d, limit %d bytes)", loop.OffsetBytes, loop.LimitBytes)
-	case loop.BlockBytes != sectorBytes:
-		fault = fmt.Sprintf("has blocks of %d bytes, not %d", loop.BlockBytes, sectorBytes)
+	case loop.BlockBytes != blockBytes:
+		fault = fmt.Sprintf("has blocks of %d bytes, not %d", loop.BlockBytes, blockBytes)
 	default:
 		return nil
 	}

@@ -81,7 +81,7 @@ func (v *Volume) Create(ctx context.Context, options CreateOptions, observer Obs
 
 // attach gives the container its loop device. One left by a crash is adopted.
 func (c *creating) attach(ctx context.Context) (err error) {
-	c.backing, _, err = c.container.attach(ctx)
+	c.backing, _, err = c.container.attach(ctx, sectorBytes)
 	return err
 }
 
@@ -187,7 +187,7 @@ func (c *creating) finishHeader(ctx context.Context) error {
 	c.record.Pin = header.Pin(c.container.bytes)
 	c.record.Marker = c.journal.Marker
 	c.record.Created = time.Now().UTC().Truncate(time.Second)
-	return c.backUpHeader(ctx)
+	return c.backUpHeader(ctx, c.backing.path, c.journal.UUID)
 }
 
 // guardPaths hands out the recovery key before anything outside the container changes: a volume whose recovery key

@@ -29,6 +29,18 @@ var (
 	ErrMountForeign = errors.New("foreign mount")
 	// ErrSettings: the configuration contradicts what was created.
 	ErrSettings = errors.New("configuration contradicts the volume")
+	// ErrHeaderDamaged: one copy of the header is damaged, and writing to it would repair it unasked.
+	ErrHeaderDamaged = errors.New("a copy of the header is damaged")
+	// ErrKeyslotForeign: luksmediad did not make the keyslot.
+	ErrKeyslotForeign = errors.New("keyslot not ours")
+	// ErrKeyslotsFull: no keyslot is free.
+	ErrKeyslotsFull = errors.New("no keyslot is free")
+	// ErrLastWayIn: without the keyslot nobody is proven to get in any more.
+	ErrLastWayIn = errors.New("it may be the last way in")
+	// ErrStoreUnclaimed: the container to adopt holds files, and nobody has said to which store they belong.
+	ErrStoreUnclaimed = errors.New("it is not said which directory is the store")
+	// ErrClevis: clevis has not encrypted the key.
+	ErrClevis = errors.New("clevis failed")
 	// ErrConfirmation: the caller would not go on.
 	ErrConfirmation = errors.New("not confirmed")
 )
@@ -36,7 +48,7 @@ var (
 // Step names a step of an operation; STATUS=, conditions and progress go by it.
 type Step string
 
-// The steps of opening, in their order, then those of closing and creating.
+// The steps of opening, in their order, then those of closing, of changing what is recorded or in the header, and of creating.
 const (
 	StepRecord    Step = "record"
 	StepGuard     Step = "guard"
@@ -51,6 +63,10 @@ const (
 	StepUnbind  Step = "unbind"
 	StepUnmount Step = "unmount"
 	StepLock    Step = "lock"
+
+	StepProve   Step = "prove key"
+	StepCompare Step = "compare"
+	StepStores  Step = "stores"
 
 	StepPreflight Step = "preflight"
 	StepAllocate  Step = "allocate"

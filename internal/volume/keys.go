@@ -2,23 +2,15 @@ package volume
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 
-	"golang.org/x/sys/unix"
-
-	"luksmediad/internal/config"
 	"luksmediad/pkg/unlock"
-	"luksmediad/pkg/unlock/secret"
-	"luksmediad/pkg/unlock/tpm2"
+	"luksmediad/pkg/unlock/luks2"
 )
-
-// keyBytes is the entropy of machine-made keys: that of the volume's cipher.
-const keyBytes = 32
 
 // addKeys adds the recovery passphrase first: no machine key becomes usable before a way in without one is proven.
 func (c *creating) addKeys(ctx context.Context) error {
@@ -26,186 +18,101 @@ func (c *creating) addKeys(ctx context.Context) error {
 		return err
 	}
 	for i, source := range c.config.Unlock {
-		keyslot := recoveryKeyslot + 1 + i
-		var err error
-		if source.TPM2 != nil {
-			err = c.addTPM2(ctx, keyslot, source.TPM2)
-		} else {
-			err = c.addKeyFile(ctx, keyslot, source.Keyfile.Path)
+		if source.Keyfile != nil {
+			if err := c.journal.forgetKeyFile(source.Keyfile.Path); err != nil {
+				return err
+			}
 		}
+		wanted := enrolmentOf(source)
+		made, err := wanted.prepare(ctx, c.enrolling())
 		if err != nil {
 			return err
 		}
-		c.made(keyslot, source.Kind())
+		err = c.addKey(ctx, recoveryKeyslot+1+i, wanted.Kind(), made)
+		made.key.Wipe()
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-func (c *creating) made(keyslot int, source string) {
-	c.record.Keyslots = append(c.record.Keyslots, Keyslot{Slot: keyslot, Source: source})
-}
-
-// addRecovery generates a key where none is given. The token lets systemd and people tell the keyslot's purpose.
-func (c *creating) addRecovery(ctx context.Context) (err error) {
-	pbkdf := unlock.HumanPBKDF
-	if c.recovery = c.options.Recovery; c.recovery == nil {
-		pbkdf, c.generated = unlock.MinimalPBKDF, true
-		if c.recovery, err = secret.RecoveryKey(); err != nil {
-			return err
-		}
-	}
-	if err := c.addProvenKey(ctx, c.recovery, recoveryKeyslot, pbkdf); err != nil {
-		return err
-	}
+// addRecovery generates a key where none is given. It stays at hand: it removes the throw-away key in the end.
+func (c *creating) addRecovery(ctx context.Context) error {
+	c.generated = c.options.Recovery == nil
+	made := &candidate{key: c.options.Recovery, pbkdf: unlock.HumanPBKDF}
 	if c.generated {
-		if err := c.importToken(ctx, recoveryToken{Type: unlock.TokenRecovery, Keyslots: []string{strconv.Itoa(recoveryKeyslot)}}); err != nil {
+		var err error
+		if made, err = (EnrolRecovery{}).prepare(ctx, nil); err != nil {
 			return err
 		}
 	}
-	c.made(recoveryKeyslot, "recovery")
+	c.recovery = made.key
+	return c.addKey(ctx, recoveryKeyslot, sourceRecovery, made)
+}
+
+func (c *creating) addKey(ctx context.Context, keyslot int, source string, made *candidate) error {
+	if err := c.enrolling().enrol(ctx, keyslot, made); err != nil {
+		return err
+	}
+	c.record.Keyslots = append(c.record.Keyslots, Keyslot{Slot: keyslot, Source: source})
 	return nil
 }
 
-// recoveryToken is what systemd-cryptenroll writes (src/cryptenroll/cryptenroll-recovery.c).
-type recoveryToken struct {
-	Type     string   `json:"type"`
-	Keyslots []string `json:"keyslots"`
+// enrolling authorises by the throw-away key. A keyslot needs no note: the whole container is this creation's.
+func (c *creating) enrolling() *enrolling {
+	return &enrolling{
+		runner: c.runner, cryptsetup: c.cryptsetup, container: c.container.Name(), device: c.backing.path, key: c.formatKey,
+		read:     c.readOwnHeader,
+		noteFile: c.noteKeyFile,
+		noteSlot: func(int, luks2.Keyslot) error { return nil },
+	}
 }
 
-// addTPM2 seals a new key, writes token and keyslot, and proves them by unsealing what was written.
-func (c *creating) addTPM2(ctx context.Context, keyslot int, source *config.TPM2) error {
-	key, err := secret.Random(keyBytes)
-	if err != nil {
-		return err
-	}
-	defer key.Wipe()
-	device, err := tpm2.Open(ctx, source.Device)
-	if err != nil {
-		return err
-	}
-	defer device.Close()
-	token, err := device.Seal(ctx, key, tpm2.SealOptions{PCRs: source.PCRs})
-	if err != nil {
-		return err
-	}
-	token.Keyslots = []int{keyslot}
-	unsealed, err := device.Unseal(ctx, token)
-	if err != nil {
-		return err
-	}
-	defer unsealed.Wipe()
-	passphrase, err := unsealed.Base64()
-	if err != nil {
-		return err
-	}
-	defer passphrase.Wipe()
-	if err := c.addProvenKey(ctx, passphrase, keyslot, unlock.MinimalPBKDF); err != nil {
-		return err
-	}
-	return c.importToken(ctx, token)
-}
-
-// addKeyFile uses the key file that is there or makes one.
-func (c *creating) addKeyFile(ctx context.Context, keyslot int, path string) error {
-	if err := c.journal.forgetKeyFile(path); err != nil {
-		return err
-	}
-	key, err := unlock.KeyFile{Path: path}.Read()
-	if errors.Is(err, unlock.ErrKeyFileMissing) {
-		key, err = c.makeKeyFile(path)
-	}
-	if err != nil {
-		return err
-	}
-	defer key.Wipe()
-	// A key file somebody else made may be a short word: then its keyslot must be as slow as a passphrase's.
-	pbkdf := unlock.MinimalPBKDF
-	if key.Len() < keyBytes {
-		pbkdf = unlock.HumanPBKDF
-	}
-	return c.addProvenKey(ctx, key, keyslot, pbkdf)
-}
-
-// makeKeyFile writes 0400 and durably what it returns.
-func (c *creating) makeKeyFile(path string) (*secret.Key, error) {
-	file, err := c.openKeyFile(path)
-	if err != nil {
-		return nil, err
-	}
-	key, err := secret.Random(keyBytes)
-	if err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	_, err = file.Write(key.Bytes())
-	if err := errors.Join(err, file.Sync(), file.Close(), syncFolder(filepath.Dir(path))); err != nil {
-		key.Wipe()
-		return nil, fmt.Errorf("cannot write key file %s: %w", path, err)
-	}
-	return key, nil
-}
-
-// openKeyFile makes an empty key file and records it, before and after.
-func (c *creating) openKeyFile(path string) (*os.File, error) {
-	c.journal.KeyFiles = append(c.journal.KeyFiles, ownFile{Path: path})
-	if err := c.saveCreation(c.journal); err != nil {
-		return nil, err
-	}
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o400)
-	if err != nil {
-		return nil, fmt.Errorf("cannot make key file: %w", err)
-	}
-	made := &c.journal.KeyFiles[len(c.journal.KeyFiles)-1]
-	if err := errors.Join(made.identify(file), c.saveCreation(c.journal)); err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	return file, nil
-}
-
-func (c *creating) addProvenKey(ctx context.Context, key *secret.Key, keyslot int, pbkdf unlock.PBKDF) error {
-	if err := c.cryptsetup.AddKey(ctx, c.backing.path, c.formatKey, key, keyslot, pbkdf); err != nil {
-		return err
-	}
-	return c.cryptsetup.TestKey(ctx, c.backing.path, key, keyslot)
-}
-
-func (c *creating) importToken(ctx context.Context, token any) error {
-	text, err := json.Marshal(token)
-	if err != nil {
-		return fmt.Errorf("cannot encode a token: %w", err)
-	}
-	return c.cryptsetup.ImportToken(ctx, c.backing.path, text)
+func (c *creating) noteKeyFile(file ownFile) error {
+	c.journal.KeyFiles = slices.DeleteFunc(c.journal.KeyFiles, func(other ownFile) bool { return other.Path == file.Path })
+	c.journal.KeyFiles = append(c.journal.KeyFiles, file)
+	return c.saveCreation(c.journal)
 }
 
 // headersFolder keeps header backups below the state folder.
 const headersFolder = "headers"
 
-// backUpHeader saves header and keyslots; the file opens the container like the header itself does.
-func (c *creating) backUpHeader(ctx context.Context) error {
-	if err := os.MkdirAll(filepath.Dir(c.backupPath()), 0o700); err != nil {
+// backUpHeader saves header and keyslots in place of the backup before; the file opens the container like the header itself does.
+func (v *Volume) backUpHeader(ctx context.Context, device, uuid string) error {
+	path := v.backupPath(uuid)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("cannot back up the header: %w", err)
 	}
-	if err := c.removeBackup(); err != nil {
+	fresh := path + ".new" // cryptsetup overwrites nothing
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if err := c.cryptsetup.BackupHeader(ctx, c.backing.path, c.backupPath()); err != nil {
+	if err := v.cryptsetup.BackupHeader(ctx, device, fresh); err != nil {
 		return err
 	}
-	file, err := os.Open(c.backupPath())
+	file, err := os.Open(fresh)
 	if err != nil {
 		return fmt.Errorf("cannot back up the header: %w", err)
 	}
 	defer file.Close()
-	return errors.Join(file.Sync(), syncFolder(filepath.Dir(c.backupPath())))
+	if err := errors.Join(file.Sync(), os.Rename(fresh, path)); err != nil {
+		return fmt.Errorf("cannot back up the header: %w", err)
+	}
+	return syncFolder(filepath.Dir(path))
 }
 
-// removeBackup removes the backup of an earlier attempt at the same creation.
+// removeBackup removes the backup of a creation that is undone.
 func (c *creating) removeBackup() error {
-	if err := os.Remove(c.backupPath()); !errors.Is(err, os.ErrNotExist) {
-		return err
+	path := c.backupPath(c.journal.UUID)
+	for _, file := range []string{path, path + ".new"} {
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
 }
 
-func (c *creating) backupPath() string {
-	return filepath.Join(c.paths.State, headersFolder, c.Name()+"-"+c.journal.UUID+".img")
+func (v *Volume) backupPath(uuid string) string {
+	return filepath.Join(v.paths.State, headersFolder, v.Name()+"-"+uuid+".img")
 }

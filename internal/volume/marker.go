@@ -26,13 +26,39 @@ func (v *Volume) checkMarker(want string) error {
 
 // populate writes the marker into the freshly mounted volume and waits until it is on disk.
 func (v *Volume) populate(marker string) error {
+	if err := v.checkPrivateDir(); err != nil {
+		return err
+	}
 	if err := os.Mkdir(v.PrivateDir(), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("cannot populate the volume: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(v.PrivateDir(), markerFile), []byte(marker), 0o600); err != nil {
+	file, err := os.OpenFile(filepath.Join(v.PrivateDir(), markerFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot populate the volume: %w", err)
+	}
+	_, err = file.WriteString(marker)
+	if err := errors.Join(err, file.Close()); err != nil {
 		return fmt.Errorf("cannot populate the volume: %w", err)
 	}
 	return v.sync()
+}
+
+// checkPrivateDir refuses a link in its place: what is written there would go wherever somebody else wanted.
+func (v *Volume) checkPrivateDir() error { return checkPlain(v.PrivateDir()) }
+
+// checkPlain accepts a directory, or nothing.
+func checkPlain(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cannot look into the volume: %w", err)
+	}
+	if !info.IsDir() {
+		return wrongf(ErrFilesystemForeign, "cannot use the volume: %s is no directory", path)
+	}
+	return nil
 }
 
 // sync waits until everything in the volume is on disk.

@@ -153,7 +153,7 @@ func (o *opening) readHeader(context.Context) error {
 }
 
 func (o *opening) attach(ctx context.Context) error {
-	backing, adopted, err := o.container.attach(ctx)
+	backing, adopted, err := o.container.attach(ctx, o.container.blockBytes(o.opened.Header))
 	if err != nil {
 		return err
 	}
@@ -182,7 +182,7 @@ func (o *opening) unlock(ctx context.Context) error {
 }
 
 func (o *opening) openMapping(ctx context.Context) error {
-	opener := unlock.Opener{Cryptsetup: o.cryptsetup, Sources: o.sources}
+	opener := unlock.Opener{Cryptsetup: o.cryptsetup, Sources: o.sources, Keep: o.resealSource() != nil}
 	opened, err := opener.Open(ctx, unlock.Target{
 		Container: o.container.Name(),
 		Device:    o.backing.path,
@@ -194,10 +194,12 @@ func (o *opening) openMapping(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer opened.Key.Wipe()
 	o.opened.Mapping, o.opened.Source, o.opened.Keyslot, o.opened.Failed = opened.Mapping, opened.Source, opened.Keyslot, opened.Failed
 	o.opened.Took = opened.Took
 	o.observer.Event(journal.Unlocked, journal.F("MAPPING", o.MappingName()),
 		journal.F("SOURCE", opened.Source), journal.F("KEYSLOT", opened.Keyslot))
+	o.reseal(ctx, opened.Key)
 	return nil
 }
 

@@ -65,7 +65,7 @@ func TestCheckLoop(t *testing.T) {
 		"limit":       {mount.LoopInfo{BlockBytes: 4096, LimitBytes: 4096}, ErrLoopForeign},
 		"blocks":      {mount.LoopInfo{BlockBytes: 512}, ErrLoopForeign},
 	} {
-		if err := checkLoop("/srv/volume.luks", test.loop); !errors.Is(err, test.class) {
+		if err := checkLoop("/srv/volume.luks", test.loop, sectorBytes); !errors.Is(err, test.class) {
 			t.Errorf("%s: %v, want %v", name, err, test.class)
 		}
 	}

@@ -116,6 +116,13 @@ func (c Cryptsetup) ImportToken(ctx context.Context, device string, token []byte
 	return classify("import a token into", device, err)
 }
 
+// RemoveToken deletes the token with that number.
+func (c Cryptsetup) RemoveToken(ctx context.Context, device string, token int) error {
+	_, err := c.Runner.Run(ctx, nil, nil, "cryptsetup", "token", "remove", "--disable-external-tokens",
+		"--token-id", strconv.Itoa(token), device)
+	return classify("remove a token of", device, err)
+}
+
 // BackupHeader writes header and keyslots of device to file, which must not exist.
 func (c Cryptsetup) BackupHeader(ctx context.Context, device, file string) error {
 	_, err := c.Runner.Run(ctx, nil, nil, "cryptsetup", "luksHeaderBackup", "--batch-mode",

@@ -14,6 +14,8 @@ type Opener struct {
 	Cryptsetup Cryptsetup
 	// Sources are asked in this order.
 	Sources []Source
+	// Keep hands the key that fitted to the caller, who wipes it; see [Opened].
+	Keep bool
 }
 
 // Target is what to open and under which name.
@@ -35,6 +37,8 @@ type Opened struct {
 	Mapping *Mapping
 	Source  string
 	Keyslot int
+	// Key opens Keyslot; nil unless the opener was to keep it and found locked memory for that.
+	Key *secret.Key
 	// Failed lists what was tried before, in order.
 	Failed []Attempt
 	// Took is how long the offer that fitted took, from asking its source to the mapping.
@@ -48,7 +52,7 @@ func (o Opener) Open(ctx context.Context, target Target) (*Opened, error) {
 	var failed []Attempt
 	for _, source := range o.Sources {
 		began := time.Now()
-		keyslot, err := o.try(ctx, target, source, &failed)
+		keyslot, key, err := o.try(ctx, target, source, &failed)
 		if errors.Is(err, errNoOffer) {
 			continue
 		}
@@ -57,9 +61,10 @@ func (o Opener) Open(ctx context.Context, target Target) (*Opened, error) {
 		}
 		mapping, err := o.verified(ctx, target)
 		if err != nil {
+			key.Wipe()
 			return nil, err
 		}
-		return &Opened{Mapping: mapping, Source: source.Name(), Keyslot: keyslot, Failed: failed, Took: time.Since(began)}, nil
+		return &Opened{Mapping: mapping, Source: source.Name(), Keyslot: keyslot, Key: key, Failed: failed, Took: time.Since(began)}, nil
 	}
 	return nil, &NoKeyError{Container: target.Container, Attempts: failed}
 }
@@ -67,8 +72,8 @@ func (o Opener) Open(ctx context.Context, target Target) (*Opened, error) {
 // errNoOffer: the source's offers are used up.
 var errNoOffer = errors.New("no offer fitted")
 
-// try activates target with the first offer of source that fits and returns its keyslot.
-func (o Opener) try(ctx context.Context, target Target, source Source, failed *[]Attempt) (int, error) {
+// try activates target with the first offer of source that fits and returns its keyslot, and its key if it is to be kept.
+func (o Opener) try(ctx context.Context, target Target, source Source, failed *[]Attempt) (int, *secret.Key, error) {
 	began := time.Now()
 	for offer, err := range source.Offers(ctx, target.Header) {
 		offered := err == nil
@@ -76,19 +81,34 @@ func (o Opener) try(ctx context.Context, target Target, source Source, failed *[
 			var keyslot int
 			keyslot, err = o.activate(ctx, target, offer)
 			if err == nil {
-				return keyslot, nil
+				return keyslot, o.keep(offer), nil
 			}
+			offer.Key.Wipe()
 		}
 		if ctx.Err() != nil {
-			return -1, context.Cause(ctx)
+			return -1, nil, context.Cause(ctx)
 		}
 		if offered && !anotherKeyMayFit(err) || errors.Is(err, secret.ErrNoMemory) {
-			return -1, err
+			return -1, nil, err
 		}
 		*failed = append(*failed, Attempt{Source: source.Name(), Took: time.Since(began), Err: err})
 		began = time.Now()
 	}
-	return -1, errNoOffer
+	return -1, nil, errNoOffer
+}
+
+// keep gives a copy of the key that fitted, if it is to be kept: a source may wipe what it has offered. The container is open:
+// without memory for a copy there is none.
+func (o Opener) keep(offer Offer) *secret.Key {
+	defer offer.Key.Wipe()
+	if !o.Keep {
+		return nil
+	}
+	kept, err := offer.Key.Copy()
+	if err != nil {
+		return nil
+	}
+	return kept
 }
 
 // anotherKeyMayFit tells whether an activation has failed because of its key. All else would fail with any key: to ask
@@ -97,9 +117,8 @@ func anotherKeyMayFit(err error) bool {
 	return errors.Is(err, ErrWrongKey) || errors.Is(err, ErrNoKeyslot)
 }
 
-// activate wipes the offered key whatever happens.
+// activate tries an offered key on its keyslots.
 func (o Opener) activate(ctx context.Context, target Target, offer Offer) (int, error) {
-	defer offer.Key.Wipe()
 	err := ErrNoKeyslot
 	for _, keyslot := range offer.Keyslots {
 		err = o.Cryptsetup.Activate(ctx, target.Device, target.Name, target.Header, keyslot, offer.Key)

@@ -114,6 +114,16 @@ func (k *Key) Bytes() []byte {
 // Len returns the number of bytes of the key, 0 once wiped.
 func (k *Key) Len() int { return len(k.Bytes()) }
 
+// Copy returns a second key with the same bytes, which is wiped on its own.
+func (k *Key) Copy() (*Key, error) {
+	twin, err := New(k.Len())
+	if err != nil {
+		return nil, err
+	}
+	copy(twin.Bytes(), k.Bytes())
+	return twin, nil
+}
+
 // Base64 returns the key in standard base64 with padding, as a new key. It is
 // the form in which systemd enrols what a TPM unseals as a passphrase
 // (systemd src/cryptenroll/cryptenroll-tpm2.c).

@@ -53,6 +53,16 @@ func (d *Device) Seal(ctx context.Context, key *secret.Key, opts SealOptions) (*
 	return t, nil
 }
 
+// CheckSeal fails as [Device.Seal] would before it makes anything.
+func (d *Device) CheckSeal(ctx context.Context, opts SealOptions) error {
+	tpm, end := d.begin(ctx)
+	defer end()
+	if _, err := tpm.newToken(opts); err != nil {
+		return fmt.Errorf("cannot seal a key: %w", err)
+	}
+	return nil
+}
+
 // newToken is the token without sealed object, for the PCRs as they are.
 func (b bus) newToken(opts SealOptions) (*Token, error) {
 	t := &Token{PCRs: slices.Sorted(slices.Values(opts.PCRs))}

@@ -1,0 +1,305 @@
+package volume
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/config"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
+	"luksmediad/pkg/unlock/secret"
+	"luksmediad/pkg/unlock/tpm2"
+)
+
+// keyBytes is the entropy of machine-made keys: that of the volume's cipher.
+const keyBytes = 32
+
+// The words by which records name what opens a keyslot.
+const (
+	sourceTPM2       = "tpm2"
+	sourceKeyFile    = "keyfile"
+	sourceRecovery   = "recovery"
+	sourcePassphrase = "passphrase"
+	sourceClevis     = "clevis"
+)
+
+// Enrolment is a source that is to get a key of its own for the container.
+type Enrolment interface {
+	// Kind is the word for the source in a record.
+	Kind() string
+	// check finds what would stop prepare, and makes nothing.
+	check(ctx context.Context) error
+	// prepare makes the key, with all of it that can fail before the container is touched.
+	prepare(ctx context.Context, e *enrolling) (*candidate, error)
+}
+
+// candidate is a key on its way into a keyslot.
+type candidate struct {
+	key   *secret.Key
+	pbkdf unlock.PBKDF
+	// token speaks for the keyslot; nil if there is none.
+	token func(keyslot int) any
+	kind  string // of the token
+	// reopen gets the key as an opening will: from the token that stands in the header. nil: it takes somebody who knows the key.
+	reopen func(ctx context.Context, token luks2.Token) (*secret.Key, error)
+	// deliver hands the proven key to whoever is to keep it; nil if nobody is.
+	deliver func(*secret.Key) error
+}
+
+// enrolling puts keys into keyslots. Create and the key commands do it alike.
+type enrolling struct {
+	runner     Runner
+	cryptsetup unlock.Cryptsetup
+	// container is how people call it; device what cryptsetup works on.
+	container, device string
+	// key opens a keyslot already.
+	key *secret.Key
+	// read gives the valid header as it is now.
+	read func() (*luks2.Header, error)
+	// noteFile writes a key file down before it is made, and again as soon as its inode is known.
+	noteFile func(file ownFile) error
+	// noteSlot writes down which keyslot was filled.
+	noteSlot func(keyslot int, made luks2.Keyslot) error
+}
+
+// enrol fills a keyslot and proves it from what stands in the header, with its token by what really gets the key from it.
+func (e *enrolling) enrol(ctx context.Context, keyslot int, c *candidate) error {
+	if err := e.cryptsetup.AddKey(ctx, e.device, e.key, c.key, keyslot, c.pbkdf); err != nil {
+		return err
+	}
+	header, err := e.read()
+	if err != nil {
+		return err
+	}
+	if err := e.noteSlot(keyslot, header.Metadata.Keyslots[keyslot]); err != nil {
+		return err
+	}
+	if err := e.cryptsetup.Prove(ctx, e.container, header, c.key, keyslot); err != nil {
+		return err
+	}
+	if c.token == nil {
+		return nil
+	}
+	return e.enrolToken(ctx, keyslot, c)
+}
+
+func (e *enrolling) enrolToken(ctx context.Context, keyslot int, c *candidate) error {
+	text, err := json.Marshal(c.token(keyslot))
+	if err != nil {
+		return fmt.Errorf("cannot encode a token: %w", err)
+	}
+	if err := e.cryptsetup.ImportToken(ctx, e.device, text); err != nil {
+		return err
+	}
+	header, err := e.read()
+	if err != nil {
+		return err
+	}
+	for _, token := range header.Tokens(c.kind) {
+		if slices.Equal(token.Keyslots, []int{keyslot}) {
+			return e.proveToken(ctx, header, token, c)
+		}
+	}
+	return wrongf(unlock.ErrCryptsetup, "cannot find the %s token of keyslot %d in the header of %s", c.kind, keyslot, e.container)
+}
+
+func (e *enrolling) proveToken(ctx context.Context, header *luks2.Header, token luks2.Token, c *candidate) error {
+	if c.reopen == nil {
+		return nil
+	}
+	key, err := c.reopen(ctx, token)
+	if err != nil {
+		return err
+	}
+	defer key.Wipe()
+	// Here a TPM2 keyslot is proven.
+	return e.cryptsetup.Prove(ctx, e.container, header, key, token.Keyslots[0])
+}
+
+// EnrolTPM2 seals a new key in a TPM.
+type EnrolTPM2 struct {
+	// Device is the address of the TPM; see [tpm2.Open].
+	Device string
+	tpm2.SealOptions
+}
+
+// Kind is "tpm2".
+func (t EnrolTPM2) Kind() string { return sourceTPM2 }
+
+func (t EnrolTPM2) check(ctx context.Context) error {
+	device, err := tpm2.Open(ctx, t.Device)
+	if err != nil {
+		return err
+	}
+	defer device.Close()
+	return device.CheckSeal(ctx, t.SealOptions)
+}
+
+func (t EnrolTPM2) prepare(ctx context.Context, _ *enrolling) (*candidate, error) {
+	sealed, err := secret.Random(keyBytes)
+	if err != nil {
+		return nil, err
+	}
+	defer sealed.Wipe()
+	device, err := tpm2.Open(ctx, t.Device)
+	if err != nil {
+		return nil, err
+	}
+	defer device.Close()
+	token, err := device.Seal(ctx, sealed, t.SealOptions)
+	if err != nil {
+		return nil, err
+	}
+	key, err := sealed.Base64()
+	return &candidate{key: key, pbkdf: unlock.MinimalPBKDF, kind: tpm2.TokenType, reopen: t.unseal, token: func(keyslot int) any {
+		token.Keyslots = []int{keyslot}
+		return token
+	}}, err
+}
+
+// unseal asks the TPM for the key of a token, as the next opening will.
+func (t EnrolTPM2) unseal(ctx context.Context, token luks2.Token) (*secret.Key, error) {
+	parsed, err := tpm2.ParseToken(token.Raw)
+	if err != nil {
+		return nil, err
+	}
+	device, err := tpm2.Open(ctx, t.Device)
+	if err != nil {
+		return nil, err
+	}
+	defer device.Close()
+	unsealed, err := device.UnsealWith(ctx, parsed, tpm2.UnsealOptions{PIN: t.PIN})
+	if err != nil {
+		return nil, err
+	}
+	defer unsealed.Wipe()
+	return unsealed.Base64()
+}
+
+// EnrolKeyFile uses the key file that is there or makes one.
+type EnrolKeyFile struct{ Path string }
+
+// Kind is "keyfile".
+func (k EnrolKeyFile) Kind() string { return sourceKeyFile }
+
+func (k EnrolKeyFile) check(context.Context) error {
+	key, err := unlock.KeyFile{Path: k.Path}.Read()
+	key.Wipe()
+	if !errors.Is(err, unlock.ErrKeyFileMissing) {
+		return err
+	}
+	if _, err := os.Stat(filepath.Dir(k.Path)); err != nil {
+		return fmt.Errorf("cannot make key file %s: %w", k.Path, err)
+	}
+	return nil
+}
+
+func (k EnrolKeyFile) prepare(_ context.Context, e *enrolling) (*candidate, error) {
+	key, err := unlock.KeyFile{Path: k.Path}.Read()
+	if errors.Is(err, unlock.ErrKeyFileMissing) {
+		key, err = e.makeKeyFile(k.Path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	// A key file somebody else made may be a short word: then its keyslot must be as slow as a passphrase's.
+	pbkdf := unlock.MinimalPBKDF
+	if key.Len() < keyBytes {
+		pbkdf = unlock.HumanPBKDF
+	}
+	return &candidate{key: key, pbkdf: pbkdf}, nil
+}
+
+// makeKeyFile writes 0400 and durably what it returns.
+func (e *enrolling) makeKeyFile(path string) (*secret.Key, error) {
+	file, err := e.openKeyFile(path)
+	if err != nil {
+		return nil, err
+	}
+	key, err := secret.Random(keyBytes)
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	_, err = file.Write(key.Bytes())
+	if err := errors.Join(err, file.Sync(), file.Close(), syncFolder(filepath.Dir(path))); err != nil {
+		key.Wipe()
+		return nil, fmt.Errorf("cannot write key file %s: %w", path, err)
+	}
+	return key, nil
+}
+
+// openKeyFile makes an empty key file and notes it, before and after.
+func (e *enrolling) openKeyFile(path string) (*os.File, error) {
+	made := ownFile{Path: path}
+	if err := e.noteFile(made); err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o400)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make key file: %w", err)
+	}
+	err = made.identify(file)
+	if err == nil {
+		err = e.noteFile(made)
+	}
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
+}
+
+// EnrolRecovery generates a recovery key.
+type EnrolRecovery struct {
+	// Deliver gets the key once, when its keyslot is proven. If it fails the enrolment does.
+	Deliver func(*secret.Key) error
+}
+
+// Kind is "recovery".
+func (r EnrolRecovery) Kind() string { return sourceRecovery }
+
+func (r EnrolRecovery) check(context.Context) error { return nil }
+
+// prepare gives the keyslot a token, which lets systemd and people tell its purpose.
+func (r EnrolRecovery) prepare(context.Context, *enrolling) (*candidate, error) {
+	key, err := secret.RecoveryKey()
+	return &candidate{key: key, pbkdf: unlock.MinimalPBKDF, kind: unlock.TokenRecovery, deliver: r.Deliver, token: func(keyslot int) any {
+		return recoveryToken{Type: unlock.TokenRecovery, Keyslots: []string{strconv.Itoa(keyslot)}}
+	}}, err
+}
+
+// recoveryToken is what systemd-cryptenroll writes (src/cryptenroll/cryptenroll-recovery.c).
+type recoveryToken struct {
+	Type     string   `json:"type"`
+	Keyslots []string `json:"keyslots"`
+}
+
+// EnrolPassphrase takes a passphrase that a person chose.
+type EnrolPassphrase struct {
+	// Key is wiped when it has been enrolled.
+	Key *secret.Key
+}
+
+// Kind is "passphrase".
+func (p EnrolPassphrase) Kind() string { return sourcePassphrase }
+
+func (p EnrolPassphrase) check(context.Context) error { return nil }
+
+func (p EnrolPassphrase) prepare(context.Context, *enrolling) (*candidate, error) {
+	return &candidate{key: p.Key, pbkdf: unlock.HumanPBKDF}, nil
+}
+
+// enrolmentOf is how a configured source gets a key.
+func enrolmentOf(source config.KeySource) Enrolment {
+	if source.TPM2 != nil {
+		return EnrolTPM2{Device: source.TPM2.Device, SealOptions: tpm2.SealOptions{PCRs: source.TPM2.PCRs}}
+	}
+	return EnrolKeyFile{Path: source.Keyfile.Path}
+}

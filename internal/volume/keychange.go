@@ -1,0 +1,311 @@
+package volume
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+
+	"luksmediad/internal/journal"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
+)
+
+// keyChangeVersion is raised when a field changes its meaning.
+const keyChangeVersion = 1
+
+// keyChange is the journal of an unfinished change of keyslots. It names what is about to appear or to go before it does: a
+// keyslot that was begun and never recorded is ours to remove, one that is on the way out has tokens that go with it.
+type keyChange struct {
+	// UUID is the container's.
+	UUID string `json:"uuid"`
+	// Added is the keyslot that is being filled.
+	Added *addedKeyslot `json:"added,omitempty"`
+	// KeyFile is the key file that was made for it.
+	KeyFile *ownFile `json:"key_file,omitempty"`
+	// Removed are the keyslots that are being removed.
+	Removed []removedKeyslot `json:"removed,omitempty"`
+}
+
+type addedKeyslot struct {
+	Keyslot int    `json:"keyslot"`
+	Source  string `json:"source"`
+	// Sequence is that of the header before the keyslot was filled, Salt that of the keyslot as soon as it was.
+	Sequence uint64 `json:"sequence"`
+	Salt     []byte `json:"salt,omitempty"`
+}
+
+type removedKeyslot struct {
+	Keyslot int `json:"keyslot"`
+	// Tokens speak for no other keyslot.
+	Tokens []int `json:"tokens"`
+}
+
+// fills tells whether the keyslot in header is the one that was begun. Without a salt the crash came between filling it and
+// noting that; cryptsetup has then written the header once. After any other change of it the keyslot may be somebody's.
+func (a *addedKeyslot) fills(header *luks2.Header) bool {
+	keyslot, filled := header.Metadata.Keyslots[a.Keyslot]
+	if a.Salt != nil {
+		return filled && bytes.Equal(keyslot.KDF.Salt, a.Salt)
+	}
+	return filled && header.SequenceID == a.Sequence+1
+}
+
+// keyChanging is what one change of the keyslots has found out so far.
+type keyChanging struct {
+	*Volume
+	observer  Observer
+	record    *Record
+	container *container
+	// header is as it is now; device is what cryptsetup works on.
+	header *luks2.Header
+	device string
+	// ways were proven on the header. The first authorises.
+	ways []*unlock.Way
+	// journal is nil if there is none on disk.
+	journal *keyChange
+	dry     bool
+}
+
+// keyChangeName is the journal's.
+func (v *Volume) keyChangeName() string { return "keys-" + v.Name() }
+
+func (k *keyChanging) saveJournal() error {
+	return k.states.Save(k.keyChangeName(), keyChangeVersion, k.journal)
+}
+
+func (k *keyChanging) loadJournal() error {
+	var found keyChange
+	err := k.states.Load(k.keyChangeName(), keyChangeVersion, &found)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	k.journal = &found
+	return err
+}
+
+func (k *keyChanging) endJournal() error {
+	k.journal = nil
+	return k.states.Remove(k.keyChangeName())
+}
+
+// change looks at everything, proves a way in, cleans up behind an interrupted change, and does what is wanted.
+func (k *keyChanging) change(ctx context.Context, prove, wanted func(context.Context) error) error {
+	defer k.release()
+	return runSteps(ctx, k.observer, []step{
+		{StepRecord, k.begin},
+		{StepContainer, k.open},
+		{StepHeader, k.look},
+		{StepProve, prove},
+		{StepKeys, func(ctx context.Context) error {
+			if err := k.cleanUp(ctx); err != nil {
+				return err
+			}
+			return wanted(ctx)
+		}},
+	})
+}
+
+func (k *keyChanging) begin(ctx context.Context) (err error) {
+	if k.record, err = k.loadRecord(); err != nil {
+		return err
+	}
+	return errors.Join(k.loadJournal(), k.cryptsetup.CheckVersion(ctx))
+}
+
+func (k *keyChanging) open(context.Context) (err error) {
+	if k.container, err = openContainer(k.config.Volume.Container, os.O_RDONLY); err != nil {
+		return err
+	}
+	// What is open is written through the device that carries it, whose cache would show others an old header otherwise.
+	k.device = k.container.Name()
+	if loop := k.container.onlyLoop(); !k.container.block && loop != "" {
+		k.device = loop
+	}
+	return nil
+}
+
+// look reads the header, refuses what is not the recorded container, and what cryptsetup would repair in passing.
+func (k *keyChanging) look(context.Context) (err error) {
+	if k.header, err = k.read(); err != nil {
+		return err
+	}
+	return checkWhole(k.container, k.header)
+}
+
+// checkWhole refuses to have a damaged header written to: cryptsetup would silently repair it from the copy that it prefers.
+func checkWhole(container *container, header *luks2.Header) error {
+	if len(header.Damage) == 0 {
+		return nil
+	}
+	return wrongf(ErrHeaderDamaged, "cannot change the header of %s: %v", container.Name(), header.Damage[0])
+}
+
+// read gives the header as it is now, valid and of the recorded container.
+func (k *keyChanging) read() (*luks2.Header, error) {
+	header, err := readValid(k.container)
+	if err != nil {
+		return nil, err
+	}
+	return header, k.record.Pin.Check(header, k.container.bytes)
+}
+
+func readValid(container *container) (*luks2.Header, error) {
+	header, err := luks2.Read(container, container.bytes)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the header of %s: %w", container.Name(), err)
+	}
+	if err := header.Validate(container.bytes); err != nil {
+		return nil, fmt.Errorf("cannot use container %s: %w", container.Name(), err)
+	}
+	return header, nil
+}
+
+// question leaves out the keyslot of an interrupted change, which is about to go.
+func (k *keyChanging) question() unlock.Question {
+	about := unlock.Question{Container: k.container.Name(), Header: k.header}
+	if k.journal != nil && k.journal.Added != nil && !k.record.made(k.journal.Added.Keyslot) {
+		about.Except = []int{k.journal.Added.Keyslot}
+	}
+	return about
+}
+
+// authorize finds the first key that opens the container.
+func (k *keyChanging) authorize(sources []unlock.Source) func(context.Context) error {
+	return func(ctx context.Context) error {
+		way, failed, err := unlock.Opener{Cryptsetup: k.cryptsetup, Sources: sources}.Find(ctx, k.question())
+		k.reportAttempts(failed)
+		if err == nil {
+			k.ways = []*unlock.Way{way}
+		}
+		return err
+	}
+}
+
+func (k *keyChanging) reportAttempts(failed []unlock.Attempt) {
+	for _, attempt := range failed {
+		k.observer.Attempt(attempt)
+	}
+}
+
+// cleanUp takes back what an interrupted change has begun and not recorded, and ends what it has removed. Nothing else is touched.
+func (k *keyChanging) cleanUp(ctx context.Context) error {
+	if k.journal == nil || k.dry {
+		return nil
+	}
+	if k.journal.UUID != k.header.UUID {
+		return k.endJournal() // of a container that was there before
+	}
+	if err := k.takeBack(ctx); err != nil {
+		return err
+	}
+	if err := k.endRemovals(ctx); err != nil {
+		return err
+	}
+	return k.finish(ctx)
+}
+
+// takeBack removes the keyslot that was added and not recorded.
+func (k *keyChanging) takeBack(ctx context.Context) error {
+	added := k.journal.Added
+	if added == nil || k.record.made(added.Keyslot) {
+		return nil
+	}
+	if added.fills(k.header) {
+		if err := k.removeKeyslots(ctx, k.ways[0], added.Keyslot); err != nil {
+			return err
+		}
+	}
+	if file := k.journal.KeyFile; file != nil {
+		return file.remove()
+	}
+	return nil
+}
+
+// removeKeyslots removes keyslots and the tokens that speak for them alone. way must open another one.
+func (k *keyChanging) removeKeyslots(ctx context.Context, way *unlock.Way, keyslots ...int) error {
+	for _, keyslot := range keyslots {
+		k.journal.Removed = append(k.journal.Removed, removedKeyslot{keyslot, tokensOnlyOf(k.header, keyslot)})
+	}
+	if err := k.saveJournal(); err != nil {
+		return err
+	}
+	for _, keyslot := range keyslots {
+		if err := k.cryptsetup.RemoveKeyslot(ctx, k.device, keyslot, way.Key, way.Keyslots[0]); err != nil {
+			return err
+		}
+	}
+	return k.endRemovals(ctx)
+}
+
+func tokensOnlyOf(header *luks2.Header, keyslot int) []int {
+	tokens := []int{}
+	for _, id := range slices.Sorted(maps.Keys(header.Metadata.Tokens)) {
+		if slices.Equal(header.Metadata.Tokens[id].Keyslots, []int{keyslot}) {
+			tokens = append(tokens, id)
+		}
+	}
+	return tokens
+}
+
+// endRemovals follows up each keyslot that is gone: cryptsetup leaves its tokens behind, without a keyslot. One that is still there
+// stays: nothing has happened to it yet.
+func (k *keyChanging) endRemovals(ctx context.Context) (err error) {
+	if len(k.journal.Removed) == 0 {
+		return nil
+	}
+	if k.header, err = k.read(); err != nil {
+		return err
+	}
+	for _, removed := range k.journal.Removed {
+		if _, still := k.header.Metadata.Keyslots[removed.Keyslot]; still {
+			continue
+		}
+		for _, id := range removed.Tokens {
+			if token, there := k.header.Metadata.Tokens[id]; there && len(token.Keyslots) == 0 {
+				if err := k.cryptsetup.RemoveToken(ctx, k.device, id); err != nil {
+					return err
+				}
+			}
+		}
+		if err := k.forget(removed.Keyslot); err != nil {
+			return err
+		}
+		k.observer.Event(journal.KeyslotRemoved, journal.F("CONTAINER", k.container.Name()), journal.F("KEYSLOT", removed.Keyslot))
+	}
+	k.header, err = k.read()
+	return err
+}
+
+// forget removes a keyslot from the record.
+func (k *keyChanging) forget(keyslot int) error {
+	if !k.record.made(keyslot) {
+		return nil
+	}
+	k.record.Keyslots = slices.DeleteFunc(k.record.Keyslots, func(made Keyslot) bool { return made.Slot == keyslot })
+	return k.saveRecord(k.record)
+}
+
+// finish saves the header as it is now and ends the journal.
+func (k *keyChanging) finish(ctx context.Context) error {
+	if err := k.backUpHeader(ctx, k.device, k.header.UUID); err != nil {
+		return err
+	}
+	return k.endJournal()
+}
+
+func (k *keyChanging) release() {
+	unlock.WipeWays(k.ways)
+	if k.container != nil {
+		k.container.Close()
+	}
+}
+
+// made tells whether luksmediad made the keyslot.
+func (r *Record) made(keyslot int) bool {
+	return slices.ContainsFunc(r.Keyslots, func(made Keyslot) bool { return made.Slot == keyslot })
+}

@@ -1,0 +1,219 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/journal"
+	"luksmediad/pkg/mount"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
+)
+
+// PinReport is what was recorded about the container beside what is found.
+type PinReport struct {
+	Record *Record
+	// Found is what the header and the size of the container say.
+	Found luks2.Pin
+	// Looked: the volume is mounted, so that filesystem and marker were compared too.
+	Looked bool
+	// Differences lists every field that differs, those of [luks2.Pin] and "filesystem", "filesystem_uuid", "marker".
+	Differences []luks2.Difference
+}
+
+// ComparePin looks at the container and, as far as it is open, into it. It needs no key and changes nothing.
+func (v *Volume) ComparePin() (*PinReport, error) {
+	record, err := v.loadRecord()
+	if err != nil {
+		return nil, err
+	}
+	container, err := openContainer(v.config.Volume.Container, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer container.Close()
+	header, err := readValid(container)
+	if err != nil {
+		return nil, err
+	}
+	report := comparePin(record, container, header)
+	mapping, err := unlock.FindMapping(v.MappingName())
+	if err != nil || mapping == nil {
+		return report, ignoreNoMapper(err)
+	}
+	mounted, err := mount.At(v.Root())
+	if err != nil || mounted == nil || deviceOf(mounted) != mapping.Device {
+		return report, err
+	}
+	identity, err := mount.Identify(mapping.Path)
+	if err != nil {
+		return nil, err
+	}
+	return report, v.compareFilesystem(report, identity)
+}
+
+// ignoreNoMapper: where there are no mappings ours is closed.
+func ignoreNoMapper(err error) error {
+	if errors.Is(err, unlock.ErrNoDeviceMapper) {
+		return nil
+	}
+	return err
+}
+
+func comparePin(record *Record, container *container, header *luks2.Header) *PinReport {
+	report := &PinReport{Record: record, Found: header.Pin(container.bytes)}
+	if mismatch, ok := errors.AsType[*luks2.MismatchError](record.Pin.Check(header, container.bytes)); ok {
+		report.Differences = mismatch.Differences
+	}
+	return report
+}
+
+// compareFilesystem adds what is seen of the mounted filesystem.
+func (v *Volume) compareFilesystem(report *PinReport, identity mount.Identity) error {
+	report.Looked = true
+	marker, err := v.readMarker()
+	if err != nil {
+		return err
+	}
+	record := report.Record
+	for _, field := range []luks2.Difference{
+		{Field: "filesystem", Pinned: string(record.Filesystem), Found: string(identity.Kind)},
+		{Field: "filesystem_uuid", Pinned: record.FilesystemUUID, Found: identity.UUID},
+		{Field: "marker", Pinned: record.Marker, Found: marker},
+	} {
+		if field.Pinned != field.Found {
+			report.Differences = append(report.Differences, field)
+		}
+	}
+	return nil
+}
+
+// readMarker gives the marker of the mounted volume, empty if it has none.
+func (v *Volume) readMarker() (string, error) {
+	if err := v.checkPrivateDir(); err != nil {
+		return "", err
+	}
+	file, err := os.OpenFile(filepath.Join(v.PrivateDir(), markerFile), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", wrongf(ErrFilesystemForeign, "cannot read the marker of the volume: %v", err)
+	}
+	defer file.Close()
+	content, err := io.ReadAll(io.LimitReader(file, maxMarkerBytes))
+	if err != nil {
+		return "", wrongf(ErrFilesystemForeign, "cannot read the marker of the volume: %v", err)
+	}
+	return string(content), nil
+}
+
+// maxMarkerBytes is more than a marker has.
+const maxMarkerBytes = 256
+
+// AcceptOptions say how a container is accepted as it is.
+type AcceptOptions struct {
+	// Sources offer the keys of which one must open the container.
+	Sources []unlock.Source
+	// Confirm is shown the differences, and stops everything by an error. It is not asked where there are none.
+	Confirm func(*PinReport) error
+}
+
+// AcceptPin records the container as it is, once a key has opened it, its filesystem was looked into, and Confirm agrees. What was open
+// stays open, what was closed is closed again. It fails with a [StepError].
+func (v *Volume) AcceptPin(ctx context.Context, options AcceptOptions, observer Observer) (*PinReport, error) {
+	a := &accepting{visit: visit{Volume: v, observer: observer}, options: options}
+	defer a.release()
+	err := runSteps(ctx, observer, []step{
+		{StepRecord, a.loadRecord},
+		{StepContainer, a.read},
+		{StepProve, a.prove(options.Sources)},
+		{StepAttach, a.attach},
+		{StepUnlock, a.unlock},
+		{StepCheck, a.identify},
+		{StepMount, a.mount},
+		{StepCompare, a.compare},
+		{StepRecord, a.accept},
+	})
+	return a.report, errors.Join(err, a.leave(context.WithoutCancel(ctx)))
+}
+
+// accepting is what the steps of one AcceptPin have found out so far.
+type accepting struct {
+	visit
+	options AcceptOptions
+	record  *Record
+	report  *PinReport
+}
+
+func (a *accepting) loadRecord(context.Context) (err error) {
+	a.record, err = a.Volume.loadRecord()
+	return err
+}
+
+// compare refuses a filesystem without the folders of the stores that have moved in: opening would fail, or bind empty ones.
+func (a *accepting) compare(context.Context) error {
+	for _, store := range a.record.Encrypted {
+		folder, err := mount.OpenDirectory(a.Store(store.Name))
+		if err != nil {
+			return wrongf(ErrFilesystemForeign, "cannot accept %s: it has no folder of store %s: %v", a.container.Name(), store.Name, err)
+		}
+		folder.Close()
+	}
+	a.report = comparePin(a.record, a.container, a.header)
+	return a.compareFilesystem(a.report, a.identity)
+}
+
+// accept writes the record last. A volume without marker gets one.
+func (a *accepting) accept(ctx context.Context) error {
+	if len(a.report.Differences) == 0 {
+		return nil
+	}
+	if err := a.options.Confirm(a.report); err != nil {
+		return err
+	}
+	record := *a.record
+	marker, err := a.readMarker()
+	if err == nil && marker == "" {
+		marker = uuid.NewString()
+		err = a.populate(marker)
+	}
+	if err != nil {
+		return err
+	}
+	record.Keyslots = a.keptKeyslots()
+	record.Pin, record.Marker = a.report.Found, marker
+	record.Filesystem, record.FilesystemUUID = a.identity.Kind, a.identity.UUID
+	if err := a.backUpHeader(ctx, a.backing.path, a.header.UUID); err != nil {
+		return err
+	}
+	if err := a.saveRecord(&record); err != nil {
+		return err
+	}
+	var fields []string
+	for _, difference := range a.report.Differences {
+		fields = append(fields, difference.Field)
+	}
+	a.observer.Event(journal.PinAccepted, journal.F("CONTAINER", a.container.Name()), journal.F("DIFFERENCES", strings.Join(fields, " ")))
+	return nil
+}
+
+// keptKeyslots are the recorded ones that are still there; none of another container.
+func (a *accepting) keptKeyslots() []Keyslot {
+	if a.record.Pin.UUID != a.report.Found.UUID || a.record.Pin.VolumeKeyDigest != a.report.Found.VolumeKeyDigest {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(a.record.Keyslots), func(made Keyslot) bool {
+		_, there := a.header.Metadata.Keyslots[made.Slot]
+		return !there
+	})
+}

@@ -1,0 +1,172 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"luksmediad/pkg/mount"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
+)
+
+// visit is a container that is opened for a look, by what it says of itself and not by what is recorded.
+type visit struct {
+	*Volume
+	observer  Observer
+	container *container
+	header    *luks2.Header
+	backing   *backing
+	mapping   *unlock.Mapping
+	// way was proven on the header; it authorises.
+	way      *unlock.Way
+	identity mount.Identity
+	// opened and mounted say what leave has to take back: the rest was there before.
+	opened, mounted bool
+	// root is the private root if the visit has made it.
+	root *mount.BarePoint
+}
+
+// read opens the container and requires what every use of it requires: no holes, an acceptable header, both copies of it whole.
+func (v *visit) read(context.Context) (err error) {
+	if v.container, err = openContainer(v.config.Volume.Container, os.O_RDWR); err != nil {
+		return err
+	}
+	if err := v.container.checkAllocated(); err != nil {
+		return err
+	}
+	if v.header, err = readValid(v.container); err != nil {
+		return err
+	}
+	return checkWhole(v.container, v.header)
+}
+
+// prove finds a key that opens the container, before anything is attached.
+func (v *visit) prove(sources []unlock.Source) func(context.Context) error {
+	return func(ctx context.Context) (err error) {
+		var failed []unlock.Attempt
+		v.way, failed, err = unlock.Opener{Cryptsetup: v.cryptsetup, Sources: sources}.Find(ctx,
+			unlock.Question{Container: v.container.Name(), Header: v.header})
+		for _, attempt := range failed {
+			v.observer.Attempt(attempt)
+		}
+		return err
+	}
+}
+
+func (v *visit) attach(ctx context.Context) (err error) {
+	v.backing, _, err = v.container.attach(ctx, v.container.blockBytes(v.header))
+	return err
+}
+
+// unlock takes the mapping that is there if it is what the header describes.
+func (v *visit) unlock(ctx context.Context) (err error) {
+	if v.mapping, err = unlock.FindMapping(v.MappingName()); err != nil {
+		return err
+	}
+	if v.mapping == nil {
+		v.opened = true
+		if err := v.cryptsetup.Activate(ctx, v.backing.path, v.MappingName(), v.header, v.way.Keyslots[0], v.way.Key); err != nil {
+			return err
+		}
+		if v.mapping, err = v.findMapping(v.header.UUID); err != nil {
+			return err
+		}
+	}
+	return v.mapping.Matches(v.header, v.backing.number)
+}
+
+// identify refuses what is no filesystem of the kinds that are mounted.
+func (v *visit) identify(context.Context) (err error) {
+	if v.identity, err = mount.Identify(v.mapping.Path); err != nil {
+		return err
+	}
+	if v.identity.Kind != mount.Ext4 && v.identity.Kind != mount.XFS {
+		kind := v.identity.Kind
+		if v.identity.Blank() {
+			kind = "nothing known"
+		}
+		return wrongf(ErrFilesystemForeign, "cannot use what is in %s: it is %s, neither ext4 nor xfs", v.container.Name(), kind)
+	}
+	return nil
+}
+
+// mount mounts the filesystem at the private root unless it is there.
+func (v *visit) mount(ctx context.Context) error {
+	seen, err := mount.At(v.Root())
+	if err != nil {
+		return err
+	}
+	if seen != nil && deviceOf(seen) == v.mapping.Device && seen.Root == "/" {
+		return nil
+	}
+	if seen != nil {
+		return wrongf(ErrMountForeign, "cannot mount the volume at %s: %s is mounted there", v.Root(), seen.Source)
+	}
+	if _, err := mount.Check(ctx, v.runner, v.mapping.Path, v.identity.Kind); err != nil {
+		return err
+	}
+	if err := v.makeRoot(); err != nil {
+		return err
+	}
+	v.mounted = true
+	return mount.Mount(v.mapping.Path, v.identity.Kind, v.Root())
+}
+
+func (v *visit) makeRoot() error {
+	if err := os.MkdirAll(filepath.Dir(v.Root()), 0o700); err != nil {
+		return err
+	}
+	made, err := mount.MakePoint(v.Root())
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err == nil {
+		v.root = &made
+	}
+	return err
+}
+
+// leave takes back what the visit has opened.
+func (v *visit) leave(ctx context.Context) error {
+	if v.mapping == nil && v.opened {
+		v.mapping, _ = unlock.FindMapping(v.MappingName()) // an Activate that failed late
+	}
+	if v.mapping != nil && v.mounted {
+		if err := v.unmount(v.mapping, silent{}); err != nil {
+			return err
+		}
+		v.mounted = false
+	}
+	if v.root != nil {
+		if err := mount.RemovePoint(v.Root(), *v.root); err != nil {
+			return err
+		}
+		v.root = nil
+	}
+	v.releaseBacking()
+	if v.mapping == nil || !v.opened {
+		return nil
+	}
+	v.opened = false
+	return v.lock(ctx, v.mapping, silent{})
+}
+
+func (v *visit) releaseBacking() {
+	if v.backing != nil {
+		v.backing.release()
+		v.backing = nil
+	}
+}
+
+// release ends the visit whatever became of it.
+func (v *visit) release() {
+	if v.way != nil {
+		v.way.Key.Wipe()
+	}
+	v.releaseBacking()
+	if v.container != nil {
+		v.container.Close()
+	}
+}
