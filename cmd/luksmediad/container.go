@@ -49,8 +49,9 @@ func (f *containerFlags) ignore(cmd *cobra.Command, names ...string) {
 // subject is what a command looks at.
 type subject struct {
 	*keys.Container
-	// config and record are nil for a container that is not the configured one.
+	// config, volume and record are nil for a container that is not the configured one.
 	config *config.Config
+	volume *volume.Volume
 	record *volume.Record
 }
 
@@ -70,7 +71,7 @@ func (f *containerFlags) read() (*subject, error) {
 		return &subject{}, err
 	}
 	container, err := keys.Read(loaded.Volume.Container)
-	return &subject{Container: container, config: loaded, record: record}, err
+	return &subject{Container: container, config: loaded, volume: vol, record: record}, err
 }
 
 // readValid refuses a header that is not valid, and in place of the configured container another one.
@@ -85,7 +86,7 @@ func (f *containerFlags) readValid() (*subject, error) {
 func (s *subject) check() error {
 	err := s.Header.Validate(s.Bytes)
 	if err == nil && s.record != nil {
-		err = s.record.Pin.Check(s.Header, s.Bytes)
+		err = s.volume.CheckPin(s.record, s.Header, s.Bytes)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot use container %s: %w", s.Path, err)

@@ -27,6 +27,7 @@ const (
 	crashFolder = "LUKSMEDIAD_TEST_FOLDER"
 	crashPoint  = "LUKSMEDIAD_TEST_POINT"
 	crashDevice = "LUKSMEDIAD_TEST_DEVICE" // the container, where it is no file
+	crashGrow   = "LUKSMEDIAD_TEST_GROW"   // the bytes to grow to: then the volume is not created but grown
 )
 
 // TestMain is this program's second life: a create that does not survive.
@@ -44,10 +45,20 @@ func TestMain(m *testing.M) {
 	})
 	c := &crasher{point: os.Getenv(crashPoint)}
 	s.Volume = New(s.config, s.paths, c)
-	if err := s.tryCreate(context.Background(), c); err != nil {
+	if err := s.dare(c); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
+}
+
+// dare does what is not survived.
+func (s *site) dare(c *crasher) error {
+	to, err := strconv.ParseInt(os.Getenv(crashGrow), 10, 64)
+	if err != nil {
+		return s.tryCreate(context.Background(), c)
+	}
+	_, err = s.Grow(context.Background(), s.Sources(), GrowOptions{To: to}, c)
+	return err
 }
 
 // crasher observes a create, runs its programs and kills the process at its point.
@@ -80,15 +91,21 @@ func (c *crasher) Run(ctx context.Context, stdin *os.File, extra []*os.File, nam
 // crash runs a create that is killed at point and tells where that was; "" if it came to its end before.
 func (s *site) crash(point string) string {
 	s.t.Helper()
+	return s.crashWith(point)
+}
+
+// crashWith is crash with more variables for the child.
+func (s *site) crashWith(point string, variables ...string) string {
+	s.t.Helper()
 	cmd := exec.CommandContext(s.t.Context(), "/proc/self/exe")
-	cmd.Env = []string{crashFolder + "=" + s.dir, crashPoint + "=" + point}
+	cmd.Env = append([]string{crashFolder + "=" + s.dir, crashPoint + "=" + point}, variables...)
 	if isDevicePath(s.container) {
 		cmd.Env = append(cmd.Env, crashDevice+"="+s.container)
 	}
 	output, err := cmd.CombinedOutput()
 	_, place, killed := strings.Cut(strings.TrimSpace(string(output)), "killed at: ")
 	if !killed && err != nil {
-		s.t.Fatalf("create at %s: %v: %s", point, err, output)
+		s.t.Fatalf("to be killed at %s: %v: %s", point, err, output)
 	}
 	return place
 }

@@ -41,6 +41,10 @@ var (
 	ErrStoreUnclaimed = errors.New("it is not said which directory is the store")
 	// ErrClevis: clevis has not encrypted the key.
 	ErrClevis = errors.New("clevis failed")
+	// ErrShrink: the wanted size is not larger than the present one.
+	ErrShrink = errors.New("volumes only grow")
+	// ErrGrowDevice: a block device is as large as it is.
+	ErrGrowDevice = errors.New("a block device is enlarged by what made it, and then taken as it is")
 	// ErrConfirmation: the caller would not go on.
 	ErrConfirmation = errors.New("not confirmed")
 )
@@ -67,6 +71,9 @@ const (
 	StepProve   Step = "prove key"
 	StepCompare Step = "compare"
 	StepStores  Step = "stores"
+
+	StepResize Step = "mapping"
+	StepGrowFS Step = "grow filesystem"
 
 	StepPreflight Step = "preflight"
 	StepAllocate  Step = "allocate"
