@@ -10,6 +10,9 @@ type advice struct {
 	next   string
 }
 
+// repairHeader is what to type about a header of which one copy is left.
+const repairHeader = "cryptsetup luksHeaderBackup {container} --header-backup-file /root/header.img && cryptsetup repair {container}"
+
 // stateAdvice is about conditions that the daemon decides without an error.
 func stateAdvice() []advice {
 	return []advice{
@@ -17,7 +20,7 @@ func stateAdvice() []advice {
 		{"gate_stopped", "luksmediad unlock"},
 		{"not_open", "luksmediad unlock"},
 		{"store_plaintext", "ls -la {store}"},
-		{"header_copy_damaged", "cryptsetup luksHeaderBackup {container} --header-backup-file /root/header.img && cryptsetup repair {container}"},
+		{damagedCopy, repairHeader},
 	}
 }
 

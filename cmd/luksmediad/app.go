@@ -58,7 +58,7 @@ func newRootCommand(a *app) *cobra.Command {
 	flags.BoolVar(&a.quiet, "quiet", false, "print no progress")
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
-	root.AddCommand(newRunCommand(a), newCreateCommand(a), newUnlockCommand(a), newLockCommand(a), newStatusCommand(a),
+	root.AddCommand(newRunCommand(a), newCreateCommand(a), newAdoptCommand(a), newUnlockCommand(a), newLockCommand(a), newStatusCommand(a), newGrowCommand(a),
 		newGateCommand(a), newConfigCommand(a), newKeyCommand(a), newHeaderCommand(a), newVersionCommand(a))
 	root.SetHelpCommand(newHelpCommand())
 	a.watchStart(root)
@@ -182,17 +182,23 @@ func (a *app) load() (*config.Config, *volume.Volume, error) {
 	return loaded, volume.New(loaded, paths, command.Runner{}), nil
 }
 
-// loadAsRoot is load for whatever changes something: it needs to be root on the host and to have the folder of the locks.
+// loadAsRoot is load for whatever opens or closes something: it needs to be root on the host and to have the folder of the locks.
 func (a *app) loadAsRoot() (*config.Config, *volume.Volume, error) {
+	loaded, vol, err := a.loadForHeader()
+	if err != nil {
+		return nil, nil, err
+	}
+	return loaded, vol, vol.CheckHost()
+}
+
+// loadForHeader is load for what changes header and record only: it takes root, and no device mapper.
+func (a *app) loadForHeader() (*config.Config, *volume.Volume, error) {
 	loaded, vol, err := a.load()
 	if err != nil {
 		return nil, nil, err
 	}
 	if os.Geteuid() != 0 {
 		return nil, nil, fmt.Errorf("cannot work on volume %s: %w", vol.Name(), errNotRoot)
-	}
-	if err := vol.CheckHost(); err != nil {
-		return nil, nil, err
 	}
 	if err := os.MkdirAll(runtimeDir, 0o750); err != nil {
 		return nil, nil, fmt.Errorf("cannot make %s: %w", runtimeDir, err)

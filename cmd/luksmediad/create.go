@@ -76,17 +76,17 @@ func (c *createCommand) create(ctx context.Context, vol *volume.Volume, progress
 	if err != nil {
 		return err
 	}
-	record, err := vol.Create(ctx, volume.CreateOptions{Recovery: given, Deliver: c.deliver}, progress)
+	record, err := vol.Create(ctx, volume.CreateOptions{Recovery: given, Deliver: c.printRecoveryKey}, progress)
 	if err != nil {
 		return err
 	}
 	return c.succeed(fmt.Sprintf("volume %s is ready in %s", vol.Name(), record.Container))
 }
 
-// deliver prints the recovery key without ever making a string of it.
-func (c *createCommand) deliver(key *secret.Key) error {
+// printRecoveryKey prints a recovery key without ever making a string of it.
+func (a *app) printRecoveryKey(key *secret.Key) error {
 	before, after := "recovery key: ", "\n"
-	if c.json {
+	if a.json {
 		before, after = `{"type":"recovery_key","recovery_key":"`, "\"}\n"
 	}
 	line, err := secret.New(len(before) + key.Len() + len(after))
@@ -96,7 +96,7 @@ func (c *createCommand) deliver(key *secret.Key) error {
 	defer line.Wipe()
 	text := line.Bytes()
 	copy(text[copy(text, before)+copy(text[len(before):], key.Bytes()):], after)
-	if _, err := c.stdout.Write(text); err != nil {
+	if _, err := a.stdout.Write(text); err != nil {
 		return fmt.Errorf("cannot print the recovery key: %w", err)
 	}
 	return nil

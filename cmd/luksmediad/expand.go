@@ -28,7 +28,7 @@ func expand(c *config.Config, next string) string {
 	}
 	names := []string{"{volume}", c.Volume.Name, "{container}", c.Volume.Container}
 	if len(c.Stores) == 1 {
-		names = append(names, "{store}", c.Stores[0].Path)
+		names = append(names, "{store}", c.Stores[0].Path, "{store_name}", c.Stores[0].Name)
 	}
 	for _, source := range c.Unlock {
 		if source.Keyfile != nil {

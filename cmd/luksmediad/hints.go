@@ -66,10 +66,22 @@ func hints() []hint {
 		{volume.ErrLoopForeign, "loop_foreign", exitRefused, "losetup --list --associated {container}"},
 		{volume.ErrContainerSparse, "container_sparse", exitRefused, "fallocate --posix --length $(stat --format %s {container}) {container}"},
 		{volume.ErrFilesystemForeign, "filesystem_foreign", exitRefused, "luksmediad status"},
+		{volume.ErrShrink, "shrink", exitRefused, "luksmediad status"},
+		{volume.ErrGrowDevice, "grow_device", exitUsage, "luksmediad grow"},
 		{volume.ErrStoreNotEmpty, "store_not_empty", exitRefused, "ls -la {store}"},
 		{volume.ErrMountForeign, "mount_foreign", exitRefused, "findmnt {store}"},
 
-		{luks2.ErrPinMismatch, "pin_mismatch", exitRefused, "cryptsetup luksUUID {container}; cat /var/lib/luksmediad/volume-{volume}.json"},
+		{volume.ErrStoreUnclaimed, "store_unclaimed", exitRefused, "luksmediad adopt --store {store_name}=DIRECTORY, where . is everything"},
+		{volume.ErrStoreDirectory, "store_directory", exitRefused, "luksmediad adopt --dry-run --store {store_name}=DIRECTORY"},
+
+		{volume.ErrHeaderDamaged, damagedCopy, exitRefused, repairHeader},
+		{volume.ErrKeyslotForeign, "keyslot_foreign", exitRefused, "luksmediad key list; luksmediad key remove N --foreign"},
+		{volume.ErrKeyslotMissing, "keyslot_missing", exitFailed, "luksmediad key list"},
+		{volume.ErrKeyslotsFull, "keyslots_full", exitFailed, "luksmediad key list; luksmediad key remove N"},
+		{volume.ErrLastWayIn, "last_way_in", exitRefused, "luksmediad key test; luksmediad key add recovery"},
+		{volume.ErrClevis, "clevis_failed", exitFailed, "echo test | clevis encrypt PIN CONFIG | clevis decrypt"},
+
+		{luks2.ErrPinMismatch, "pin_mismatch", exitRefused, "luksmediad key pin"},
 		{luks2.ErrRefused, "header_refused", exitRefused, "luksmediad header check"},
 		{luks2.ErrLUKS1, "luks1", exitRefused, "file -s {container}"},
 		{luks2.ErrNotLUKS2, "not_luks2", exitRefused, "file -s {container}"},

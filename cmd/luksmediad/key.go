@@ -19,10 +19,11 @@ func newKeyCommand(a *app) *cobra.Command {
 		Short: "The keyslots of a container",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usageError{errors.New("cannot run key: list, test or drift?")}
+			return usageError{errors.New("cannot run key: list, test, drift, pin, add or remove?")}
 		},
 	}
-	cmd.AddCommand(newKeyListCommand(a), newKeyTestCommand(a), newKeyDriftCommand(a))
+	cmd.AddCommand(newKeyListCommand(a), newKeyTestCommand(a), newKeyDriftCommand(a), newKeyPinCommand(a), newKeyAddCommand(a),
+		newKeyRemoveCommand(a))
 	return cmd
 }
 

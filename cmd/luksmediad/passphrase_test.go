@@ -89,7 +89,7 @@ func TestDeliver(t *testing.T) {
 	} {
 		s := newSession(t)
 		c := &createCommand{app: &app{stdout: s.out, stderr: s.err, json: json}}
-		if err := c.deliver(key); err != nil {
+		if err := c.printRecoveryKey(key); err != nil {
 			t.Error(err)
 		}
 		if got := written(t, s.out); got != want {

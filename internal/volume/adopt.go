@@ -91,7 +91,7 @@ func (a *adopting) preflight(ctx context.Context) error {
 	}
 	for name := range a.options.Stores {
 		if !slices.ContainsFunc(a.config.Stores, func(store config.Store) bool { return store.Name == name }) {
-			faults = append(faults, wrongf(ErrSettings, "cannot fill store %s: it is not configured", name))
+			faults = append(faults, wrongf(ErrStoreDirectory, "cannot fill store %s: it is not configured", name))
 		}
 	}
 	return errors.Join(faults...)
@@ -126,10 +126,10 @@ func (a *adopting) takeStores(context.Context) error {
 	if err := a.states.Save(a.adoptionName(), adoptionVersion, a.journal); err != nil {
 		return err
 	}
+	stores := slices.Clone(a.config.Stores)
 	// What is moved as a whole goes before what takes the rest.
-	rest := func(store config.Store) bool { return moves[store.Name] == "." }
-	for _, store := range append(slices.DeleteFunc(slices.Clone(a.config.Stores), rest), slices.DeleteFunc(slices.Clone(a.config.Stores),
-		func(store config.Store) bool { return !rest(store) })...) {
+	slices.SortStableFunc(stores, func(x, y config.Store) int { return restLast(moves[x.Name]) - restLast(moves[y.Name]) })
+	for _, store := range stores {
 		if err := a.takeStore(store, moves[store.Name]); err != nil {
 			return err
 		}
@@ -142,6 +142,13 @@ func (a *adopting) takeStores(context.Context) error {
 		a.record.Marker = uuid.NewString()
 	}
 	return a.populate(a.record.Marker)
+}
+
+func restLast(folder string) int {
+	if folder == "." {
+		return 1
+	}
+	return 0
 }
 
 // planStores tells which directory becomes which store. It refuses to leave files where no store shows them unless somebody has said
@@ -183,14 +190,14 @@ func (a *adopting) toldMoves() (map[string]string, error) {
 	}
 	for name, folder := range a.options.Stores {
 		if told, ok := moves[name]; ok && told != folder {
-			return nil, wrongf(ErrSettings, "cannot fill store %s from %q: an interrupted adoption fills it from %q", name, folder, told)
+			return nil, wrongf(ErrStoreDirectory, "cannot fill store %s from %q: an interrupted adoption fills it from %q", name, folder, told)
 		}
 		moves[name] = folder
 	}
 	for name, folder := range moves {
 		for other, beside := range moves {
-			if name != other && folder != "." && (folder == beside || strings.HasPrefix(beside, folder+"/")) || name != other && folder == "." && beside == "." {
-				return nil, wrongf(ErrSettings, "cannot fill store %s from %q and store %s from %q: one lies in the other", name, folder, other, beside)
+			if name != other && (folder == beside || strings.HasPrefix(beside, folder+"/")) {
+				return nil, wrongf(ErrStoreDirectory, "cannot fill store %s from %q and store %s from %q: one lies in the other", name, folder, other, beside)
 			}
 		}
 	}
@@ -233,7 +240,7 @@ func (a *adopting) checkMove(store config.Store, folder string) error {
 	_, err := os.Lstat(a.Store(store.Name))
 	moved := err == nil
 	if moved && a.journal == nil {
-		return wrongf(ErrSettings, "cannot fill store %s: there is a folder stores/%s already", store.Name, store.Name)
+		return wrongf(ErrStoreDirectory, "cannot fill store %s: there is a folder stores/%s already", store.Name, store.Name)
 	}
 	if folder == "." {
 		return a.checkRootIsFree()
@@ -242,14 +249,14 @@ func (a *adopting) checkMove(store config.Store, folder string) error {
 	first, _, _ := strings.Cut(clean, "/")
 	if !filepath.IsLocal(clean) || clean != folder ||
 		slices.Contains([]string{"lost+found", filepath.Base(a.PrivateDir()), filepath.Base(storesRoot)}, first) {
-		return wrongf(ErrSettings, "cannot fill store %s from %q: it is no directory of the volume, as seen from its root", store.Name, folder)
+		return wrongf(ErrStoreDirectory, "cannot fill store %s from %q: it is no directory of the volume, as seen from its root", store.Name, folder)
 	}
 	if moved {
 		return nil
 	}
 	found, err := mount.OpenDirectory(filepath.Join(a.Root(), folder))
 	if err != nil {
-		return wrongf(ErrSettings, "cannot fill store %s: %v", store.Name, err)
+		return wrongf(ErrStoreDirectory, "cannot fill store %s: %v", store.Name, err)
 	}
 	return found.Close()
 }
@@ -259,7 +266,7 @@ func (a *adopting) checkRootIsFree() error {
 	if _, err := os.Lstat(filepath.Dir(a.Store("x"))); errors.Is(err, fs.ErrNotExist) || err == nil && a.journal != nil {
 		return nil
 	}
-	return wrongf(ErrSettings, "cannot move the files of %s: it has a folder %q of its own, which has to be renamed first",
+	return wrongf(ErrStoreDirectory, "cannot move the files of %s: it has a folder %q of its own, which has to be renamed first",
 		a.container.Name(), filepath.Base(storesRoot))
 }
 

@@ -5,107 +5,55 @@ package volume
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/command"
 	"luksmediad/internal/config"
-	"luksmediad/internal/journal"
-	"luksmediad/pkg/unlock"
 )
 
-// The variables of a child that creates the volume below a folder and kills itself at a point: the name of a step or
-// the number of something that it says or runs.
+// The variables of a child: the container, where it is no file, and the bytes to grow to.
 const (
-	crashFolder = "LUKSMEDIAD_TEST_FOLDER"
-	crashPoint  = "LUKSMEDIAD_TEST_POINT"
-	crashDevice = "LUKSMEDIAD_TEST_DEVICE" // the container, where it is no file
-	crashGrow   = "LUKSMEDIAD_TEST_GROW"   // the bytes to grow to: then the volume is not created but grown
+	crashDevice = "LUKSMEDIAD_TEST_DEVICE"
+	crashGrow   = "LUKSMEDIAD_TEST_GROW"
 )
 
-// TestMain is this program's second life: a create that does not survive.
-func TestMain(m *testing.M) {
-	dir := os.Getenv(crashFolder)
-	if dir == "" {
-		code := m.Run()
-		_ = os.RemoveAll(templateFolder())
-		os.Exit(code)
+func afterTests() { _ = os.RemoveAll(templateFolder()) }
+
+// relive creates a volume, grows it, or changes its keys.
+func relive(what, folder string, c *crasher) error {
+	if what != "create" && what != "grow" {
+		return reliveKeys(what, folder, c)
 	}
-	s := openSite(dir, func(c *config.Config) {
+	s := openSite(folder, func(c *config.Config) {
 		if device := os.Getenv(crashDevice); device != "" {
 			c.Volume.Container = device
 		}
 	})
-	c := &crasher{point: os.Getenv(crashPoint)}
 	s.Volume = New(s.config, s.paths, c)
-	if err := s.dare(c); err != nil {
-		fmt.Println(err)
-		os.Exit(1)
-	}
-}
-
-// dare does what is not survived.
-func (s *site) dare(c *crasher) error {
-	to, err := strconv.ParseInt(os.Getenv(crashGrow), 10, 64)
-	if err != nil {
+	if what == "create" {
 		return s.tryCreate(context.Background(), c)
 	}
-	_, err = s.Grow(context.Background(), s.Sources(), GrowOptions{To: to}, c)
-	return err
-}
-
-// crasher observes a create, runs its programs and kills the process at its point.
-type crasher struct {
-	command.Runner
-	point string
-	count int
-}
-
-func (c *crasher) pass(name string) {
-	c.count++
-	if c.point == name || c.point == strconv.Itoa(c.count) {
-		fmt.Println("killed at:", name)
-		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
-		select {}
+	to, err := strconv.ParseInt(os.Getenv(crashGrow), 10, 64)
+	if err == nil {
+		_, err = s.Grow(context.Background(), s.Sources(), GrowOptions{To: to}, c)
 	}
-}
-
-func (c *crasher) Step(step Step)                                { c.pass(string(step)) }
-func (c *crasher) Progress(int64, int64)                         { c.pass("progress") }
-func (c *crasher) Attempt(unlock.Attempt)                        {}
-func (c *crasher) Event(event journal.Event, _ ...journal.Field) { c.pass(fmt.Sprint("event ", event)) }
-
-func (c *crasher) Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error) {
-	output, err := c.Runner.Run(ctx, stdin, extra, name, args...)
-	c.pass("after " + name + " " + args[0])
-	return output, err
+	return err
 }
 
 // crash runs a create that is killed at point and tells where that was; "" if it came to its end before.
 func (s *site) crash(point string) string {
 	s.t.Helper()
-	return s.crashWith(point)
-}
-
-// crashWith is crash with more variables for the child.
-func (s *site) crashWith(point string, variables ...string) string {
-	s.t.Helper()
-	cmd := exec.CommandContext(s.t.Context(), "/proc/self/exe")
-	cmd.Env = append([]string{crashFolder + "=" + s.dir, crashPoint + "=" + point}, variables...)
+	var variables []string
 	if isDevicePath(s.container) {
-		cmd.Env = append(cmd.Env, crashDevice+"="+s.container)
+		variables = append(variables, crashDevice+"="+s.container)
 	}
-	output, err := cmd.CombinedOutput()
-	_, place, killed := strings.Cut(strings.TrimSpace(string(output)), "killed at: ")
-	if !killed && err != nil {
-		s.t.Fatalf("to be killed at %s: %v: %s", point, err, output)
+	place, err := crashChild(s.t, "create", s.dir, point, variables...)
+	if err != nil {
+		s.t.Fatal(err)
 	}
 	return place
 }

@@ -140,7 +140,7 @@ func (t EnrolTPM2) check(ctx context.Context) error {
 		return err
 	}
 	defer device.Close()
-	return device.CheckSeal(ctx, t.SealOptions)
+	return device.Check(ctx, t.SealOptions)
 }
 
 func (t EnrolTPM2) prepare(ctx context.Context, _ *enrolling) (*candidate, error) {

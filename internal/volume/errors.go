@@ -39,6 +39,10 @@ var (
 	ErrLastWayIn = errors.New("it may be the last way in")
 	// ErrStoreUnclaimed: the container to adopt holds files, and nobody has said to which store they belong.
 	ErrStoreUnclaimed = errors.New("it is not said which directory is the store")
+	// ErrStoreDirectory: what was named cannot become the store.
+	ErrStoreDirectory = errors.New("it cannot become the store")
+	// ErrKeyslotMissing: the container has no such keyslot.
+	ErrKeyslotMissing = errors.New("no such keyslot")
 	// ErrClevis: clevis has not encrypted the key.
 	ErrClevis = errors.New("clevis failed")
 	// ErrShrink: the wanted size is not larger than the present one.

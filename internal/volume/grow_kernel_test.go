@@ -191,7 +191,10 @@ func TestGrowKilledAnywhere(t *testing.T) {
 	to := int64(64 << 20)
 	for point := 1; ; point++ {
 		to += 4 << 20
-		where := s.crashWith(strconv.Itoa(point), fmt.Sprintf("%s=%d", crashGrow, to))
+		where, err := crashChild(t, "grow", s.dir, strconv.Itoa(point), fmt.Sprintf("%s=%d", crashGrow, to))
+		if err != nil {
+			t.Fatal(err)
+		}
 		s.requireOpen()
 		s.close()
 		s.open()

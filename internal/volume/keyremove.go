@@ -57,9 +57,11 @@ func (k *keyChanging) checkRemovable(options RemoveOptions) error {
 	ours := k.record.made(options.Keyslot)
 	switch {
 	case !there && !ours:
-		return wrongf(unlock.ErrNoKeyslot, "cannot find keyslot %d of %s", options.Keyslot, k.container.Name())
+		return wrongf(ErrKeyslotMissing, "cannot remove keyslot %d of %s", options.Keyslot, k.container.Name())
 	case !ours && !options.Foreign:
 		return wrongf(ErrKeyslotForeign, "cannot remove keyslot %d of %s: luksmediad did not make it", options.Keyslot, k.container.Name())
+	case slices.Equal(k.header.Slots(), []int{options.Keyslot}):
+		return wrongf(ErrLastWayIn, "cannot remove keyslot %d of %s: there is no other one", options.Keyslot, k.container.Name())
 	}
 	return nil
 }

@@ -19,7 +19,6 @@ import (
 
 	"luksmediad/internal/command"
 	"luksmediad/internal/config"
-	"luksmediad/internal/journal"
 	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/secret"
@@ -117,32 +116,6 @@ func (s *site) again(settings ...func(*config.Config)) *site {
 	s.t.Cleanup(other.tearDown)
 	return other
 }
-
-// watcher remembers what an operation said and may interfere at the beginning of a step.
-type watcher struct {
-	steps    []Step
-	events   []journal.Event
-	attempts []unlock.Attempt
-	before   func(Step)
-	progress func()
-}
-
-func (w *watcher) Step(step Step) {
-	w.steps = append(w.steps, step)
-	if w.before != nil {
-		w.before(step)
-	}
-}
-
-func (w *watcher) Progress(int64, int64) {
-	if w.progress != nil {
-		w.progress()
-	}
-}
-
-func (w *watcher) Attempt(attempt unlock.Attempt) { w.attempts = append(w.attempts, attempt) }
-
-func (w *watcher) Event(event journal.Event, _ ...journal.Field) { w.events = append(w.events, event) }
 
 // tryCreate keeps the recovery key.
 func (s *site) tryCreate(ctx context.Context, observer Observer) error {

@@ -53,8 +53,8 @@ func (d *Device) Seal(ctx context.Context, key *secret.Key, opts SealOptions) (*
 	return t, nil
 }
 
-// CheckSeal fails as [Device.Seal] would before it makes anything.
-func (d *Device) CheckSeal(ctx context.Context, opts SealOptions) error {
+// Check tells whether [Device.Seal] could bind a key as opts say, and makes nothing. The classes are the same.
+func (d *Device) Check(ctx context.Context, opts SealOptions) error {
 	tpm, end := d.begin(ctx)
 	defer end()
 	if _, err := tpm.newToken(opts); err != nil {

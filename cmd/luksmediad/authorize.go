@@ -1,0 +1,69 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/term"
+
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/secret"
+)
+
+const authorizeHelp = `It takes a key that opens the container already: from --passphrase-file or --passphrase-command, else from the
+configured key sources, else the recovery passphrase is asked for. The volume may be open or locked, with or without a
+daemon.`
+
+// authorized runs do, while nobody else works on the volume, with the keys that are offered: the given passphrase, or the configured
+// sources, and if none of them opens the container what is typed. With beside the configured sources are always offered too.
+func (a *app) authorized(ctx context.Context, vol *volume.Volume, passphrase *passphraseFlags, beside bool, do func([]unlock.Source) error) error {
+	given, err := passphrase.read(ctx, a)
+	if err != nil {
+		return err
+	}
+	defer given.Wipe()
+	if given != nil {
+		return a.withPassphrase(ctx, vol, given, beside, do)
+	}
+	err = locked(ctx, vol, func() error { return do(vol.Sources()) })
+	if !errors.Is(err, unlock.ErrNoKeyFits) && !errors.Is(err, volume.ErrLastWayIn) || !term.IsTerminal(int(a.stdin.Fd())) {
+		return err
+	}
+	fmt.Fprintf(a.stderr, "luksmediad: %v\n", err)
+	typed, err := a.ask("recovery passphrase: ")
+	if err != nil {
+		return err
+	}
+	defer typed.Wipe()
+	return a.withPassphrase(ctx, vol, typed, beside, do)
+}
+
+func (a *app) withPassphrase(ctx context.Context, vol *volume.Volume, key *secret.Key, beside bool, do func([]unlock.Source) error) error {
+	sources := []unlock.Source{unlock.Passphrase{Key: key}}
+	if beside {
+		sources = append(sources, vol.Sources()...)
+	}
+	return locked(ctx, vol, func() error { return do(sources) })
+}
+
+// askTwice reads a new secret from the terminal.
+func (a *app) askTwice(what string) (*secret.Key, error) {
+	first, err := a.ask("new " + what + ": ")
+	if err != nil {
+		return nil, err
+	}
+	second, err := a.ask("once more: ")
+	if err != nil {
+		first.Wipe()
+		return nil, err
+	}
+	defer second.Wipe()
+	if !bytes.Equal(first.Bytes(), second.Bytes()) {
+		first.Wipe()
+		return nil, usageError{fmt.Errorf("cannot use the new %s: it was typed in two ways", what)}
+	}
+	return first, nil
+}

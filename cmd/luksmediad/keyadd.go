@@ -1,0 +1,361 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"luksmediad/internal/config"
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/secret"
+	"luksmediad/pkg/unlock/tpm2"
+)
+
+func newKeyAddCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "add",
+		Short: "Give the container one more key",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return usageError{errors.New("cannot run key add: tpm2, keyfile, recovery, passphrase or clevis?")}
+		},
+	}
+	cmd.AddCommand(newKeyAddTPM2Command(a), newKeyAddKeyFileCommand(a), newKeyAddRecoveryCommand(a), newKeyAddPassphraseCommand(a),
+		newKeyAddClevisCommand(a))
+	return cmd
+}
+
+const addHelp = `The new keyslot is proven by what the next opening will do, recorded, and saved in a new backup of the header. What an
+interrupted command has begun the next one takes back.
+
+` + authorizeHelp
+
+// keyAdd is what the commands that add a key have in common.
+type keyAdd struct {
+	*app
+	passphrase passphraseFlags
+	options    volume.AddOptions
+}
+
+func (k *keyAdd) register(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&k.options.DryRun, "dry-run", false, "prove that it is possible, change nothing")
+	k.passphrase.register(cmd)
+}
+
+// begin reads the configuration.
+func (k *keyAdd) begin() (*config.Config, *volume.Volume, error) {
+	if err := secret.Harden(); err != nil {
+		return nil, nil, err
+	}
+	return k.loadForHeader()
+}
+
+func (k *keyAdd) add(ctx context.Context, vol *volume.Volume, wanted volume.Enrolment) error {
+	progress := newProgress(k.app, vol.MappingName())
+	defer progress.close()
+	var added *volume.AddedKey
+	err := k.authorized(ctx, vol, &k.passphrase, false, func(sources []unlock.Source) (err error) {
+		k.options.Sources = sources
+		added, err = vol.AddKey(ctx, wanted, k.options, progress)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return k.answer(added)
+}
+
+// keyResult is the last line that a command prints with --json when it has changed the keyslots.
+type keyResult struct {
+	Type     string `json:"type"`
+	Text     string `json:"text"`
+	ExitCode int    `json:"exit_code"`
+	Keyslot  int    `json:"keyslot"`
+	Source   string `json:"source,omitempty"`
+	Replaced []int  `json:"replaced,omitempty"`
+	Changed  bool   `json:"changed"`
+}
+
+func (k *keyAdd) answer(added *volume.AddedKey) error {
+	result := keyResult{Type: "result", Keyslot: added.Keyslot, Source: added.Source, Replaced: added.Replaced,
+		Changed: !added.Present && !k.options.DryRun}
+	switch {
+	case added.Present:
+		result.Text = fmt.Sprintf("keyslot %d opens with this %s already", added.Keyslot, added.Source)
+	case k.options.DryRun:
+		result.Text = fmt.Sprintf("would add keyslot %d for %s", added.Keyslot, added.Source)
+	default:
+		result.Text = fmt.Sprintf("added keyslot %d for %s", added.Keyslot, added.Source)
+	}
+	if len(added.Replaced) > 0 {
+		result.Text += ", in place of " + keyslotList(added.Replaced)
+	}
+	return k.succeedWith(result, result.Text)
+}
+
+// keyslotList names keyslots in a sentence.
+func keyslotList(keyslots []int) string {
+	numbers := make([]string, len(keyslots))
+	for i, keyslot := range keyslots {
+		numbers[i] = strconv.Itoa(keyslot)
+	}
+	if len(numbers) == 1 {
+		return "keyslot " + numbers[0]
+	}
+	return "keyslots " + strings.Join(numbers, ", ")
+}
+
+// succeedWith prints an answer that has more to it than its text.
+func (a *app) succeedWith(answer any, text string) error {
+	if a.json {
+		return a.printJSON(answer)
+	}
+	_, err := fmt.Fprintln(a.stdout, text)
+	return err
+}
+
+type keyAddTPM2 struct {
+	keyAdd
+	device, pcrs, bank, pinFile string
+	pin                         bool
+}
+
+func newKeyAddTPM2Command(a *app) *cobra.Command {
+	k := &keyAddTPM2{keyAdd: keyAdd{app: a}}
+	cmd := &cobra.Command{
+		Use:   "tpm2",
+		Short: "Seal a new key in the TPM",
+		Long: `Seal a new key in the TPM, in the token format of systemd 256 and later, under the policy that the PCRs have now. With
+--replace the TPM keyslots that luksmediad made before are removed once the new one is proven: after an update of the
+firmware, or in a machine with another TPM.
+
+` + addHelp,
+		Example: `  luksmediad key add tpm2 --replace
+  luksmediad key add tpm2 --pcrs 7,14 --pin`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return k.run(cmd) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&k.device, "tpm2-device", "", "`TPM`: auto, a device node, or swtpm:path=SOCKET (default as configured, or auto)")
+	flags.StringVar(&k.pcrs, "pcrs", "", "`PCRs` to bind to, such as 7,14; none if empty (default as configured, or none)")
+	flags.StringVar(&k.bank, "bank", "sha256", "PCR `bank`: sha1, sha256, sha384 or sha512")
+	flags.BoolVar(&k.pin, "pin", false, "ask for a PIN, which unsealing will need too")
+	flags.StringVar(&k.pinFile, "pin-file", "", "read that PIN from `file`")
+	flags.BoolVar(&k.options.Replace, "replace", false, "remove the TPM keyslots that luksmediad made before")
+	cmd.MarkFlagsMutuallyExclusive("pin", "pin-file")
+	k.register(cmd)
+	return cmd
+}
+
+func (k *keyAddTPM2) run(cmd *cobra.Command) error {
+	loaded, vol, err := k.begin()
+	if err != nil {
+		return err
+	}
+	wanted := configuredTPM2(loaded)
+	if k.device != "" {
+		wanted.Device = k.device
+	}
+	if cmd.Flags().Changed("pcrs") {
+		if wanted.PCRs, err = parsePCRs(k.pcrs); err != nil {
+			return err
+		}
+	}
+	wanted.Bank = tpm2.Bank(k.bank)
+	if wanted.PIN, err = k.readPIN(); err != nil {
+		return err
+	}
+	defer wanted.PIN.Wipe()
+	return k.add(cmd.Context(), vol, wanted)
+}
+
+// configuredTPM2 is the first configured TPM, or the machine's.
+func configuredTPM2(loaded *config.Config) volume.EnrolTPM2 {
+	for _, source := range loaded.Unlock {
+		if source.TPM2 != nil {
+			return volume.EnrolTPM2{Device: source.TPM2.Device, SealOptions: tpm2.SealOptions{PCRs: source.TPM2.PCRs}}
+		}
+	}
+	return volume.EnrolTPM2{Device: "auto"}
+}
+
+// parsePCRs takes numbers with commas between them, or with plus signs as systemd-cryptenroll does.
+func parsePCRs(text string) ([]int, error) {
+	pcrs := []int{}
+	for _, field := range strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == '+' }) {
+		pcr, err := strconv.Atoi(field)
+		if err != nil || pcr < 0 || pcr > 23 {
+			return nil, usageError{fmt.Errorf("cannot use --pcrs %q: %q is not the number of a PCR, 0 to 23", text, field)}
+		}
+		pcrs = append(pcrs, pcr)
+	}
+	return pcrs, nil
+}
+
+func (k *keyAddTPM2) readPIN() (*secret.Key, error) {
+	if k.pin {
+		return k.askTwice("PIN")
+	}
+	if k.pinFile == "" {
+		return nil, nil
+	}
+	pin, err := readPassphraseFile(k.pinFile)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the PIN: %w", err)
+	}
+	return trimmed(pin)
+}
+
+func newKeyAddKeyFileCommand(a *app) *cobra.Command {
+	k := &keyAdd{app: a}
+	var path string
+	cmd := &cobra.Command{
+		Use:   "keyfile",
+		Short: "Take the content of a key file as a key",
+		Long: `Take the content of a key file as a key. A file that is there is used as it is, else one is made: 32 random bytes,
+mode 0400. A key file on the same disk as the container protects against nothing: keep it on another device.
+
+` + addHelp,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			loaded, vol, err := k.begin()
+			if err != nil {
+				return err
+			}
+			if path, err = keyFilePath(loaded, path); err != nil {
+				return err
+			}
+			return k.add(cmd.Context(), vol, volume.EnrolKeyFile{Path: path})
+		},
+	}
+	cmd.Flags().StringVar(&path, "path", "", "the key `file` (default the first one configured)")
+	k.register(cmd)
+	return cmd
+}
+
+func keyFilePath(loaded *config.Config, given string) (string, error) {
+	if strings.HasPrefix(given, "/") {
+		return given, nil
+	}
+	if given != "" {
+		return "", usageError{fmt.Errorf("cannot use --path %q: it is not absolute", given)}
+	}
+	for _, source := range loaded.Unlock {
+		if source.Keyfile != nil {
+			return source.Keyfile.Path, nil
+		}
+	}
+	return "", usageError{errors.New("cannot tell which key file: none is configured; say --path")}
+}
+
+func newKeyAddRecoveryCommand(a *app) *cobra.Command {
+	k := &keyAdd{app: a}
+	cmd := &cobra.Command{
+		Use:   "recovery",
+		Short: "Generate one more recovery key",
+		Long: `Generate a recovery key of 256 random bits and print it once on standard output. Write it down where this machine is
+not. Other recovery keys stay valid until they are removed.
+
+` + addHelp,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, vol, err := k.begin()
+			if err != nil {
+				return err
+			}
+			if !k.options.DryRun {
+				if err := k.confirm("print a new recovery key here, once?"); err != nil {
+					return err
+				}
+			}
+			return k.add(cmd.Context(), vol, volume.EnrolRecovery{Deliver: k.printRecoveryKey})
+		},
+	}
+	k.register(cmd)
+	return cmd
+}
+
+func newKeyAddPassphraseCommand(a *app) *cobra.Command {
+	k := &keyAdd{app: a}
+	var file string
+	cmd := &cobra.Command{
+		Use:   "passphrase",
+		Short: "Take a passphrase as a key",
+		Long: `Take a passphrase that a person has chosen, from --new-passphrase-file or typed twice. Its keyslot is made slow to try
+(Argon2id).
+
+` + addHelp,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, vol, err := k.begin()
+			if err != nil {
+				return err
+			}
+			key, err := k.readNewPassphrase(cmd.Context(), file)
+			if err != nil {
+				return err
+			}
+			defer key.Wipe()
+			return k.add(cmd.Context(), vol, volume.EnrolPassphrase{Key: key})
+		},
+	}
+	cmd.Flags().StringVar(&file, "new-passphrase-file", "", "read the new passphrase from `file`, - is standard input")
+	k.register(cmd)
+	return cmd
+}
+
+func (k *keyAdd) readNewPassphrase(ctx context.Context, file string) (*secret.Key, error) {
+	if file == "" {
+		return k.askTwice("passphrase")
+	}
+	if file == "-" && k.passphrase.file == "-" {
+		return nil, usageError{errors.New("cannot read two passphrases from standard input")}
+	}
+	return (&passphraseFlags{file: file}).read(ctx, k.app)
+}
+
+func newKeyAddClevisCommand(a *app) *cobra.Command {
+	k := &keyAdd{app: a}
+	cmd := &cobra.Command{
+		Use:   "clevis PIN CONFIG",
+		Short: "Bind a new key to a tang server or another clevis pin",
+		Long: `Bind a new key to a pin of clevis, by the installed clevis tools: tang, sss, tpm2. CONFIG is the pin's configuration
+in JSON. The token is that of "clevis luks bind"; "clevis luks unlock", "list" and "unbind" accept it.
+
+Without "thp" or "adv" in the configuration of a tang server the keys that it advertises now are trusted; that is asked
+for, or answered by --yes.
+
+` + addHelp,
+		Example: `  luksmediad key add clevis tang '{"url":"http://tang.example.org","thp":"x3nS…"}'`,
+		Args:    cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			_, vol, err := k.begin()
+			if err != nil {
+				return err
+			}
+			wanted := volume.EnrolClevis{Pin: args[0], Config: args[1]}
+			if wanted.Trust, err = k.trust(wanted); err != nil {
+				return err
+			}
+			return k.add(cmd.Context(), vol, wanted)
+		},
+	}
+	k.register(cmd)
+	return cmd
+}
+
+func (k *keyAdd) trust(wanted volume.EnrolClevis) (bool, error) {
+	needs, mixed := volume.NeedsTrust(wanted.Pin, wanted.Config)
+	switch {
+	case mixed:
+		return false, usageError{errors.New(`cannot trust one tang server unseen and hold another to its "thp": give all of them one`)}
+	case !needs, k.options.DryRun:
+		return false, nil
+	}
+	return true, k.confirm("trust the keys that the tang server advertises now?")
+}

@@ -1,0 +1,293 @@
+package volume
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"luksmediad/internal/command"
+	"luksmediad/internal/config"
+	"luksmediad/pkg/mount"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
+	"luksmediad/pkg/unlock/secret"
+	"luksmediad/pkg/unlock/tpm2"
+	"luksmediad/test/swtpm"
+)
+
+// ring is a recorded container in a plain file, of which keys are changed without root.
+type ring struct {
+	*Volume
+	t   *testing.T
+	dir string
+}
+
+// ringPassphrase opens keyslot 0, ringForeign keyslot 1, which luksmediad did not make.
+const (
+	ringPassphrase = "correct horse battery staple"
+	ringForeign    = "somebody else's passphrase"
+	ringBytes      = 20 << 20
+)
+
+// newRing has two keyslots: the recovery passphrase and a foreign one.
+func newRing(t *testing.T) *ring {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "ring") // not t.TempDir: its name may be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	r := openRing(dir, command.Runner{})
+	r.t = t
+	r.must(os.WriteFile(r.container(), nil, 0o600))
+	r.must(os.Truncate(r.container(), ringBytes))
+	r.write("passphrase", ringPassphrase)
+	r.run("luksFormat", "--type=luks2", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--sector-size=4096",
+		"--key-file="+r.path("passphrase"), r.container())
+	r.addForeign(1, ringForeign)
+	r.must(r.saveRecord(&Record{Container: r.container(), Pin: r.header().Pin(ringBytes), Filesystem: mount.Ext4,
+		Keyslots: []Keyslot{{0, sourceRecovery}}, Encrypted: []EncryptedStore{}}))
+	return r
+}
+
+// openRing is the volume below dir, in whatever process. Its key file is configured.
+func openRing(dir string, runner Runner) *ring {
+	c := &config.Config{
+		Volume: config.Volume{Name: "ring", Container: filepath.Join(dir, "ring.luks")},
+		Unlock: []config.KeySource{{Keyfile: &config.Keyfile{Path: filepath.Join(dir, "key")}}},
+	}
+	return &ring{Volume: New(c, Paths{State: filepath.Join(dir, "state"), Runtime: dir}, runner), dir: dir}
+}
+
+func (r *ring) must(err error) {
+	r.t.Helper()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *ring) path(name string) string { return filepath.Join(r.dir, name) }
+
+func (r *ring) container() string { return r.config.Volume.Container }
+
+func (r *ring) write(name, content string) string {
+	r.t.Helper()
+	r.must(os.RemoveAll(r.path(name)))
+	r.must(os.WriteFile(r.path(name), []byte(content), 0o400))
+	return r.path(name)
+}
+
+// run has cryptsetup itself do something.
+func (r *ring) run(args ...string) string {
+	r.t.Helper()
+	out, err := command.Runner{}.Run(r.t.Context(), nil, nil, "cryptsetup", append([]string{"--batch-mode"}, args...)...)
+	r.must(err)
+	return string(out)
+}
+
+func (r *ring) addForeign(keyslot int, passphrase string) {
+	r.t.Helper()
+	r.run("luksAddKey", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--key-file="+r.path("passphrase"),
+		fmt.Sprintf("--key-slot=%d", keyslot), r.container(), r.write("foreign", passphrase))
+}
+
+func (r *ring) header() *luks2.Header {
+	r.t.Helper()
+	file, err := os.Open(r.container())
+	r.must(err)
+	defer file.Close()
+	header, err := luks2.Read(file, ringBytes)
+	r.must(err)
+	r.must(header.Validate(ringBytes))
+	return header
+}
+
+// offers are the sources of one passphrase.
+func offers(t *testing.T, passphrase string) []unlock.Source {
+	t.Helper()
+	key, err := secret.From([]byte(passphrase))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []unlock.Source{unlock.Passphrase{Key: key}}
+}
+
+func (r *ring) add(wanted Enrolment, settings ...func(*AddOptions)) *AddedKey {
+	r.t.Helper()
+	options := AddOptions{Sources: offers(r.t, ringPassphrase)}
+	for _, set := range settings {
+		set(&options)
+	}
+	added, err := r.AddKey(r.t.Context(), wanted, options, &watcher{})
+	r.must(err)
+	return added
+}
+
+func replacing(options *AddOptions) { options.Replace = true }
+
+func (r *ring) remove(keyslot int, settings ...func(*RemoveOptions)) error {
+	r.t.Helper()
+	options := RemoveOptions{Keyslot: keyslot, Sources: append(offers(r.t, ringPassphrase), r.Sources()...)}
+	for _, set := range settings {
+		set(&options)
+	}
+	return r.RemoveKey(r.t.Context(), options, &watcher{})
+}
+
+// requireKeyslots wants the recorded keyslots, as "number source", each in the header, and nothing left of any change: no journal, no token
+// without keyslot, a backup of the header as it is.
+func (r *ring) requireKeyslots(want ...string) {
+	r.t.Helper()
+	record, err := r.loadRecord()
+	r.must(err)
+	header := r.header()
+	var got []string
+	for _, made := range record.Keyslots {
+		got = append(got, fmt.Sprint(made.Slot, " ", made.Source))
+		if _, there := header.Metadata.Keyslots[made.Slot]; !there {
+			r.t.Errorf("keyslot %d is recorded and not there", made.Slot)
+		}
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		r.t.Errorf("recorded %q, want %q", got, want)
+	}
+	for id, token := range header.Metadata.Tokens {
+		if len(token.Keyslots) == 0 {
+			r.t.Errorf("token %d is left without keyslot", id)
+		}
+	}
+	if err := r.states.Load(r.keyChangeName(), keyChangeVersion, new(keyChange)); !errors.Is(err, fs.ErrNotExist) {
+		r.t.Errorf("the journal is still there: %v", err)
+	}
+	r.requireBackup(header)
+}
+
+// requireBackup wants the saved header to be the present one.
+func (r *ring) requireBackup(header *luks2.Header) {
+	r.t.Helper()
+	files, err := filepath.Glob(filepath.Join(r.paths.State, headersFolder, "*"))
+	r.must(err)
+	if len(files) != 1 {
+		r.t.Fatalf("header backups %q", files)
+	}
+	file, err := os.Open(files[0])
+	r.must(err)
+	defer file.Close()
+	saved, err := luks2.Read(file, ringBytes)
+	r.must(err)
+	if saved.SequenceID != header.SequenceID || saved.UUID != header.UUID {
+		r.t.Errorf("the backup has sequence %d, the header %d", saved.SequenceID, header.SequenceID)
+	}
+}
+
+// requireInHeader wants exactly these keyslots in the header.
+func (r *ring) requireInHeader(want ...int) {
+	r.t.Helper()
+	if got := slices.Sorted(maps.Keys(r.header().Metadata.Keyslots)); !slices.Equal(got, want) {
+		r.t.Errorf("keyslots %v, want %v", got, want)
+	}
+}
+
+// requireOpens has cryptsetup itself try a key file on a keyslot.
+func (r *ring) requireOpens(keyslot int, path string) {
+	r.t.Helper()
+	r.run("open", "--test-passphrase", "--disable-external-tokens", fmt.Sprintf("--key-slot=%d", keyslot), "--key-file="+path, r.container())
+}
+
+// unseals has the TPM give the key of a keyslot's token and cryptsetup try it.
+func (r *ring) unseals(tpm *swtpm.TPM, keyslot int, pin *secret.Key) error {
+	r.t.Helper()
+	for _, token := range r.header().Tokens(tpm2.TokenType) {
+		if !slices.Equal(token.Keyslots, []int{keyslot}) {
+			continue
+		}
+		wanted := EnrolTPM2{Device: tpm.TCTI(), SealOptions: tpm2.SealOptions{PIN: pin}}
+		key, err := wanted.unseal(r.t.Context(), token)
+		if err != nil {
+			return err
+		}
+		defer key.Wipe()
+		return r.cryptsetup.TestKey(r.t.Context(), r.container(), key, keyslot)
+	}
+	return errors.New("there is no token")
+}
+
+// sum is everything that a refused command must leave as it was: container, state and key file.
+func (r *ring) sum() string {
+	r.t.Helper()
+	var picture strings.Builder
+	r.must(filepath.WalkDir(r.dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		content, err := os.ReadFile(path)
+		fmt.Fprintf(&picture, "%s %x\n", path, sha256.Sum256(content))
+		return err
+	}))
+	return picture.String()
+}
+
+func requireStep(t *testing.T, err error, step Step, class error) {
+	t.Helper()
+	failed, ok := errors.AsType[*StepError](err)
+	if !ok || failed.Step != step || !errors.Is(err, class) {
+		t.Errorf("%v instead of %v in step %s", err, class, step)
+	}
+}
+
+// reliveKeys changes the keys of the ring below folder, as words say: "add", "replace SOCKET", "remove N".
+func reliveKeys(words, folder string, c *crasher) error {
+	c.before = true
+	r := openRing(folder, c)
+	key, err := secret.From([]byte(ringPassphrase))
+	if err != nil {
+		return err
+	}
+	sources := []unlock.Source{unlock.Passphrase{Key: key}}
+	what, argument, _ := strings.Cut(words, " ")
+	switch what {
+	case "add":
+		_, err = r.AddKey(context.Background(), EnrolKeyFile{Path: r.path("key")}, AddOptions{Sources: sources}, c)
+	case "replace":
+		_, err = r.AddKey(context.Background(), EnrolTPM2{Device: argument}, AddOptions{Sources: sources, Replace: true}, c)
+	case "remove":
+		var keyslot int
+		if _, err := fmt.Sscan(argument, &keyslot); err != nil {
+			return err
+		}
+		err = r.RemoveKey(context.Background(), RemoveOptions{Keyslot: keyslot, Sources: sources}, c)
+	}
+	return err
+}
+
+func fill(key *secret.Key, text string) *secret.Key {
+	copy(key.Bytes(), text)
+	return key
+}
+
+func newSecret(t *testing.T, text string) *secret.Key {
+	t.Helper()
+	key, err := secret.New(len(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(key.Wipe)
+	return fill(key, text)
+}
+
+func sameBytes(t *testing.T, path string, want []byte) {
+	t.Helper()
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%s: %x, %v", path, got, err)
+	}
+}
