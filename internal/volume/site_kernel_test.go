@@ -20,7 +20,6 @@ import (
 	"luksmediad/internal/command"
 	"luksmediad/internal/config"
 	"luksmediad/pkg/mount"
-	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/secret"
 )
 
