@@ -90,7 +90,7 @@ func (f *containerFlags) readValid() (*subject, error) {
 func (s *subject) check() error {
 	err := s.Header.Validate(s.Bytes)
 	if err == nil && s.record != nil {
-		err = s.record.Pin.Check(s.Header, s.Bytes)
+		err = s.volume.CheckPin(s.record, s.Header, s.Bytes)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot use container %s: %w", s.Path, err)

@@ -178,7 +178,8 @@ func TestRecordedContainer(t *testing.T) {
 	record := &volume.Record{Pin: container.Header.Pin(container.Bytes), Keyslots: []volume.Keyslot{
 		{Slot: 0, Source: "recovery"}, {Slot: 1, Source: "keyfile"}, {Slot: 2, Source: "tpm2"}}}
 	loaded := &config.Config{Unlock: []config.KeySource{{Keyfile: &config.Keyfile{Path: key}}}}
-	s := &subject{Container: container, config: loaded, record: record}
+	vol := volume.New(loaded, volume.Paths{State: t.TempDir(), Runtime: t.TempDir()}, nil)
+	s := &subject{Container: container, config: loaded, volume: vol, record: record}
 	if err := s.check(); err != nil {
 		t.Fatal(err)
 	}

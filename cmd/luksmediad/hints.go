@@ -72,6 +72,8 @@ func hints() []hint {
 		{volume.ErrLoopForeign, "loop_foreign", exitRefused, "losetup --list --associated {container}"},
 		{volume.ErrContainerSparse, "container_sparse", exitRefused, "fallocate --posix --length $(stat --format %s {container}) {container}"},
 		{volume.ErrFilesystemForeign, "filesystem_foreign", exitRefused, "luksmediad status"},
+		{volume.ErrShrink, "shrink", exitRefused, "luksmediad status"},
+		{volume.ErrGrowDevice, "grow_device", exitUsage, "luksmediad grow"},
 		{volume.ErrStoreNotEmpty, "store_not_empty", exitRefused, "ls -la {store}"},
 		{volume.ErrMountForeign, "mount_foreign", exitRefused, "findmnt {store}"},
 

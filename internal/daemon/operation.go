@@ -38,9 +38,10 @@ func (d *Daemon) open(ctx context.Context) outcome {
 	return outcome{opened: opened, changed: observer.changed}
 }
 
-// publish shows probes and status what is open now. What was found as it had been left stays the same volume to them.
+// publish shows probes and status what is open now. What was found as it had been left, and has not grown, stays the same volume
+// to them.
 func (d *Daemon) publish(opened *volume.Opened, err error, changed bool) {
-	if before := d.Live.Load(); opened != nil && before != nil && !changed {
+	if before := d.Live.Load(); opened != nil && before != nil && !changed && before.Record.Pin == opened.Record.Pin {
 		return
 	}
 	d.Live.Store(opened)

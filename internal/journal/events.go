@@ -41,6 +41,7 @@ const (
 	Failed
 	EventsDropped
 	KeyslotRemoved
+	Grown
 	Resealed
 	ResealFailed
 	PinAccepted
@@ -229,6 +230,10 @@ var definitions = [eventCount]definition{
 	EventsDropped: {
 		"events_dropped", "daef4905018643f4a1a7941623296f7b", Warning, noObject, "events dropped",
 		"The journal did not take events as fast as they came, or not at all. @LUKSMEDIAD_COUNT@ are missing before this one.",
+	},
+	Grown: {
+		"grown", "3f2da2ab54234c74bb788b812d78859d", Notice, cryptsetup, "volume grown",
+		"Container, mapping and filesystem are larger now. The stores were in use meanwhile.",
 	},
 	KeyslotRemoved: {
 		"keyslot_removed", "8cb514e1c4754b5fbd51bf5ee1ae663d", Notice, cryptsetup, "keyslot removed",

@@ -14,15 +14,20 @@ import (
 	"luksmediad/internal/config"
 )
 
-// crashDevice is the variable of a child that creates: the container, where it is no file.
-const crashDevice = "LUKSMEDIAD_TEST_DEVICE"
+// The variables of a child: the container, where it is no file, and the bytes to grow to.
+const (
+	crashDevice = "LUKSMEDIAD_TEST_DEVICE"
+	crashGrow   = "LUKSMEDIAD_TEST_GROW"
+)
 
 func afterTests() { _ = os.RemoveAll(templateFolder()) }
 
-// relive creates a volume, adopts one, or changes keys.
+// relive creates a volume, grows or adopts one, or changes keys.
 func relive(what, folder string, c *crasher) error {
 	switch what {
 	case "create":
+	case "grow":
+		return regrow(folder, c)
 	case "adopt":
 		return readopt(folder, c)
 	default:

@@ -45,6 +45,10 @@ var (
 	ErrKeyslotMissing = errors.New("no such keyslot")
 	// ErrClevis: clevis has not encrypted the key.
 	ErrClevis = errors.New("clevis did not take the key")
+	// ErrShrink: the wanted size is not larger than the present one.
+	ErrShrink = errors.New("volumes only grow")
+	// ErrGrowDevice: a block device is as large as it is.
+	ErrGrowDevice = errors.New("a block device is enlarged by what made it, and then taken as it is")
 	// ErrConfirmation: the caller would not go on.
 	ErrConfirmation = errors.New("not confirmed")
 )
@@ -71,6 +75,9 @@ const (
 	StepProve   Step = "prove key"
 	StepCompare Step = "compare"
 	StepStores  Step = "stores"
+
+	StepResize Step = "mapping"
+	StepGrowFS Step = "grow filesystem"
 
 	StepPreflight Step = "preflight"
 	StepAllocate  Step = "allocate"

@@ -151,7 +151,7 @@ func (k *keyChanging) read() (*luks2.Header, error) {
 	if err != nil {
 		return nil, err
 	}
-	return header, k.record.Pin.Check(header, k.container.bytes)
+	return header, k.CheckPin(k.record, header, k.container.bytes)
 }
 
 func readValid(container *container) (*luks2.Header, error) {

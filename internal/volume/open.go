@@ -142,7 +142,7 @@ func (o *opening) readHeader(context.Context) error {
 	if err := header.Validate(o.container.bytes); err != nil {
 		return err
 	}
-	if err := o.opened.Record.Pin.Check(header, o.container.bytes); err != nil {
+	if err := o.CheckPin(o.opened.Record, header, o.container.bytes); err != nil {
 		return err
 	}
 	for _, damage := range header.Damage {

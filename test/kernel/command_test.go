@@ -81,6 +81,7 @@ func must(t *testing.T, name string, args ...string) string {
 
 // status is the part of "luksmediad status --json" that tests look at.
 type status struct {
+	ContainerBytes       int64 `json:"container_bytes"`
 	Phase, State, Device string
 	OpenedBy             struct {
 		Kind    string

@@ -1,0 +1,265 @@
+//go:build kernel
+
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/config"
+	"luksmediad/internal/journal"
+	"luksmediad/pkg/mount"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
+)
+
+const grownBytes = 128 << 20
+
+func (s *site) grow(options GrowOptions) (*Growth, error) {
+	return s.Grow(s.t.Context(), s.Sources(), options, &watcher{})
+}
+
+// requireSize wants container, mapping, filesystem and record to have one size, told by other tools than the one under test.
+func (s *site) requireSize(want int64) {
+	s.t.Helper()
+	info, err := os.Stat(s.container)
+	if err != nil || info.Size() != want {
+		s.t.Errorf("the container has %v bytes, want %d: %v", info, want, err)
+	}
+	if size := s.run("blockdev", "--getsize64", "/dev/mapper/"+s.MappingName()); size != strconv.FormatInt(want-16<<20, 10) {
+		s.t.Errorf("the mapping has %s bytes, want %d", size, want-16<<20)
+	}
+	var stat unix.Statfs_t
+	if err := unix.Statfs(s.Root(), &stat); err != nil {
+		s.t.Fatal(err)
+	}
+	if size := int64(stat.Blocks) * stat.Bsize; size < (want-16<<20)*8/10 {
+		s.t.Errorf("the filesystem has %d bytes, the mapping %d", size, want-16<<20)
+	}
+	record, err := s.loadRecord()
+	if err != nil || record.Pin.ContainerBytes != want {
+		s.t.Errorf("recorded are %+v, want %d bytes: %v", record, want, err)
+	}
+	if interrupted, err := s.loadGrowth(record.Pin.UUID); interrupted != nil || err != nil {
+		s.t.Errorf("left behind: %+v, %v", interrupted, err)
+	}
+}
+
+// What is written while the volume grows is there afterwards, and after the next opening.
+func TestGrow(t *testing.T) {
+	s := newCreated(t)
+	s.open()
+	s.write(filepath.Join(s.store, "before"), "before")
+	w := &watcher{}
+	w.before = func(step Step) { s.write(filepath.Join(s.store, string(step)), string(step)) }
+	grown, err := s.Grow(t.Context(), s.Sources(), GrowOptions{To: grownBytes}, w)
+	if err != nil || grown.From != 64<<20 || grown.To != grownBytes {
+		t.Fatalf("grown %+v: %v", grown, err)
+	}
+	if !slices.Contains(w.events, journal.Grown) {
+		t.Errorf("events %v", w.events)
+	}
+	s.requireSize(grownBytes)
+	s.requireOpen()
+	s.close()
+	s.open()
+	s.requireSize(grownBytes)
+	s.requireContent(filepath.Join(s.store, "before"), "before")
+	for _, step := range w.steps {
+		s.requireContent(filepath.Join(s.store, string(step)), string(step))
+	}
+	if again, err := s.grow(GrowOptions{To: grownBytes}); err != nil || again.From != again.To {
+		t.Errorf("grown once more: %+v, %v", again, err)
+	}
+	s.close()
+}
+
+func TestGrowXFS(t *testing.T) {
+	s := newSite(t, func(c *config.Config) { c.Volume.Filesystem, c.Volume.Size = config.XFS, 320*config.MiB })
+	s.create()
+	s.open()
+	if _, err := s.grow(GrowOptions{By: 128 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	s.requireSize(448 << 20)
+	s.close()
+}
+
+// fault 36: what cannot be is refused, and nothing is changed. fault 35: without a key nothing is extended.
+func TestGrowRefused(t *testing.T) {
+	s := newCreated(t)
+	for _, closed := range []bool{true, false} {
+		if closed {
+			_, err := s.grow(GrowOptions{To: grownBytes})
+			s.requireError(err, StepPreflight, mount.ErrNotMounted)
+			continue
+		}
+		s.open()
+		before := s.picture()
+		for _, refused := range []struct {
+			options GrowOptions
+			class   error
+		}{
+			{GrowOptions{To: 32 << 20}, ErrShrink},
+			{GrowOptions{By: -1 << 20}, ErrShrink},
+			{GrowOptions{By: 100}, ErrShrink},
+			{GrowOptions{To: 1 << 50}, mount.ErrNoSpace},
+		} {
+			_, err := s.grow(refused.options)
+			s.requireError(err, StepPreflight, refused.class)
+		}
+		_, err := s.Grow(t.Context(), []unlock.Source{unlock.KeyFile{Path: s.keyFile + ".missing"}}, GrowOptions{To: grownBytes}, &watcher{})
+		s.requireError(err, StepProve, unlock.ErrNoKeyFits)
+		if planned, err := s.grow(GrowOptions{To: grownBytes, DryRun: true}); err != nil || planned.To != grownBytes {
+			t.Errorf("planned %+v: %v", planned, err)
+		}
+		s.requireUnchanged(before)
+		s.close()
+	}
+}
+
+// fault 34: a disk that is full leaves the volume as it was, also where the reserve was thought to be there.
+func TestGrowWithoutSpace(t *testing.T) {
+	s := newCreated(t)
+	s.open()
+	file, err := os.OpenFile(s.container, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	// fallocate(2) fails with EFBIG behind this limit, after it has extended the file up to it.
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 100 << 20, Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.grow(GrowOptions{To: grownBytes})
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	s.requireError(err, StepAllocate, mount.ErrNoSpace)
+	s.requireSize(64 << 20)
+	s.close()
+}
+
+// A file that somebody has made longer is not the recorded one; a growth that was interrupted explains it.
+func TestOpenLargerThanRecorded(t *testing.T) {
+	s := newCreated(t)
+	file, err := os.OpenFile(s.container, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := mount.Allocate(t.Context(), file, 96<<20, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.refusesOpen(StepHeader, luks2.ErrPinMismatch)
+	record, err := s.loadRecord()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range []growth{{UUID: "another", From: 64 << 20, To: grownBytes}, {UUID: record.Pin.UUID, From: 64 << 20, To: 80 << 20}} {
+		if err := s.states.Save(s.growthName(), growthVersion, &g); err != nil {
+			t.Fatal(err)
+		}
+		s.refusesOpen(StepHeader, luks2.ErrPinMismatch)
+	}
+	if err := s.states.Save(s.growthName(), growthVersion, &growth{UUID: record.Pin.UUID, From: 64 << 20, To: grownBytes}); err != nil {
+		t.Fatal(err)
+	}
+	s.open()
+	if _, err := s.grow(GrowOptions{To: grownBytes}); err != nil {
+		t.Fatal(err)
+	}
+	s.requireSize(grownBytes)
+	s.close()
+}
+
+// faults 32 and 33: killed anywhere, the volume goes on, opens after a reboot, and the next growth comes to its end.
+func TestGrowKilledAnywhere(t *testing.T) {
+	s := newCreated(t)
+	s.open()
+	to := int64(64 << 20)
+	for point := 1; ; point++ {
+		to += 4 << 20
+		where, err := crashChild(t, "grow", s.dir, strconv.Itoa(point), fmt.Sprintf("%s=%d", crashGrow, to))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.requireOpen()
+		s.close()
+		s.open()
+		s.requireOpen()
+		if _, err := s.grow(GrowOptions{To: to}); err != nil {
+			t.Fatalf("killed at %s: %v", where, err)
+		}
+		s.requireSize(to)
+		if where == "" {
+			t.Logf("%d points", point-1)
+			break
+		}
+	}
+	s.close()
+}
+
+// regrow grows the open volume below folder.
+func regrow(folder string, c *crasher) error {
+	to, err := strconv.ParseInt(os.Getenv(crashGrow), 10, 64)
+	if err != nil {
+		return err
+	}
+	s := openSite(folder)
+	s.Volume = New(s.config, s.paths, c)
+	_, err = s.Grow(context.Background(), s.Sources(), GrowOptions{To: to}, c)
+	return err
+}
+
+// A device that was enlarged below is taken as it is, open or closed.
+func TestGrowDevice(t *testing.T) {
+	dir := t.TempDir()
+	disk := filepath.Join(dir, "disk")
+	if err := os.WriteFile(disk, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(disk, 96<<20); err != nil {
+		t.Fatal(err)
+	}
+	s := newSite(t)
+	device := s.run("losetup", "--find", "--show", "--sector-size", "4096", disk)
+	t.Cleanup(func() { s.run("losetup", "--detach", device) })
+	s = s.again(func(c *config.Config) { c.Volume.Container = device })
+	s.create()
+	s.open()
+	if _, err := s.grow(GrowOptions{To: grownBytes}); !errors.Is(err, ErrGrowDevice) {
+		t.Errorf("to a size: %v", err)
+	}
+	enlarge := func(bytes int64) {
+		if err := os.Truncate(disk, bytes); err != nil {
+			t.Fatal(err)
+		}
+		s.run("losetup", "--set-capacity", device)
+	}
+	enlarge(grownBytes)
+	grown, err := s.grow(GrowOptions{})
+	if err != nil || grown.To != grownBytes {
+		t.Fatalf("grown %+v: %v", grown, err)
+	}
+	s.close()
+	enlarge(grownBytes + 32<<20)
+	s.open()
+	s.requireOpen()
+	if _, err := s.grow(GrowOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s.close()
+}

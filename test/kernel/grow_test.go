@@ -1,0 +1,47 @@
+//go:build kernel
+
+package kernel
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The volume grows under a running daemon, which serves all the time and knows the new size afterwards.
+func TestGrowUnderDaemon(t *testing.T) {
+	s := newSite(t)
+	s.create()
+	d := s.serve()
+	s.requireOpen()
+	s.write(filepath.Join(s.store, "upload"), "upload")
+	if planned := s.succeed("grow", "--by", "64MiB", "--dry-run").stdout; !strings.Contains(planned, "from 64MiB to 128MiB") {
+		t.Errorf("planned: %s", planned)
+	}
+	if size := s.status().ContainerBytes; size != 64<<20 {
+		t.Errorf("after a dry run status says %d bytes", size)
+	}
+
+	s.succeed("grow", "--by", "64MiB")
+	s.requireOpen()
+	if _, metrics := get(t, "/metrics"); !strings.Contains(metrics, "\nluksmediad_container_size_bytes 1.34217728e+08\n") {
+		t.Error("the metrics know another size")
+	}
+	if size := s.status().ContainerBytes; size != 128<<20 {
+		t.Errorf("status says %d bytes", size)
+	}
+	if content, err := os.ReadFile(filepath.Join(s.store, "upload")); err != nil || string(content) != "upload" {
+		t.Errorf("the upload is %q: %v", content, err)
+	}
+	requireHealthy(t)
+	if n := d.count("READY=1"); n != 1 {
+		t.Errorf("READY=1 was said %d times", n)
+	}
+	s.refuses("shrink", 15, "grow", "--to", "64MiB")
+	s.refuses("usage", 2, "grow", "--to", "64MB")
+	s.refuses("usage", 2, "grow", "--to", "1GiB", "--by", "1GiB")
+	s.refuses("no_space", 1, "grow", "--by", "100TiB")
+	s.succeed("lock", "--yes")
+	s.refuses("not_mounted", 1, "grow", "--by", "64MiB")
+}
