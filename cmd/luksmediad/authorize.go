@@ -33,7 +33,7 @@ func (a *app) authorized(ctx context.Context, vol *volume.Volume, passphrase *pa
 		return err
 	}
 	fmt.Fprintf(a.stderr, "luksmediad: %v\n", err)
-	typed, err := a.ask("recovery passphrase: ")
+	typed, err := a.ask(ctx, "recovery passphrase: ")
 	if err != nil {
 		return err
 	}
@@ -49,13 +49,13 @@ func (a *app) withPassphrase(ctx context.Context, vol *volume.Volume, key *secre
 	return locked(ctx, vol, func() error { return do(sources) })
 }
 
-// askTwice reads a new secret from the terminal.
-func (a *app) askTwice(what string) (*secret.Key, error) {
-	first, err := a.ask("new " + what + ": ")
+// askTwice reads a new secret from the terminal: whoever has mistyped would find out when it is needed.
+func (a *app) askTwice(ctx context.Context, what string) (*secret.Key, error) {
+	first, err := a.ask(ctx, "new "+what+": ")
 	if err != nil {
 		return nil, err
 	}
-	second, err := a.ask("once more: ")
+	second, err := a.ask(ctx, "once more: ")
 	if err != nil {
 		first.Wipe()
 		return nil, err

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -112,26 +111,7 @@ func (c *createCommand) pin(ctx context.Context, loaded *config.Config) (*secret
 	case c.pinFile != "":
 		return readPIN(c.pinFile)
 	}
-	return c.askNewPIN(ctx)
-}
-
-// askNewPIN asks twice: whoever has mistyped would find out at the next boot.
-func (c *createCommand) askNewPIN(ctx context.Context) (*secret.Key, error) {
-	first, err := c.askUntil(ctx, "new PIN for the TPM: ")
-	if err != nil {
-		return nil, err
-	}
-	second, err := c.askUntil(ctx, "once more: ")
-	if err != nil {
-		first.Wipe()
-		return nil, err
-	}
-	defer second.Wipe()
-	if !bytes.Equal(first.Bytes(), second.Bytes()) {
-		first.Wipe()
-		return nil, usageError{errors.New("cannot use the new PIN: it was typed in two ways")}
-	}
-	return first, nil
+	return c.askTwice(ctx, "PIN for the TPM")
 }
 
 func (c *createCommand) create(ctx context.Context, loaded *config.Config, vol *volume.Volume, progress *progress) error {

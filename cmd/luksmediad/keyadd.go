@@ -177,7 +177,7 @@ func (k *keyAddTPM2) run(cmd *cobra.Command) error {
 	if k.bank != "" {
 		wanted.Bank = tpm2.Bank(k.bank)
 	}
-	if wanted.PIN, err = k.readPIN(); err != nil {
+	if wanted.PIN, err = k.readPIN(cmd.Context()); err != nil {
 		return err
 	}
 	defer wanted.PIN.Wipe()
@@ -212,18 +212,14 @@ func parsePCRs(text string) ([]int, error) {
 	return pcrs, nil
 }
 
-func (k *keyAddTPM2) readPIN() (*secret.Key, error) {
-	if k.pin {
-		return k.askTwice("PIN")
-	}
-	if k.pinFile == "" {
+func (k *keyAddTPM2) readPIN(ctx context.Context) (*secret.Key, error) {
+	switch {
+	case k.pin:
+		return k.askTwice(ctx, "PIN")
+	case k.pinFile == "":
 		return nil, nil
 	}
-	pin, err := readPassphraseFile(k.pinFile)
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the PIN: %w", err)
-	}
-	return trimmed(pin)
+	return readPIN(k.pinFile)
 }
 
 func newKeyAddKeyFileCommand(a *app) *cobra.Command {
@@ -329,7 +325,7 @@ func newKeyAddPassphraseCommand(a *app) *cobra.Command {
 
 func (k *keyAdd) readNewPassphrase(ctx context.Context, file string) (*secret.Key, error) {
 	if file == "" {
-		return k.askTwice("passphrase")
+		return k.askTwice(ctx, "passphrase")
 	}
 	if file == "-" && k.passphrase.file == "-" {
 		return nil, usageError{errors.New("cannot read two passphrases from standard input")}

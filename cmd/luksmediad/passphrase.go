@@ -75,13 +75,8 @@ func (a *app) readPassphraseCommand(ctx context.Context, line string) (*secret.K
 	return unlock.ReadOutput(ctx, command.Runner{Env: os.Environ()}, a.stdin, fields[0], fields[1:]...)
 }
 
-// ask reads a passphrase from the terminal without showing it.
-func (a *app) ask(prompt string) (*secret.Key, error) {
-	return a.askUntil(context.Background(), prompt)
-}
-
-// askUntil is ask for a question that is taken back when ctx ends.
-func (a *app) askUntil(ctx context.Context, prompt string) (*secret.Key, error) {
+// ask reads a passphrase from the terminal without showing it. The question is taken back when ctx ends.
+func (a *app) ask(ctx context.Context, prompt string) (*secret.Key, error) {
 	terminal := int(a.stdin.Fd())
 	before, err := unix.IoctlGetTermios(terminal, unix.TCGETS)
 	if err != nil {

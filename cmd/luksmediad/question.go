@@ -43,7 +43,7 @@ func (a *app) answer(ctx context.Context, question agent.Question) {
 		}
 		stop()
 	}()
-	key, err := a.askUntil(standing, printable(question.Message)+": ")
+	key, err := a.ask(standing, printable(question.Message)+": ")
 	if standing.Err() != nil {
 		return
 	}

@@ -125,7 +125,7 @@ func TestAsk(t *testing.T) {
 	}
 	answer := make(chan asked)
 	go func() {
-		key, err := a.ask("recovery passphrase: ")
+		key, err := a.ask(t.Context(), "recovery passphrase: ")
 		answer <- asked{string(key.Bytes()), err}
 	}()
 	shown := seen(t, person, "passphrase: ")

@@ -74,7 +74,7 @@ func (c *unlockCommand) asker(vol *volume.Volume) volume.Asker {
 		return vol.AskAgents
 	}
 	return func(ctx context.Context, message string, _ time.Duration) (*secret.Key, error) {
-		return c.askUntil(ctx, message+": ")
+		return c.ask(ctx, message+": ")
 	}
 }
 
