@@ -74,11 +74,11 @@ func (v *volume) measure(runs int) ([]figure, error) {
 	scraped := figure{name: "resident memory after ten scrapes of /metrics", unit: "MiB"}
 	for turn := range runs + 1 {
 		ours, err := v.openWithDaemon()
-		if err != nil {
+		if err := errors.Join(err, settle()); err != nil {
 			return nil, err
 		}
 		theirs, err := v.openWithSystemd()
-		if err != nil {
+		if err := errors.Join(err, settle()); err != nil {
 			return nil, err
 		}
 		if turn == 0 {

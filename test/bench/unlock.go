@@ -204,4 +204,9 @@ func (v *vault) attach(key, options string) func() error {
 	}
 }
 
-func detach() error { return run("dmsetup", "remove", "--retry", benchMapping) }
+// detach leaves nothing for udev to do while the other side is timed.
+func detach() error {
+	return errors.Join(run("dmsetup", "remove", "--retry", benchMapping), settle())
+}
+
+func settle() error { return run("udevadm", "settle") }
