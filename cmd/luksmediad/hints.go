@@ -96,11 +96,11 @@ func hints() []hint {
 		{tpm2.ErrAbsent, "tpm_absent", exitNoKey, "ls /dev/tpmrm*"},
 		{tpm2.ErrBusy, "tpm_busy", exitNoKey, "fuser -v /dev/tpm*"},
 		{tpm2.ErrLockout, "tpm_lockout", exitNoKey, "tpm2_getcap properties-variable"},
-		{tpm2.ErrPolicy, "tpm_policy", exitNoKey, "luksmediad unlock"},
+		{tpm2.ErrPolicy, "tpm_policy", exitNoKey, sealAnew},
 		{tpm2.ErrPIN, "tpm_pin", exitNoKey, "luksmediad unlock"},
 		{tpm2.ErrPINNeeded, "pin_needed", exitNoKey, "luksmediad unlock"},
 		{tpm2.ErrSignature, "tpm_signature", exitNoKey, "ls -l /run/systemd/tpm2-pcr-signature.json"},
-		{tpm2.ErrSRKMismatch, "tpm_srk_mismatch", exitNoKey, "luksmediad unlock"},
+		{tpm2.ErrSRKMismatch, "tpm_srk_mismatch", exitNoKey, sealAnew},
 		{tpm2.ErrSRKForeign, "tpm_srk_foreign", exitRefused, "tpm2_readpublic -c 0x81000001"},
 		{tpm2.ErrTimeout, "tpm_timeout", exitNoKey, "journalctl -k --grep tpm"},
 		{tpm2.ErrBankUnavailable, "tpm_bank", exitRefused, "tpm2_getcap pcrs"},
@@ -192,8 +192,13 @@ func ahead(explained api.Explanation) string {
 	return "luksmediad key test"
 }
 
-// unlockByHand is the advice wherever no key fits.
-const unlockByHand = "luksmediad unlock"
+const (
+	// unlockByHand is the advice wherever no key fits.
+	unlockByHand = "luksmediad unlock"
+	// sealAnew is the advice about a key that the TPM does not give any more. Where nothing else opens the volume either, no key
+	// fits, and the advice is unlockByHand.
+	sealAnew = "luksmediad key add tpm2 --replace"
+)
 
 const (
 	// classUsage is the word for a command line that cannot be understood.

@@ -43,6 +43,8 @@ type keyAdd struct {
 	options    volume.AddOptions
 	// unused: the configuration has no source that would try the key.
 	unused bool
+	// policy is what a TPM key is bound to, in words.
+	policy string
 }
 
 func (k *keyAdd) register(cmd *cobra.Command) {
@@ -80,12 +82,13 @@ type keyResult struct {
 	ExitCode int    `json:"exit_code"`
 	Keyslot  int    `json:"keyslot"`
 	Source   string `json:"source,omitempty"`
+	Policy   string `json:"policy,omitempty"`
 	Replaced []int  `json:"replaced,omitempty"`
 	Changed  bool   `json:"changed"`
 }
 
 func (k *keyAdd) answer(added *volume.AddedKey) error {
-	result := keyResult{Type: "result", Keyslot: added.Keyslot, Source: added.Source, Replaced: added.Replaced,
+	result := keyResult{Type: "result", Keyslot: added.Keyslot, Source: added.Source, Policy: k.policy, Replaced: added.Replaced,
 		Changed: !added.Present && !k.options.DryRun}
 	switch {
 	case added.Present:
@@ -94,6 +97,9 @@ func (k *keyAdd) answer(added *volume.AddedKey) error {
 		result.Text = fmt.Sprintf("would add keyslot %d for %s", added.Keyslot, added.Source)
 	default:
 		result.Text = fmt.Sprintf("added keyslot %d for %s", added.Keyslot, added.Source)
+	}
+	if k.policy != "" {
+		result.Text += " (" + k.policy + ")"
 	}
 	if len(added.Replaced) > 0 {
 		result.Text += ", in place of " + keyslotList(added.Replaced)
@@ -181,6 +187,7 @@ func (k *keyAddTPM2) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer wanted.PIN.Wipe()
+	k.policy = describePolicy(&tpm2.Token{PCRs: wanted.PCRs, Bank: wanted.Bank, PIN: wanted.PIN != nil})
 	k.unused = !slices.ContainsFunc(loaded.Unlock, func(source config.KeySource) bool {
 		return source.TPM2 != nil && source.TPM2.Device == wanted.Device
 	})
