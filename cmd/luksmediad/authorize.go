@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/term"
 
@@ -28,8 +29,8 @@ func (a *app) authorized(ctx context.Context, vol *volume.Volume, passphrase *pa
 	if given != nil {
 		return a.withPassphrase(ctx, vol, given, beside, do)
 	}
-	err = locked(ctx, vol, func() error { return do(vol.Sources()) })
-	if !errors.Is(err, unlock.ErrNoKeyFits) && !errors.Is(err, volume.ErrLastWayIn) || !term.IsTerminal(int(a.stdin.Fd())) {
+	err = locked(ctx, vol, func() error { return do(vol.SourcesAsking(a.asker(vol))) })
+	if !errors.Is(err, unlock.ErrNoKeyFits) && !errors.Is(err, volume.ErrLastWayIn) || !a.onTerminal() {
 		return err
 	}
 	fmt.Fprintf(a.stderr, "luksmediad: %v\n", err)
@@ -44,9 +45,21 @@ func (a *app) authorized(ctx context.Context, vol *volume.Volume, passphrase *pa
 func (a *app) withPassphrase(ctx context.Context, vol *volume.Volume, key *secret.Key, beside bool, do func([]unlock.Source) error) error {
 	sources := []unlock.Source{unlock.Passphrase{Key: key}}
 	if beside {
-		sources = append(sources, vol.Sources()...)
+		sources = append(sources, vol.SourcesAsking(a.asker(vol))...)
 	}
 	return locked(ctx, vol, func() error { return do(sources) })
+}
+
+func (a *app) onTerminal() bool { return term.IsTerminal(int(a.stdin.Fd())) }
+
+// asker asks on the terminal; without one, whoever answers systemd's agents.
+func (a *app) asker(vol *volume.Volume) volume.Asker {
+	if !a.onTerminal() {
+		return vol.AskAgents
+	}
+	return func(ctx context.Context, message string, _ time.Duration) (*secret.Key, error) {
+		return a.ask(ctx, message+": ")
+	}
 }
 
 // askTwice reads a new secret from the terminal: whoever has mistyped would find out when it is needed.

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"luksmediad/internal/api"
 	"luksmediad/internal/volume"
@@ -64,18 +62,6 @@ func (c *unlockCommand) run(ctx context.Context) error {
 		return err
 	}
 	return c.succeed(text)
-}
-
-func (c *unlockCommand) onTerminal() bool { return term.IsTerminal(int(c.stdin.Fd())) }
-
-// asker asks on the terminal; without one, whoever answers systemd's agents.
-func (c *unlockCommand) asker(vol *volume.Volume) volume.Asker {
-	if !c.onTerminal() {
-		return vol.AskAgents
-	}
-	return func(ctx context.Context, message string, _ time.Duration) (*secret.Key, error) {
-		return c.ask(ctx, message+": ")
-	}
 }
 
 // noKeyFits tells whether err, of this process or of the daemon, means that a passphrase would help.

@@ -206,6 +206,10 @@ func TestAdoptRefuses(t *testing.T) {
 		"LUKS1": {func(s *site) {
 			foreign{size: []string{"64MiB"}, luks: []string{"--type", "luks1"}}.make(s)
 		}, whole, StepContainer, luks2.ErrLUKS1, false},
+		"discards": {ready(func(s *site) {
+			s.run("cryptsetup", "open", "--key-file", s.container+".key", "--allow-discards", "--persistent", s.container, "elsewhere")
+			s.run("cryptsetup", "close", "elsewhere")
+		}), whole, StepContainer, luks2.ErrRefused, false},
 		"being reencrypted": {ready(func(s *site) {
 			s.run("cryptsetup", "reencrypt", "--init-only", "--batch-mode", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", s.container+".key", s.container)
 		}), whole, StepContainer, luks2.ErrRefused, false},

@@ -92,6 +92,16 @@ func (c *container) checkAllocated() error {
 	return nil
 }
 
+// checkDiscards refuses a file whose header has discards passed down: the first fstrim(8) would make holes in it, and a full disk below
+// would then lose what is written.
+func (c *container) checkDiscards(header *luks2.Header) error {
+	if c.block || !header.AllowsDiscards() {
+		return nil
+	}
+	return fmt.Errorf("cannot use container %s: %w", c.Name(),
+		&luks2.RefusedError{Field: "config.flags", Value: "allow-discards", Allowed: "absent where the container is a file (cryptsetup refresh --persistent)"})
+}
+
 // backing is the device that carries the container.
 type backing struct {
 	// path is /dev/loopN or the container itself; number its "major:minor".

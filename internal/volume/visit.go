@@ -53,6 +53,9 @@ func (v *visit) read(context.Context) (err error) {
 	if v.header, err = readValid(v.container); err != nil {
 		return err
 	}
+	if err := v.container.checkDiscards(v.header); err != nil {
+		return err
+	}
 	return checkWhole(v.container, v.header)
 }
 

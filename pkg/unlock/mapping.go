@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -45,6 +46,8 @@ type Table struct {
 	SizeBytes int64
 	// SectorBytes is the encryption sector size.
 	SectorBytes int
+	// Discards: what is given free in the mapping is given free below, and a file becomes sparse.
+	Discards bool
 }
 
 const (
@@ -106,6 +109,7 @@ func (m *Mapping) Matches(header *luks2.Header, backing string) error {
 		{"key size in bits", strconv.Itoa(m.Table.KeyBits), strconv.Itoa(segment.KeyBits)},
 		{"sector size", strconv.Itoa(m.Table.SectorBytes), strconv.Itoa(segment.SectorSize)},
 		{"payload offset", strconv.FormatInt(m.Table.OffsetBytes, 10), strconv.FormatInt(segment.Offset, 10)},
+		{"allow_discards", strconv.FormatBool(m.Table.Discards), strconv.FormatBool(header.AllowsDiscards())},
 		{"suspended", strconv.FormatBool(m.Suspended), "false"},
 	} {
 		if property.got != property.want {
@@ -204,6 +208,7 @@ func parseCryptTable(target []byte) (Table, error) {
 		OffsetBytes: offset * dmSector,
 		SizeBytes:   int64(binary.NativeEndian.Uint64(target[8:16])) * dmSector,
 		SectorBytes: tableSectorBytes(fields[5:]),
+		Discards:    slices.Contains(fields[5:], "allow_discards"),
 	}, nil
 }
 

@@ -26,11 +26,11 @@ const (
 
 func TestParseCryptTable(t *testing.T) {
 	for text, want := range map[string]Table{
-		"aes-xts-plain64 " + keyringField + " 0 7:0 32768 2 sector_size:4096 iv_large_sectors": {"aes-xts-plain64", 512, "7:0", 16 << 20, 48 << 20, 4096},
-		"aes-xts-plain64 " + keyringField + " 0 253:17 65536":                                  {"aes-xts-plain64", 512, "253:17", 32 << 20, 48 << 20, 512},
-		"aes-xts-plain64 " + hexKey + " 0 8:1 0 1 allow_discards":                              {"aes-xts-plain64", 256, "8:1", 0, 48 << 20, 512},
-		"cipher_null-ecb - 0 7:3 8":                                                            {"cipher_null-ecb", 0, "7:3", 4096, 48 << 20, 512},
-		"capi:xts(aes)-plain64 :32:user:k 0 7:0 1":                                             {"capi:xts(aes)-plain64", 256, "7:0", 512, 48 << 20, 512},
+		"aes-xts-plain64 " + keyringField + " 0 7:0 32768 2 sector_size:4096 iv_large_sectors": {"aes-xts-plain64", 512, "7:0", 16 << 20, 48 << 20, 4096, false},
+		"aes-xts-plain64 " + keyringField + " 0 253:17 65536":                                  {"aes-xts-plain64", 512, "253:17", 32 << 20, 48 << 20, 512, false},
+		"aes-xts-plain64 " + hexKey + " 0 8:1 0 1 allow_discards":                              {"aes-xts-plain64", 256, "8:1", 0, 48 << 20, 512, true},
+		"cipher_null-ecb - 0 7:3 8":                                                            {"cipher_null-ecb", 0, "7:3", 4096, 48 << 20, 512, false},
+		"capi:xts(aes)-plain64 :32:user:k 0 7:0 1":                                             {"capi:xts(aes)-plain64", 256, "7:0", 512, 48 << 20, 512, false},
 	} {
 		table, err := parseCryptTable(redactKey(target("crypt", text)))
 		if err != nil || table != want {
@@ -132,6 +132,7 @@ func TestMatches(t *testing.T) {
 		"key size":       func(m *Mapping) { m.Table.KeyBits = 256 },
 		"sector size":    func(m *Mapping) { m.Table.SectorBytes = 512 },
 		"payload offset": func(m *Mapping) { m.Table.OffsetBytes = 0 },
+		"allow_discards": func(m *Mapping) { m.Table.Discards = true },
 		"suspended":      func(m *Mapping) { m.Suspended = true },
 	} {
 		mapping := ours()

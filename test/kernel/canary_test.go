@@ -36,7 +36,7 @@ func TestSecretsStaySecret(t *testing.T) {
 	s.requireOpenedBy("keyfile")
 	passphraseFile := filepath.Join(s.dir, "passphrase")
 	s.write(passphraseFile, s.recovery+"\n")
-	said := []string{s.spoken("--json", "status"), s.spoken("--json", "key", "test", "--passphrase-file", passphraseFile)}
+	said := []string{s.call("--json", "status").stdout, s.spoken("--json", "key", "test", "--passphrase-file", passphraseFile)}
 	canaries.requireAbsent("the daemon's memory", memoryOf(t, d.cmd.Process.Pid))
 	said = append(said, s.spoken("lock", "--yes"), s.spoken("unlock", "--passphrase-file", passphraseFile), s.spoken("lock", "--yes"))
 	wrong := s.callWith(s.recovery+"-but-wrong\n", "--json", "unlock", "--passphrase-file", "-")

@@ -2,6 +2,7 @@ package luks2
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -16,6 +17,8 @@ type Pin struct {
 	SectorSize      int    `json:"sector_size"`     // bytes
 	Offset          int64  `json:"offset"`          // of the data, in bytes
 	ContainerBytes  int64  `json:"container_bytes"` // the whole container
+	// Flags of activation, sorted, with commas between them: those of dm-crypt, such as allow-discards.
+	Flags string `json:"flags,omitempty"`
 }
 
 // Pin describes this header in a container of that many bytes.
@@ -29,6 +32,7 @@ func (h *Header) Pin(containerBytes int64) Pin {
 		SectorSize:      s.SectorSize,
 		Offset:          s.Offset,
 		ContainerBytes:  containerBytes,
+		Flags:           strings.Join(slices.Sorted(slices.Values(h.Metadata.Config.Flags)), ","),
 	}
 }
 
@@ -43,6 +47,7 @@ func (p Pin) Check(h *Header, containerBytes int64) error {
 	compare(mismatch, "key_bits", p.KeyBits, found.KeyBits)
 	compare(mismatch, "sector_size", p.SectorSize, found.SectorSize)
 	compare(mismatch, "offset", p.Offset, found.Offset)
+	compare(mismatch, "flags", p.Flags, found.Flags)
 	compare(mismatch, "container_bytes", p.ContainerBytes, found.ContainerBytes)
 	if len(mismatch.Differences) == 0 {
 		return nil

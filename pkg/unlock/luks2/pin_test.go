@@ -23,6 +23,8 @@ func TestPinNoticesAnotherContainer(t *testing.T) {
 	first := mustOpen(t, container(t))
 	pin := first.Pin(18 << 20)
 	same := container(t, "--uuid", first.UUID)
+	discarding := *first
+	discarding.Metadata.Config.Flags = []string{"no-write-workqueue", "allow-discards"}
 	for name, test := range map[string]struct {
 		header *Header
 		size   int64
@@ -30,6 +32,7 @@ func TestPinNoticesAnotherContainer(t *testing.T) {
 	}{
 		"itself":           {first, 18 << 20, nil},
 		"same UUID":        {mustOpen(t, same), 18 << 20, []string{"volume_key_digest"}},
+		"flags":            {&discarding, 18 << 20, []string{"flags"}},
 		"formatted anew":   {mustOpen(t, container(t)), 18 << 20, []string{"uuid", "volume_key_digest"}},
 		"truncated":        {first, 17 << 20, []string{"container_bytes"}}, // fault 54
 		"other properties": {mustOpen(t, container(t, "--uuid", first.UUID, "--sector-size", "512", "--key-size", "256", "--offset", "34816")), 18 << 20, []string{"volume_key_digest", "key_bits", "sector_size", "offset"}},
@@ -90,7 +93,7 @@ func TestVolumeKeyDigestCoversItsParameters(t *testing.T) {
 }
 
 func TestPinJSON(t *testing.T) {
-	pin := Pin{"uuid1", "digest1", "aes-xts-plain64", 512, 4096, 16 << 20, 18 << 20}
+	pin := Pin{"uuid1", "digest1", "aes-xts-plain64", 512, 4096, 16 << 20, 18 << 20, ""}
 	want := `{"uuid":"uuid1","volume_key_digest":"digest1","cipher":"aes-xts-plain64","key_bits":512,"sector_size":4096,"offset":16777216,"container_bytes":18874368}`
 	text, err := json.Marshal(pin)
 	if err != nil || string(text) != want {

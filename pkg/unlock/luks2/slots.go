@@ -22,6 +22,11 @@ func (h *Header) segment() (int, Segment) {
 	return -1, Segment{}
 }
 
+// AllowsDiscards tells whether the header has dm-crypt pass discards down.
+func (h *Header) AllowsDiscards() bool {
+	return slices.Contains(h.Metadata.Config.Flags, "allow-discards")
+}
+
 // volumeDigest returns the digest of the volume key.
 func (h *Header) volumeDigest() (Digest, bool) {
 	segment, _ := h.segment()
