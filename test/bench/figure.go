@@ -20,7 +20,7 @@ func (f figure) row() string {
 	peer, ratio := "–", "–"
 	if len(f.peer) > 0 {
 		peer = summary(f.peer)
-		ratio = fmt.Sprintf("%.2f×", median(f.ours)/median(f.peer))
+		ratio = fmt.Sprintf("%.3g×", median(f.ours)/median(f.peer))
 	}
 	return fmt.Sprintf("| %s, %s | %s | %s | %s |", f.name, f.unit, summary(f.ours), peer, ratio)
 }

@@ -4,6 +4,10 @@ import (
 	"crypto/hkdf"
 	"crypto/sha256"
 	"fmt"
+	"math"
+	"os"
+	"runtime/debug"
+	"strings"
 
 	"golang.org/x/crypto/argon2"
 
@@ -51,6 +55,11 @@ func (a *Argon2id) check() error {
 // (systemd src/shared/tpm2-util.c, tpm2_argon2id_derive_split). The caller wipes
 // both. What Argon2id fills on the way lies on the heap, where nobody can wipe it.
 func (a *Argon2id) split(pin *secret.Key, salt []byte) (mix, auth *secret.Key, err error) {
+	if available := availableMemory(); a.MemoryBytes > available/2 {
+		return nil, nil, fmt.Errorf("PIN under Argon2id wants %d bytes of memory, half of %d may be taken: %w", a.MemoryBytes, available, ErrUnsupported)
+	}
+	// What was filled goes back to the system at once: a daemon would hold it for minutes.
+	defer debug.FreeOSMemory()
 	derived := argon2.IDKey(pin.Bytes(), salt, a.Iterations, uint32(a.memoryKiB()), uint8(a.Lanes), 2*halfSize)
 	defer clear(derived)
 	half, err := secret.From(derived[halfSize:])
@@ -71,6 +80,22 @@ func (a *Argon2id) split(pin *secret.Key, salt []byte) (mix, auth *secret.Key, e
 		return nil, nil, err
 	}
 	return mix, auth, nil
+}
+
+// availableMemory is what the kernel thinks can be taken without swapping, MemAvailable of proc_meminfo(5) in bytes. Where it does not
+// say, there is no limit but that of check.
+func availableMemory() uint64 {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return math.MaxUint64
+	}
+	for line := range strings.Lines(string(text)) {
+		var kib uint64
+		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); n == 1 {
+			return kib << 10
+		}
+	}
+	return math.MaxUint64
 }
 
 // mixed is the key of the keyslot (systemd src/shared/tpm2-util.c, tpm2_argon2id_hkdf).
