@@ -48,6 +48,7 @@ func TestReboot(t *testing.T) {
 	t.Run("another TPM", func(t *testing.T) { m.in(t).checkShut() })
 	m.Unlock(key)
 	t.Run("recovery key", func(t *testing.T) { m.in(t).checkRecovered(id, picture) })
+	t.Run("no key in the journal", func(t *testing.T) { m.in(t).checkJournal(key) })
 	m.Shutdown()
 }
 
@@ -145,6 +146,20 @@ func (m *Machine) checkRecovered(id string, picture []byte) {
 	m.checkEncrypted()
 	m.checkOrder()
 	m.checkHealthy("protection_unknown") // the key file is gone, its keyslot is not
+}
+
+// checkJournal: whatever has happened in all the boots, no key was written down. The search for something that was shows that the
+// journal is there to be searched.
+func (m *Machine) checkJournal(recovery string) {
+	m.t.Helper()
+	for pattern, found := range map[string]bool{recovery: false, synapseToken: false, "LUKSMEDIAD_EVENT=unlocked": true} {
+		// Nobody should find the pattern in the journal because sshd or this search has logged it.
+		script := "journalctl --output=export --no-pager _SYSTEMD_UNIT=luksmediad.service + SYSLOG_IDENTIFIER=luksmediad | grep --fixed-strings --count --file=- || true"
+		count := strings.TrimSpace(m.Pipe(strings.NewReader(pattern+"\n"), script))
+		if (count != "0") != found {
+			m.t.Errorf("%d characters that begin with %.4s… are %s times in the journal", len(pattern), pattern, count)
+		}
+	}
 }
 
 // checkGuard: even root cannot write where the volume should be (faults 67 and 68).
