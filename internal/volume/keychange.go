@@ -34,7 +34,8 @@ type keyChange struct {
 type addedKeyslot struct {
 	Keyslot int    `json:"keyslot"`
 	Source  string `json:"source"`
-	// Sequence is that of the header before the keyslot was filled, Salt that of the keyslot as soon as it was.
+	// Sequence is that of the header before the keyslot was filled, Salt that of the keyslot as soon as it was: by the salt
+	// alone a keyslot is known to be the one that was begun.
 	Sequence uint64 `json:"sequence"`
 	Salt     []byte `json:"salt,omitempty"`
 }
@@ -45,14 +46,17 @@ type removedKeyslot struct {
 	Tokens []int `json:"tokens"`
 }
 
-// fills tells whether the keyslot in header is the one that was begun. Without a salt the crash came between filling it and
-// noting that; cryptsetup has then written the header once. After any other change of it the keyslot may be somebody's.
+// fills tells whether the keyslot in header is the one that was begun.
 func (a *addedKeyslot) fills(header *luks2.Header) bool {
 	keyslot, filled := header.Metadata.Keyslots[a.Keyslot]
-	if a.Salt != nil {
-		return filled && bytes.Equal(keyslot.KDF.Salt, a.Salt)
-	}
-	return filled && header.SequenceID == a.Sequence+1
+	return filled && a.Salt != nil && bytes.Equal(keyslot.KDF.Salt, a.Salt)
+}
+
+// mayFill tells whether it could be: the crash came before a salt was noted. Whoever else has added a key since has got the same
+// number, since it was the lowest free one.
+func (a *addedKeyslot) mayFill(header *luks2.Header) bool {
+	_, filled := header.Metadata.Keyslots[a.Keyslot]
+	return filled && a.Salt == nil
 }
 
 // keyChanging is what one change of the keyslots has found out so far.
@@ -168,7 +172,7 @@ func readValid(container *container) (*luks2.Header, error) {
 // question leaves out the keyslot of an interrupted change, which is about to go.
 func (k *keyChanging) question() unlock.Question {
 	about := unlock.Question{Container: k.container.Name(), Header: k.header}
-	if k.journal != nil && k.journal.Added != nil && !k.record.made(k.journal.Added.Keyslot) {
+	if k.journal != nil && k.journal.Added != nil && !k.record.made(k.journal.Added.Keyslot) && k.journal.Added.fills(k.header) {
 		about.Except = []int{k.journal.Added.Keyslot}
 	}
 	return about
@@ -209,7 +213,8 @@ func (k *keyChanging) cleanUp(ctx context.Context) error {
 	return k.finish(ctx)
 }
 
-// takeBack removes the keyslot that was added and not recorded.
+// takeBack removes the keyslot that was added and not recorded. One that may be somebody else's stays: if it is the one that was
+// begun, nobody has its key.
 func (k *keyChanging) takeBack(ctx context.Context) error {
 	added := k.journal.Added
 	if added == nil || k.record.made(added.Keyslot) {
@@ -219,6 +224,9 @@ func (k *keyChanging) takeBack(ctx context.Context) error {
 		if err := k.removeKeyslots(ctx, k.ways[0], added.Keyslot); err != nil {
 			return err
 		}
+	}
+	if added.mayFill(k.header) {
+		k.observer.Event(journal.KeyslotLeft, journal.F("CONTAINER", k.container.Name()), journal.F("KEYSLOT", added.Keyslot))
 	}
 	if file := k.journal.KeyFile; file != nil {
 		return file.remove()

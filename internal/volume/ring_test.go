@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"luksmediad/internal/command"
@@ -47,15 +49,47 @@ func newRing(t *testing.T) *ring {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	r := openRing(dir, command.Runner{})
 	r.t = t
-	r.must(os.WriteFile(r.container(), nil, 0o600))
-	r.must(os.Truncate(r.container(), ringBytes))
 	r.write("passphrase", ringPassphrase)
-	r.run("luksFormat", "--type=luks2", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--sector-size=4096",
-		"--key-file="+r.path("passphrase"), r.container())
-	r.addForeign(1, ringForeign)
+	r.write("foreign", ringForeign)
+	r.must(r.formatted())
 	r.must(r.saveRecord(&Record{Container: r.container(), Pin: r.header().Pin(ringBytes), Filesystem: mount.Ext4,
 		Keyslots: []Keyslot{{0, sourceRecovery}}, Encrypted: []EncryptedStore{}}))
 	return r
+}
+
+// ringImage is a formatted container without the zeros at its end; it takes long to make.
+var ringImage = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "ring")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	path, first, second := filepath.Join(dir, "image"), filepath.Join(dir, "first"), filepath.Join(dir, "second")
+	err = errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, ringBytes),
+		os.WriteFile(first, []byte(ringPassphrase), 0o400), os.WriteFile(second, []byte(ringForeign), 0o400))
+	for _, args := range [][]string{
+		{"luksFormat", "--type=luks2", "--sector-size=4096", "--key-file=" + first, path},
+		{"luksAddKey", "--key-slot=1", "--key-file=" + first, path, second},
+	} {
+		if err == nil {
+			args = append([]string{"--batch-mode", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"}, args...)
+			_, err = command.Runner{}.Run(context.Background(), nil, nil, "cryptsetup", args...)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	content, err := os.ReadFile(path)
+	return bytes.TrimRight(content, "\x00"), err
+})
+
+// formatted writes the container anew.
+func (r *ring) formatted() error {
+	image, err := ringImage()
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(r.container(), image, 0o600), os.Truncate(r.container(), ringBytes))
 }
 
 // openRing is the volume below dir, in whatever process. Its key file is configured.
@@ -194,6 +228,16 @@ func (r *ring) requireInHeader(want ...int) {
 	r.t.Helper()
 	if got := slices.Sorted(maps.Keys(r.header().Metadata.Keyslots)); !slices.Equal(got, want) {
 		r.t.Errorf("keyslots %v, want %v", got, want)
+	}
+}
+
+// requireLeft wants exactly these keyslots in the header, and besides so many that an interrupted change has left.
+func (r *ring) requireLeft(left int, want ...int) {
+	r.t.Helper()
+	got := slices.Sorted(maps.Keys(r.header().Metadata.Keyslots))
+	missing := slices.ContainsFunc(want, func(keyslot int) bool { return !slices.Contains(got, keyslot) })
+	if missing || len(got) != len(want)+left {
+		r.t.Errorf("keyslots %v, want %v and %d more", got, want, left)
 	}
 }
 
