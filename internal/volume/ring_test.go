@@ -260,7 +260,7 @@ func (r *ring) unseals(tpm *swtpm.TPM, keyslot int, pin *secret.Key) error {
 			return err
 		}
 		defer key.Wipe()
-		return r.cryptsetup.TestKey(r.t.Context(), r.container(), key, keyslot)
+		return r.cryptsetup.Prove(r.t.Context(), r.container(), r.header(), key, keyslot)
 	}
 	return errors.New("there is no token")
 }
