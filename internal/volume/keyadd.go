@@ -151,7 +151,7 @@ func (k *keyChanging) fill(ctx context.Context, wanted Enrolment) (*unlock.Way, 
 
 func (k *keyChanging) enrolling() *enrolling {
 	return &enrolling{
-		runner: k.runner, cryptsetup: k.cryptsetup, container: k.container.Name(), device: k.device, key: k.ways[0].Key,
+		runner: k.runner, cryptsetup: k.cryptsetup, container: k.container.Name(), device: k.device, way: k.ways[0],
 		read: func() (header *luks2.Header, err error) {
 			if header, err = k.read(); err == nil {
 				k.header = header
@@ -185,7 +185,7 @@ func (k *keyChanging) undo(ctx context.Context) (err error) {
 	if k.header, err = k.read(); err != nil {
 		return err // the journal stays: the next change takes it back
 	}
-	if err := checkWhole(k.container, k.header); err != nil {
+	if err := k.checkWhole(); err != nil {
 		return err
 	}
 	if err := k.takeBack(ctx); err != nil {

@@ -138,7 +138,31 @@ func (k *keyChanging) look(context.Context) (err error) {
 	if k.header, err = k.read(); err != nil {
 		return err
 	}
+	return k.checkWhole()
+}
+
+// checkWhole lets pass what a power cut during a change of ours leaves, else that change could never be cleaned up.
+func (k *keyChanging) checkWhole() error {
+	if k.halfWritten() {
+		return nil
+	}
 	return checkWhole(k.container, k.header)
+}
+
+// halfWritten tells whether one copy is as it was before the last write, while a journal says that we were writing: cryptsetup writes
+// one copy after the other (LUKS2_disk_hdr_write in lib/luks2/luks2_disk_metadata.c). It takes the newer one too, and when it next
+// opens the container it copies that over the older one.
+func (k *keyChanging) halfWritten() bool {
+	damage := k.header.Damage
+	if k.journal == nil || k.journal.UUID != k.header.UUID || len(damage) != 1 || damage[0].Reason != luks2.ReasonStale {
+		return false
+	}
+	if added := k.journal.Added; added != nil && k.header.SequenceID <= added.Sequence {
+		return false
+	}
+	return !slices.ContainsFunc(luks2.Copies(k.container, k.container.bytes), func(found luks2.Copy) bool {
+		return found.SequenceID+1 < k.header.SequenceID
+	})
 }
 
 // checkWhole refuses to have a damaged header written to: cryptsetup would silently repair it from the copy that it prefers.
@@ -210,7 +234,17 @@ func (k *keyChanging) cleanUp(ctx context.Context) error {
 	if err := k.endRemovals(ctx); err != nil {
 		return err
 	}
-	return k.finish(ctx)
+	if err := k.finish(ctx); err != nil {
+		return err
+	}
+	return k.reread() // by now cryptsetup has written both copies
+}
+
+func (k *keyChanging) reread() (err error) {
+	if k.header, err = k.read(); err != nil {
+		return err
+	}
+	return checkWhole(k.container, k.header)
 }
 
 // takeBack removes the keyslot that was added and not recorded. One that may be somebody else's stays: if it is the one that was
@@ -243,7 +277,7 @@ func (k *keyChanging) removeKeyslots(ctx context.Context, way *unlock.Way, keysl
 		return err
 	}
 	for _, keyslot := range keyslots {
-		if err := k.cryptsetup.RemoveKeyslot(ctx, k.device, keyslot, way.Key, way.Keyslots[0]); err != nil {
+		if err := k.cryptsetup.RemoveKeyslot(ctx, k.device, k.header, keyslot, way); err != nil {
 			return err
 		}
 	}
