@@ -14,8 +14,8 @@ import (
 type AddOptions struct {
 	// Sources offer the keys of which one must open the container already.
 	Sources []unlock.Source
-	// Replace removes the keyslots that luksmediad made for the same source, once the new one is proven.
-	Replace bool
+	// Replace says which keyslots are removed once the new one is proven.
+	Replace Replacement
 	// DryRun proves that it would be allowed and possible, as far as that can be known, and changes nothing.
 	DryRun bool
 }
@@ -39,8 +39,8 @@ func (v *Volume) AddKey(ctx context.Context, wanted Enrolment, options AddOption
 		if added.Keyslot, added.Present, err = k.present(ctx, wanted); added.Present || err != nil {
 			return err
 		}
-		if options.Replace {
-			added.Replaced = k.madeFor(wanted.Kind())
+		if added.Replaced, err = k.replaced(ctx, wanted, options.Replace); err != nil {
+			return err
 		}
 		return k.add(ctx, wanted, added)
 	})

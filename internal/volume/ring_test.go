@@ -165,7 +165,7 @@ func (r *ring) add(wanted Enrolment, settings ...func(*AddOptions)) *AddedKey {
 	return added
 }
 
-func replacing(options *AddOptions) { options.Replace = true }
+func replacing(options *AddOptions) { options.Replace.Superseded = true }
 
 func (r *ring) remove(keyslot int, settings ...func(*RemoveOptions)) error {
 	r.t.Helper()
@@ -302,7 +302,7 @@ func reliveKeys(words, folder string, c *crasher) error {
 	case "add":
 		_, err = r.AddKey(context.Background(), EnrolKeyFile{Path: r.path("key")}, AddOptions{Sources: sources}, c)
 	case "replace":
-		_, err = r.AddKey(context.Background(), EnrolTPM2{Device: argument}, AddOptions{Sources: sources, Replace: true}, c)
+		_, err = r.AddKey(context.Background(), EnrolTPM2{Device: argument}, AddOptions{Sources: sources, Replace: Replacement{Superseded: true}}, c)
 	case "remove":
 		var keyslot int
 		if _, err := fmt.Sscan(argument, &keyslot); err != nil {
