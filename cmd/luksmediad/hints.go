@@ -84,6 +84,7 @@ func hints() []hint {
 		{volume.ErrKeyslotForeign, "keyslot_foreign", exitRefused, "luksmediad key list; luksmediad key remove N --foreign"},
 		{volume.ErrKeyslotMissing, "keyslot_missing", exitFailed, "luksmediad key list"},
 		{volume.ErrKeyslotsFull, "keyslots_full", exitFailed, "luksmediad key list; luksmediad key remove N"},
+		{volume.ErrWeaker, "weaker", exitRefused, "luksmediad key list; luksmediad key add tpm2 --replace --pcrs PCRS --pin"},
 		{volume.ErrLastWayIn, "last_way_in", exitRefused, "luksmediad key test; luksmediad key add recovery"},
 		{volume.ErrClevis, "clevis_not_bound", exitFailed, "echo test | clevis encrypt PIN CONFIG | clevis decrypt"},
 

@@ -138,13 +138,20 @@ type keyAddTPM2 struct {
 }
 
 func newKeyAddTPM2Command(a *app) *cobra.Command {
-	k := &keyAddTPM2{keyAdd: keyAdd{app: a}}
+	return (&keyAddTPM2{keyAdd: keyAdd{app: a}}).command()
+}
+
+func (k *keyAddTPM2) command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tpm2",
 		Short: "Seal a new key in the TPM",
-		Long: `Seal a new key in the TPM, in the token format of systemd 256 and later, under the policy that the PCRs have now. With
---replace the TPM keyslots that luksmediad made before are removed once the new one is proven: after an update of the
-firmware, or in a machine with another TPM.
+		Long: `Seal a new key in the TPM, in the token format of systemd 256 and later, under the policy that the PCRs have now. PCRs,
+bank and PIN are those of the configuration if they are not given: with "pin: ask" the PIN is asked for, and a PIN file
+is read.
+
+With --replace the TPM keyslots of luksmediad's that the new one supersedes are removed once it is proven: those of the
+same TPM with the same PCRs and PIN, and those whose key no configured TPM gives any more, after an update of the
+firmware or with another TPM. --replace-keyslot names one. A PIN or PCR of theirs is only dropped with --weaker.
 
 ` + addHelp,
 		Example: `  luksmediad key add tpm2 --replace
@@ -156,9 +163,11 @@ firmware, or in a machine with another TPM.
 	flags.StringVar(&k.device, "tpm2-device", "", "`TPM`: auto, a device node, or swtpm:path=SOCKET (default as configured, or auto)")
 	flags.StringVar(&k.pcrs, "pcrs", "", "`PCRs` to bind to, such as 7,14; none if empty (default as configured, or none)")
 	flags.StringVar(&k.bank, "bank", "", "PCR `bank`: sha1, sha256, sha384 or sha512 (default as configured, or sha256)")
-	flags.BoolVar(&k.pin, "pin", false, "ask for a PIN, which unsealing will need too")
+	flags.BoolVar(&k.pin, "pin", false, "ask for a PIN, which unsealing needs too; =false: none (default as configured)")
 	flags.StringVar(&k.pinFile, "pin-file", "", "read that PIN from `file`")
-	flags.BoolVar(&k.options.Replace, "replace", false, "remove the TPM keyslots that luksmediad made before")
+	flags.BoolVar(&k.options.Replace.Superseded, "replace", false, "remove the TPM keyslots of luksmediad's that the new one supersedes")
+	flags.IntSliceVar(&k.options.Replace.Keyslots, "replace-keyslot", nil, "remove keyslot `N`, which luksmediad made for a TPM")
+	flags.BoolVar(&k.options.Replace.Weaker, "weaker", false, "also if the new one lacks a PIN or PCR of one that is removed")
 	cmd.MarkFlagsMutuallyExclusive("pin", "pin-file")
 	k.register(cmd)
 	return cmd
@@ -173,20 +182,18 @@ func (k *keyAddTPM2) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	wanted := configuredTPM2(loaded)
-	if k.device != "" {
-		wanted.Device = k.device
+	source := k.source(loaded)
+	wanted := volume.EnrolTPM2{Device: source.Device}
+	if wanted.SealOptions, err = k.sealOptions(cmd, source); err != nil {
+		return err
 	}
+	defer wanted.PIN.Wipe()
 	if cmd.Flags().Changed("pcrs") {
 		wanted.PCRs = pcrs
 	}
 	if k.bank != "" {
 		wanted.Bank = tpm2.Bank(k.bank)
 	}
-	if wanted.PIN, err = k.readPIN(cmd.Context()); err != nil {
-		return err
-	}
-	defer wanted.PIN.Wipe()
 	k.policy = describePolicy(&tpm2.Token{PCRs: wanted.PCRs, Bank: wanted.Bank, PIN: wanted.PIN != nil})
 	k.unused = !slices.ContainsFunc(loaded.Unlock, func(source config.KeySource) bool {
 		return source.TPM2 != nil && source.TPM2.Device == wanted.Device
@@ -194,16 +201,38 @@ func (k *keyAddTPM2) run(cmd *cobra.Command) error {
 	return k.add(cmd.Context(), vol, wanted)
 }
 
-// configuredTPM2 is the first configured TPM, or the machine's.
-func configuredTPM2(loaded *config.Config) volume.EnrolTPM2 {
-	for _, source := range loaded.Unlock {
+// source is the first configured TPM, or the first with the given address. One that is not configured is taken as the first.
+func (k *keyAddTPM2) source(loaded *config.Config) config.TPM2 {
+	chosen := config.TPM2{Device: "auto", PIN: config.NoPIN}
+	for _, source := range slices.Backward(loaded.Unlock) {
 		if source.TPM2 != nil {
-			return volume.EnrolTPM2{Device: source.TPM2.Device, SealOptions: tpm2.SealOptions{
-				PCRs: source.TPM2.PCRs, Bank: tpm2.Bank(source.TPM2.Bank),
-			}}
+			chosen = *source.TPM2
 		}
 	}
-	return volume.EnrolTPM2{Device: "auto"}
+	for _, source := range slices.Backward(loaded.Unlock) {
+		if source.TPM2 != nil && source.TPM2.Device == k.device {
+			chosen = *source.TPM2
+		}
+	}
+	if k.device != "" {
+		chosen.Device = k.device
+	}
+	return chosen
+}
+
+// sealOptions are those of the source, with the PIN that was given instead.
+func (k *keyAddTPM2) sealOptions(cmd *cobra.Command, source config.TPM2) (options tpm2.SealOptions, err error) {
+	switch {
+	case k.pin:
+		source.PIN = config.AskPIN
+	case k.pinFile != "" || cmd.Flags().Changed("pin"):
+		source.PIN = config.NoPIN
+	}
+	options, err = volume.SealOptions(cmd.Context(), &source, func(ctx context.Context) (*secret.Key, error) { return k.askTwice(ctx, "PIN") })
+	if k.pinFile != "" && err == nil {
+		options.PIN, err = readPIN(k.pinFile)
+	}
+	return options, err
 }
 
 // parsePCRs takes numbers with commas between them, or with plus signs as systemd-cryptenroll does.
@@ -217,16 +246,6 @@ func parsePCRs(text string) ([]int, error) {
 		pcrs = append(pcrs, pcr)
 	}
 	return pcrs, nil
-}
-
-func (k *keyAddTPM2) readPIN(ctx context.Context) (*secret.Key, error) {
-	switch {
-	case k.pin:
-		return k.askTwice(ctx, "PIN")
-	case k.pinFile == "":
-		return nil, nil
-	}
-	return readPIN(k.pinFile)
 }
 
 func newKeyAddKeyFileCommand(a *app) *cobra.Command {

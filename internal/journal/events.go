@@ -46,6 +46,7 @@ const (
 	ResealFailed
 	PinAccepted
 	ContainerAdopted
+	KeyslotLeft
 	eventCount
 )
 
@@ -238,6 +239,11 @@ var definitions = [eventCount]definition{
 	KeyslotRemoved: {
 		"keyslot_removed", "8cb514e1c4754b5fbd51bf5ee1ae663d", Notice, cryptsetup, "keyslot removed",
 		"One key less opens the container. Copies of its header from before still do with that key.",
+	},
+	KeyslotLeft: {
+		"keyslot_left", "49653d12b9b1462f841941c562c8db63", Warning, cryptsetup, "keyslot left in doubt",
+		"A change of keys was interrupted right when this keyslot was filled, so that it cannot be told from one that somebody else has " +
+			"added since. It stays. If nobody knows of it, nobody has its key: luksmediad key remove N --foreign removes it.",
 	},
 	Resealed: {
 		"resealed", "bc19fce536c547198a12c750fe063f97", Notice, cryptsetup, "key sealed anew",

@@ -198,7 +198,7 @@ func (c *creating) ownMapping() (*unlock.Mapping, error) {
 
 // finishHeader removes the throw-away key, which takes the recovery passphrase, and pins and saves what is left.
 func (c *creating) finishHeader(ctx context.Context) error {
-	if err := c.cryptsetup.RemoveKeyslot(ctx, c.backing.path, formatKeyslot, c.recovery, recoveryKeyslot); err != nil {
+	if err := c.removeFormatKey(ctx); err != nil {
 		return err
 	}
 	header, err := c.readOwnHeader()
@@ -210,6 +210,15 @@ func (c *creating) finishHeader(ctx context.Context) error {
 	c.record.Marker = c.journal.Marker
 	c.record.Created = time.Now().UTC().Truncate(time.Second)
 	return c.backUpHeader(ctx, c.backing.path, c.journal.UUID)
+}
+
+func (c *creating) removeFormatKey(ctx context.Context) error {
+	header, err := c.readOwnHeader()
+	if err != nil {
+		return err
+	}
+	return c.cryptsetup.RemoveKeyslot(ctx, c.backing.path, header, formatKeyslot,
+		&unlock.Way{Source: sourceRecovery, Keyslots: []int{recoveryKeyslot}, Key: c.recovery})
 }
 
 // guardPaths hands out the recovery key before anything outside the container changes: a volume whose recovery key

@@ -61,8 +61,8 @@ type enrolling struct {
 	cryptsetup unlock.Cryptsetup
 	// container is how people call it; device what cryptsetup works on.
 	container, device string
-	// key opens a keyslot already.
-	key *secret.Key
+	// way opens a keyslot already.
+	way *unlock.Way
 	// read gives the valid header as it is now.
 	read func() (*luks2.Header, error)
 	// noteFile writes a key file down before it is made, and again as soon as its inode is known.
@@ -75,7 +75,7 @@ type enrolling struct {
 
 // enrol fills a keyslot and proves it from what stands in the header, with its token by what really gets the key from it.
 func (e *enrolling) enrol(ctx context.Context, keyslot int, c *candidate) error {
-	if err := e.cryptsetup.AddKey(ctx, e.device, e.key, c.key, keyslot, c.pbkdf); err != nil {
+	if err := e.cryptsetup.AddKey(ctx, e.device, e.way, c.key, keyslot, c.pbkdf); err != nil {
 		return err
 	}
 	header, err := e.read()

@@ -35,6 +35,8 @@ var (
 	ErrKeyslotForeign = errors.New("keyslot not ours")
 	// ErrKeyslotsFull: no keyslot is free.
 	ErrKeyslotsFull = errors.New("no keyslot is free")
+	// ErrWeaker: a key would be replaced by one that is bound to less.
+	ErrWeaker = errors.New("it would protect less")
 	// ErrLastWayIn: without the keyslot nobody is proven to get in any more.
 	ErrLastWayIn = errors.New("it may be the last way in")
 	// ErrStoreUnclaimed: the container to adopt holds files, and nobody has said to which store they belong.

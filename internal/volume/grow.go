@@ -274,7 +274,7 @@ func (g *growing) resize(ctx context.Context) error {
 	if g.mapping.Table.SizeBytes == want {
 		return nil
 	}
-	if err := g.cryptsetup.Resize(ctx, g.MappingName(), g.header, g.way.Key); err != nil {
+	if err := g.cryptsetup.Resize(ctx, g.MappingName(), g.header, g.way); err != nil {
 		return err
 	}
 	mapping, err := g.findMapping(g.header.UUID)

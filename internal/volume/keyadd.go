@@ -14,8 +14,8 @@ import (
 type AddOptions struct {
 	// Sources offer the keys of which one must open the container already.
 	Sources []unlock.Source
-	// Replace removes the keyslots that luksmediad made for the same source, once the new one is proven.
-	Replace bool
+	// Replace says which keyslots are removed once the new one is proven.
+	Replace Replacement
 	// DryRun proves that it would be allowed and possible, as far as that can be known, and changes nothing.
 	DryRun bool
 }
@@ -39,8 +39,8 @@ func (v *Volume) AddKey(ctx context.Context, wanted Enrolment, options AddOption
 		if added.Keyslot, added.Present, err = k.present(ctx, wanted); added.Present || err != nil {
 			return err
 		}
-		if options.Replace {
-			added.Replaced = k.madeFor(wanted.Kind())
+		if added.Replaced, err = k.replaced(ctx, wanted, options.Replace); err != nil {
+			return err
 		}
 		return k.add(ctx, wanted, added)
 	})
@@ -151,7 +151,7 @@ func (k *keyChanging) fill(ctx context.Context, wanted Enrolment) (*unlock.Way, 
 
 func (k *keyChanging) enrolling() *enrolling {
 	return &enrolling{
-		runner: k.runner, cryptsetup: k.cryptsetup, container: k.container.Name(), device: k.device, key: k.ways[0].Key,
+		runner: k.runner, cryptsetup: k.cryptsetup, container: k.container.Name(), device: k.device, way: k.ways[0],
 		read: func() (header *luks2.Header, err error) {
 			if header, err = k.read(); err == nil {
 				k.header = header
@@ -185,7 +185,7 @@ func (k *keyChanging) undo(ctx context.Context) (err error) {
 	if k.header, err = k.read(); err != nil {
 		return err // the journal stays: the next change takes it back
 	}
-	if err := checkWhole(k.container, k.header); err != nil {
+	if err := k.checkWhole(); err != nil {
 		return err
 	}
 	if err := k.takeBack(ctx); err != nil {

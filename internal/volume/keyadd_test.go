@@ -11,6 +11,7 @@ import (
 
 	gotpm "github.com/google/go-tpm/tpm2"
 
+	"luksmediad/internal/config"
 	"luksmediad/internal/journal"
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
@@ -150,7 +151,7 @@ func TestReplaceTPM2(t *testing.T) {
 	}
 	// What the TPM still gives may authorise its own replacement.
 	old := r.madeTPM2()
-	added, err := r.AddKey(t.Context(), bound, AddOptions{Sources: []unlock.Source{unlock.TPM2{Device: tpm.TCTI()}}, Replace: true}, &watcher{})
+	added, err := r.AddKey(t.Context(), bound, AddOptions{Sources: []unlock.Source{unlock.TPM2{Device: tpm.TCTI()}}, Replace: Replacement{Superseded: true}}, &watcher{})
 	if err != nil || !slices.Equal(added.Replaced, old) {
 		t.Fatalf("%+v, %v", added, err)
 	}
@@ -169,6 +170,68 @@ func slotName(added *AddedKey) string { return strconv.Itoa(added.Keyslot) + " "
 func sorted(numbers ...int) []int {
 	slices.Sort(numbers)
 	return numbers
+}
+
+// Of the keys of the machine only those go that the new one makes useless: not that of another configured TPM, nor one that the
+// TPM still gives under another policy.
+func TestReplaceSuperseded(t *testing.T) {
+	r, tpm, other := newRing(t), swtpm.Start(t), swtpm.Start(t)
+	for _, device := range []string{tpm.TCTI(), other.TCTI()} {
+		r.config.Unlock = append(r.config.Unlock, config.KeySource{TPM2: &config.TPM2{Device: device}})
+	}
+	tpm.Extend(7, "boot")
+	plain, bound := EnrolTPM2{Device: tpm.TCTI()}, EnrolTPM2{Device: tpm.TCTI(), SealOptions: tpm2.SealOptions{PCRs: []int{7}}}
+	r.add(plain)                           // 2
+	r.add(bound)                           // 3
+	r.add(EnrolTPM2{Device: other.TCTI()}) // 4
+	if added := r.add(plain, replacing); !slices.Equal(added.Replaced, []int{2}) {
+		t.Errorf("%+v", added)
+	}
+	tpm.Extend(7, "update")
+	if added := r.add(bound, replacing); !slices.Equal(added.Replaced, []int{3}) {
+		t.Errorf("%+v", added)
+	}
+	other.Stop() // what does not say may still have the key
+	tpm.Replace()
+	tpm.Extend(7, "boot")
+	if added := r.add(bound, replacing); len(added.Replaced) != 0 {
+		t.Errorf("%+v", added)
+	}
+	named := func(options *AddOptions) { options.Replace.Keyslots = []int{4} }
+	if added := r.add(plain, named); !slices.Equal(added.Replaced, []int{4}) {
+		t.Errorf("%+v", added)
+	}
+	for _, keyslot := range []int{0, 1, 30} {
+		_, err := r.AddKey(t.Context(), plain, AddOptions{Sources: offers(t, ringPassphrase), Replace: Replacement{Keyslots: []int{keyslot}}}, &watcher{})
+		requireStep(t, err, StepKeys, ErrKeyslotForeign)
+	}
+}
+
+// A new key that is bound to less replaces nothing, unless that is said.
+func TestReplaceIsNotWeaker(t *testing.T) {
+	r, tpm := newRing(t), swtpm.Start(t)
+	tpm.Extend(7, "boot")
+	r.add(EnrolTPM2{Device: tpm.TCTI(), SealOptions: tpm2.SealOptions{PCRs: []int{7}, PIN: newSecret(t, "1234")}})
+	for name, options := range map[string]tpm2.SealOptions{
+		"PIN":  {PCRs: []int{7}},
+		"PCRs": {PIN: newSecret(t, "1234")},
+	} {
+		before := r.sum()
+		wanted := EnrolTPM2{Device: tpm.TCTI(), SealOptions: options}
+		_, err := r.AddKey(t.Context(), wanted, AddOptions{Sources: offers(t, ringPassphrase), Replace: Replacement{Keyslots: []int{2}}}, &watcher{})
+		requireStep(t, err, StepKeys, ErrWeaker)
+		if r.sum() != before {
+			t.Errorf("%s: something has changed", name)
+		}
+	}
+	tpm.Extend(7, "update") // so that the old one is of no use any more
+	wanted := EnrolTPM2{Device: tpm.TCTI()}
+	_, err := r.AddKey(t.Context(), wanted, AddOptions{Sources: offers(t, ringPassphrase), Replace: Replacement{Superseded: true}}, &watcher{})
+	requireStep(t, err, StepKeys, ErrWeaker)
+	added := r.add(wanted, replacing, func(options *AddOptions) { options.Replace.Weaker = true })
+	if !slices.Equal(added.Replaced, []int{2}) {
+		t.Errorf("%+v", added)
+	}
 }
 
 // Keys that luksmediad did not make are never replaced.

@@ -34,7 +34,8 @@ type keyChange struct {
 type addedKeyslot struct {
 	Keyslot int    `json:"keyslot"`
 	Source  string `json:"source"`
-	// Sequence is that of the header before the keyslot was filled, Salt that of the keyslot as soon as it was.
+	// Sequence is that of the header before the keyslot was filled, Salt that of the keyslot as soon as it was: by the salt
+	// alone a keyslot is known to be the one that was begun.
 	Sequence uint64 `json:"sequence"`
 	Salt     []byte `json:"salt,omitempty"`
 }
@@ -45,14 +46,17 @@ type removedKeyslot struct {
 	Tokens []int `json:"tokens"`
 }
 
-// fills tells whether the keyslot in header is the one that was begun. Without a salt the crash came between filling it and
-// noting that; cryptsetup has then written the header once. After any other change of it the keyslot may be somebody's.
+// fills tells whether the keyslot in header is the one that was begun.
 func (a *addedKeyslot) fills(header *luks2.Header) bool {
 	keyslot, filled := header.Metadata.Keyslots[a.Keyslot]
-	if a.Salt != nil {
-		return filled && bytes.Equal(keyslot.KDF.Salt, a.Salt)
-	}
-	return filled && header.SequenceID == a.Sequence+1
+	return filled && a.Salt != nil && bytes.Equal(keyslot.KDF.Salt, a.Salt)
+}
+
+// mayFill tells whether it could be: the crash came before a salt was noted. Whoever else has added a key since has got the same
+// number, since it was the lowest free one.
+func (a *addedKeyslot) mayFill(header *luks2.Header) bool {
+	_, filled := header.Metadata.Keyslots[a.Keyslot]
+	return filled && a.Salt == nil
 }
 
 // keyChanging is what one change of the keyslots has found out so far.
@@ -134,7 +138,31 @@ func (k *keyChanging) look(context.Context) (err error) {
 	if k.header, err = k.read(); err != nil {
 		return err
 	}
+	return k.checkWhole()
+}
+
+// checkWhole lets pass what a power cut during a change of ours leaves, else that change could never be cleaned up.
+func (k *keyChanging) checkWhole() error {
+	if k.halfWritten() {
+		return nil
+	}
 	return checkWhole(k.container, k.header)
+}
+
+// halfWritten tells whether one copy is as it was before the last write, while a journal says that we were writing: cryptsetup writes
+// one copy after the other (LUKS2_disk_hdr_write in lib/luks2/luks2_disk_metadata.c). It takes the newer one too, and when it next
+// opens the container it copies that over the older one.
+func (k *keyChanging) halfWritten() bool {
+	damage := k.header.Damage
+	if k.journal == nil || k.journal.UUID != k.header.UUID || len(damage) != 1 || damage[0].Reason != luks2.ReasonStale {
+		return false
+	}
+	if added := k.journal.Added; added != nil && k.header.SequenceID <= added.Sequence {
+		return false
+	}
+	return !slices.ContainsFunc(luks2.Copies(k.container, k.container.bytes), func(found luks2.Copy) bool {
+		return found.SequenceID+1 < k.header.SequenceID
+	})
 }
 
 // checkWhole refuses to have a damaged header written to: cryptsetup would silently repair it from the copy that it prefers.
@@ -168,7 +196,7 @@ func readValid(container *container) (*luks2.Header, error) {
 // question leaves out the keyslot of an interrupted change, which is about to go.
 func (k *keyChanging) question() unlock.Question {
 	about := unlock.Question{Container: k.container.Name(), Header: k.header}
-	if k.journal != nil && k.journal.Added != nil && !k.record.made(k.journal.Added.Keyslot) {
+	if k.journal != nil && k.journal.Added != nil && !k.record.made(k.journal.Added.Keyslot) && k.journal.Added.fills(k.header) {
 		about.Except = []int{k.journal.Added.Keyslot}
 	}
 	return about
@@ -206,10 +234,21 @@ func (k *keyChanging) cleanUp(ctx context.Context) error {
 	if err := k.endRemovals(ctx); err != nil {
 		return err
 	}
-	return k.finish(ctx)
+	if err := k.finish(ctx); err != nil {
+		return err
+	}
+	return k.reread() // by now cryptsetup has written both copies
 }
 
-// takeBack removes the keyslot that was added and not recorded.
+func (k *keyChanging) reread() (err error) {
+	if k.header, err = k.read(); err != nil {
+		return err
+	}
+	return checkWhole(k.container, k.header)
+}
+
+// takeBack removes the keyslot that was added and not recorded. One that may be somebody else's stays: if it is the one that was
+// begun, nobody has its key.
 func (k *keyChanging) takeBack(ctx context.Context) error {
 	added := k.journal.Added
 	if added == nil || k.record.made(added.Keyslot) {
@@ -219,6 +258,9 @@ func (k *keyChanging) takeBack(ctx context.Context) error {
 		if err := k.removeKeyslots(ctx, k.ways[0], added.Keyslot); err != nil {
 			return err
 		}
+	}
+	if added.mayFill(k.header) {
+		k.observer.Event(journal.KeyslotLeft, journal.F("CONTAINER", k.container.Name()), journal.F("KEYSLOT", added.Keyslot))
 	}
 	if file := k.journal.KeyFile; file != nil {
 		return file.remove()
@@ -235,7 +277,7 @@ func (k *keyChanging) removeKeyslots(ctx context.Context, way *unlock.Way, keysl
 		return err
 	}
 	for _, keyslot := range keyslots {
-		if err := k.cryptsetup.RemoveKeyslot(ctx, k.device, keyslot, way.Key, way.Keyslots[0]); err != nil {
+		if err := k.cryptsetup.RemoveKeyslot(ctx, k.device, k.header, keyslot, way); err != nil {
 			return err
 		}
 	}

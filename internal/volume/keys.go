@@ -70,7 +70,8 @@ func (c *creating) addKey(ctx context.Context, keyslot int, source string, made 
 // enrolling authorises by the throw-away key. A keyslot needs no note: the whole container is this creation's.
 func (c *creating) enrolling() *enrolling {
 	return &enrolling{
-		runner: c.runner, cryptsetup: c.cryptsetup, container: c.container.Name(), device: c.backing.path, key: c.formatKey,
+		runner: c.runner, cryptsetup: c.cryptsetup, container: c.container.Name(), device: c.backing.path,
+		way:      &unlock.Way{Keyslots: []int{formatKeyslot}, Key: c.formatKey},
 		read:     c.readOwnHeader,
 		noteFile: c.noteKeyFile,
 		noteSlot: func(int, luks2.Keyslot) error { return nil },

@@ -38,6 +38,9 @@ func TestMain(m *testing.M) {
 	}
 }
 
+// everyPoint is the point of a child that comes to its end and says what it has passed.
+const everyPoint = "every"
+
 // crasher observes an operation, runs its programs and kills the process at its point.
 type crasher struct {
 	command.Runner
@@ -49,6 +52,9 @@ type crasher struct {
 
 func (c *crasher) pass(name string) {
 	c.count++
+	if c.point == everyPoint {
+		fmt.Println("passed: " + name)
+	}
 	if c.point == name || c.point == strconv.Itoa(c.count) {
 		fmt.Println("killed at:", name)
 		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
@@ -81,6 +87,23 @@ func crashChild(t *testing.T, what, folder, point string, variables ...string) (
 		return "", fmt.Errorf("%s at %s: %w: %s", what, point, err, output)
 	}
 	return place, nil
+}
+
+// crashPoints has a child come to its end and gives the names of its points.
+func crashPoints(t *testing.T, what, folder string) (points []string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+	cmd.Env = []string{crashWhat + "=" + what, crashFolder + "=" + folder, crashPoint + "=" + everyPoint}
+	output, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", what, err, output)
+	}
+	for line := range strings.Lines(string(output)) {
+		if name, passed := strings.CutPrefix(strings.TrimSpace(line), "passed: "); passed {
+			points = append(points, name)
+		}
+	}
+	return points
 }
 
 // watcher remembers what an operation said and may interfere at the beginning of a step.

@@ -91,7 +91,10 @@ func (o *opening) resealToken(ctx context.Context, device string, old refusedTok
 		header: o.opened.Header, device: o.backing.path,
 		ways: []*unlock.Way{{Source: o.opened.Source, Keyslots: []int{o.opened.Keyslot}, Key: copied}}}
 	defer unlock.WipeWays(k.ways)
-	if err := errors.Join(k.loadJournal(), checkWhole(k.container, k.header)); err != nil {
+	if err := k.loadJournal(); err != nil {
+		return err
+	}
+	if err := k.checkWhole(); err != nil {
 		return err
 	}
 	if err := k.cleanUp(ctx); err != nil {

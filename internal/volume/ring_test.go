@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"luksmediad/internal/command"
@@ -47,15 +49,47 @@ func newRing(t *testing.T) *ring {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	r := openRing(dir, command.Runner{})
 	r.t = t
-	r.must(os.WriteFile(r.container(), nil, 0o600))
-	r.must(os.Truncate(r.container(), ringBytes))
 	r.write("passphrase", ringPassphrase)
-	r.run("luksFormat", "--type=luks2", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--sector-size=4096",
-		"--key-file="+r.path("passphrase"), r.container())
-	r.addForeign(1, ringForeign)
+	r.write("foreign", ringForeign)
+	r.must(r.formatted())
 	r.must(r.saveRecord(&Record{Container: r.container(), Pin: r.header().Pin(ringBytes), Filesystem: mount.Ext4,
 		Keyslots: []Keyslot{{0, sourceRecovery}}, Encrypted: []EncryptedStore{}}))
 	return r
+}
+
+// ringImage is a formatted container without the zeros at its end; it takes long to make.
+var ringImage = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "ring")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	path, first, second := filepath.Join(dir, "image"), filepath.Join(dir, "first"), filepath.Join(dir, "second")
+	err = errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, ringBytes),
+		os.WriteFile(first, []byte(ringPassphrase), 0o400), os.WriteFile(second, []byte(ringForeign), 0o400))
+	for _, args := range [][]string{
+		{"luksFormat", "--type=luks2", "--sector-size=4096", "--key-file=" + first, path},
+		{"luksAddKey", "--key-slot=1", "--key-file=" + first, path, second},
+	} {
+		if err == nil {
+			args = append([]string{"--batch-mode", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"}, args...)
+			_, err = command.Runner{}.Run(context.Background(), nil, nil, "cryptsetup", args...)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	content, err := os.ReadFile(path)
+	return bytes.TrimRight(content, "\x00"), err
+})
+
+// formatted writes the container anew.
+func (r *ring) formatted() error {
+	image, err := ringImage()
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(r.container(), image, 0o600), os.Truncate(r.container(), ringBytes))
 }
 
 // openRing is the volume below dir, in whatever process. Its key file is configured.
@@ -131,7 +165,7 @@ func (r *ring) add(wanted Enrolment, settings ...func(*AddOptions)) *AddedKey {
 	return added
 }
 
-func replacing(options *AddOptions) { options.Replace = true }
+func replacing(options *AddOptions) { options.Replace.Superseded = true }
 
 func (r *ring) remove(keyslot int, settings ...func(*RemoveOptions)) error {
 	r.t.Helper()
@@ -197,6 +231,16 @@ func (r *ring) requireInHeader(want ...int) {
 	}
 }
 
+// requireLeft wants exactly these keyslots in the header, and besides so many that an interrupted change has left.
+func (r *ring) requireLeft(left int, want ...int) {
+	r.t.Helper()
+	got := slices.Sorted(maps.Keys(r.header().Metadata.Keyslots))
+	missing := slices.ContainsFunc(want, func(keyslot int) bool { return !slices.Contains(got, keyslot) })
+	if missing || len(got) != len(want)+left {
+		r.t.Errorf("keyslots %v, want %v and %d more", got, want, left)
+	}
+}
+
 // requireOpens has cryptsetup itself try a key file on a keyslot.
 func (r *ring) requireOpens(keyslot int, path string) {
 	r.t.Helper()
@@ -216,7 +260,7 @@ func (r *ring) unseals(tpm *swtpm.TPM, keyslot int, pin *secret.Key) error {
 			return err
 		}
 		defer key.Wipe()
-		return r.cryptsetup.TestKey(r.t.Context(), r.container(), key, keyslot)
+		return r.cryptsetup.Prove(r.t.Context(), r.container(), r.header(), key, keyslot)
 	}
 	return errors.New("there is no token")
 }
@@ -258,7 +302,7 @@ func reliveKeys(words, folder string, c *crasher) error {
 	case "add":
 		_, err = r.AddKey(context.Background(), EnrolKeyFile{Path: r.path("key")}, AddOptions{Sources: sources}, c)
 	case "replace":
-		_, err = r.AddKey(context.Background(), EnrolTPM2{Device: argument}, AddOptions{Sources: sources, Replace: true}, c)
+		_, err = r.AddKey(context.Background(), EnrolTPM2{Device: argument}, AddOptions{Sources: sources, Replace: Replacement{Superseded: true}}, c)
 	case "remove":
 		var keyslot int
 		if _, err := fmt.Sscan(argument, &keyslot); err != nil {

@@ -27,18 +27,23 @@ func (c *creating) enrolmentOf(ctx context.Context, source config.KeySource) (En
 	return nil, nil
 }
 
-// sealOptions are what a new TPM keyslot is bound to. The PIN is wiped with the creation.
+// SealOptions are what a new TPM keyslot of a source is bound to: its PCRs, and its PIN, which is in its file or else what ask gives.
+// The caller wipes that.
+func SealOptions(ctx context.Context, source *config.TPM2, ask func(context.Context) (*secret.Key, error)) (options tpm2.SealOptions, err error) {
+	options.PCRs, options.Bank = source.PCRs, tpm2.Bank(source.Bank)
+	switch {
+	case source.PIN == config.AskPIN:
+		options.PIN, err = ask(ctx)
+	case source.PINFile() != "":
+		options.PIN, err = (&unlock.PINFile{Path: source.PINFile()}).PIN(ctx)
+	}
+	return options, err
+}
+
+// sealOptions give each keyslot a PIN of its own, which is wiped with the creation.
 func (c *creating) sealOptions(ctx context.Context, source *config.TPM2) (tpm2.SealOptions, error) {
-	options := tpm2.SealOptions{PCRs: source.PCRs, Bank: tpm2.Bank(source.Bank)}
-	if source.PIN == config.AskPIN {
-		options.PIN = c.options.PIN
-	}
-	path := source.PINFile()
-	if path == "" {
-		return options, nil
-	}
-	pin, err := (&unlock.PINFile{Path: path}).PIN(ctx)
-	c.pins, options.PIN = append(c.pins, pin), pin
+	options, err := SealOptions(ctx, source, func(context.Context) (*secret.Key, error) { return c.options.PIN.Copy() })
+	c.pins = append(c.pins, options.PIN)
 	return options, err
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -74,35 +75,42 @@ func (p PBKDF) args() []string {
 	return []string{"--pbkdf", string(p)}
 }
 
-// AddKey puts key into the empty keyslot slot; existing opens any other keyslot.
-func (c Cryptsetup) AddKey(ctx context.Context, device string, existing, key *secret.Key, slot int, pbkdf PBKDF) error {
+// namesWay is the first cryptsetup whose luksAddKey takes the number of the keyslot that the existing key opens (release notes of
+// 2.6.0, "--new-key-slot"). An older one tries all, and with them the slow ones.
+var namesWay = [3]int{2, 6, 0}
+
+// AddKey puts key into the empty keyslot slot. existing opens another keyslot, the first that it names; no other one is tried.
+func (c Cryptsetup) AddKey(ctx context.Context, device string, existing *Way, key *secret.Key, slot int, pbkdf PBKDF) error {
+	version, err := c.version(ctx)
+	if err != nil {
+		return err
+	}
+	numbers := []string{"--key-slot", strconv.Itoa(slot)}
+	if compareVersions(version, namesWay) >= 0 {
+		numbers = []string{"--key-slot", strconv.Itoa(existing.Keyslots[0]), "--new-key-slot", strconv.Itoa(slot)}
+	}
 	added, err := key.Pipe()
 	if err != nil {
 		return err
 	}
 	defer added.Close()
-	args := append([]string{"luksAddKey", "--batch-mode", "--key-slot", strconv.Itoa(slot),
-		"--new-keyfile-size", strconv.Itoa(key.Len())}, pbkdf.args()...)
-	return c.withKey(ctx, "add a key to", device, existing, []*os.File{added}, append(args, device, "/proc/self/fd/3")...)
+	args := slices.Concat([]string{"luksAddKey", "--batch-mode"}, numbers,
+		[]string{"--new-keyfile-size", strconv.Itoa(key.Len())}, pbkdf.args(), []string{device, "/proc/self/fd/3"})
+	return c.withKey(ctx, "add a key to", device, existing.Key, []*os.File{added}, args...)
 }
 
-// TestKey proves that key opens keyslot slot. It needs neither root nor device mapper and changes nothing.
-func (c Cryptsetup) TestKey(ctx context.Context, device string, key *secret.Key, slot int) error {
-	return c.withKey(ctx, "test a key of", device, key, nil, "open", "--batch-mode", "--test-passphrase",
-		"--disable-external-tokens", "--type", "luks2", "--key-slot", strconv.Itoa(slot), device)
-}
-
-// RemoveKeyslot wipes keyslot slot once remaining has been found to open keyslot way, another one, so that a way in is
-// left: luksKillSlot removes the last keyslot too, with that keyslot's own key.
-func (c Cryptsetup) RemoveKeyslot(ctx context.Context, device string, slot int, remaining *secret.Key, way int) error {
+// RemoveKeyslot wipes keyslot slot of device, whose header is header, once remaining has been proven to open another one, the first
+// that it names, so that a way in is left. luksKillSlot gets no key: it would try that on all keyslots, also the slow ones.
+func (c Cryptsetup) RemoveKeyslot(ctx context.Context, device string, header *luks2.Header, slot int, remaining *Way) error {
+	way := remaining.Keyslots[0]
 	if slot == way {
 		return fmt.Errorf("cannot remove keyslot %d of %s by its own key: %w", slot, device, ErrWrongKey)
 	}
-	if err := c.TestKey(ctx, device, remaining, way); err != nil {
+	if err := c.Prove(ctx, device, header, remaining.Key, way); err != nil {
 		return err
 	}
-	return c.withKey(ctx, "remove a keyslot of", device, remaining, nil,
-		"luksKillSlot", "--batch-mode", device, strconv.Itoa(slot))
+	_, err := c.Runner.Run(ctx, nil, nil, "cryptsetup", "luksKillSlot", "--batch-mode", device, strconv.Itoa(slot))
+	return classify("remove a keyslot of", device, err)
 }
 
 // ImportToken writes a token, which must hold no secret in clear, into the first free token slot.
@@ -159,11 +167,7 @@ func (c Cryptsetup) Deactivate(ctx context.Context, name string) error {
 // CheckVersion refuses a cryptsetup older than [MinimumVersion]. It is for making containers: opening one gives
 // cryptsetup a header in which nothing is being reencrypted, whatever its version, and saves starting a program.
 func (c Cryptsetup) CheckVersion(ctx context.Context) error {
-	out, err := c.Runner.Run(ctx, nil, nil, "cryptsetup", "--version")
-	if err != nil {
-		return fmt.Errorf("cannot ask cryptsetup for its version: %w: %w", ErrCryptsetup, err)
-	}
-	version, err := parseVersion(string(out))
+	version, err := c.version(ctx)
 	if err != nil {
 		return err
 	}
@@ -172,6 +176,14 @@ func (c Cryptsetup) CheckVersion(ctx context.Context) error {
 			version[0], version[1], version[2], MinimumVersion[0], MinimumVersion[1], MinimumVersion[2], ErrCryptsetupTooOld)
 	}
 	return nil
+}
+
+func (c Cryptsetup) version(ctx context.Context) (version [3]int, err error) {
+	out, err := c.Runner.Run(ctx, nil, nil, "cryptsetup", "--version")
+	if err != nil {
+		return version, fmt.Errorf("cannot ask cryptsetup for its version: %w: %w", ErrCryptsetup, err)
+	}
+	return parseVersion(string(out))
 }
 
 // withKey runs cryptsetup with key on standard input, read as a key file of exactly its length: a newline in it is

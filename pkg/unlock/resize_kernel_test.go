@@ -38,5 +38,5 @@ func TestResize(t *testing.T) {
 
 func (a *attached) resize(t *testing.T, key string) error {
 	t.Helper()
-	return a.cryptsetup.Resize(t.Context(), mapName, a.target.Header, newKey(t, key))
+	return a.cryptsetup.Resize(t.Context(), mapName, a.target.Header, wayBy(t, key, formatSlot))
 }

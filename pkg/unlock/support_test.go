@@ -116,9 +116,21 @@ func writeFile(t testing.TB, path, content string, mode os.FileMode) {
 // addKey gives a container a cheap keyslot.
 func addKey(t testing.TB, cryptsetup Cryptsetup, device, key string, slot int) {
 	t.Helper()
-	if err := cryptsetup.AddKey(t.Context(), device, newKey(t, formatKey), newKey(t, key), slot, MinimalPBKDF); err != nil {
+	if err := cryptsetup.AddKey(t.Context(), device, wayBy(t, formatKey, formatSlot), newKey(t, key), slot, MinimalPBKDF); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// wayBy is a way in by one keyslot, proven or not.
+func wayBy(t testing.TB, key string, slot int) *Way {
+	t.Helper()
+	return &Way{Keyslots: []int{slot}, Key: newKey(t, key)}
+}
+
+// prove tries a key on what the header of the container is now.
+func prove(t testing.TB, cryptsetup Cryptsetup, device string, key *secret.Key, slot int) error {
+	t.Helper()
+	return cryptsetup.Prove(t.Context(), device, readHeader(t, device), key, slot)
 }
 
 func importToken(t testing.TB, cryptsetup Cryptsetup, device, token string) {

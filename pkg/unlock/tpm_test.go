@@ -41,7 +41,7 @@ func enrol(t *testing.T, cryptsetup Cryptsetup, device string, tpm *swtpm.TPM, s
 		t.Fatal(err)
 	}
 	defer passphrase.Wipe()
-	if err := cryptsetup.AddKey(t.Context(), device, newKey(t, formatKey), passphrase, slot, MinimalPBKDF); err != nil {
+	if err := cryptsetup.AddKey(t.Context(), device, wayBy(t, formatKey, formatSlot), passphrase, slot, MinimalPBKDF); err != nil {
 		t.Fatal(err)
 	}
 	importToken(t, cryptsetup, device, string(text))

@@ -15,6 +15,7 @@ import (
 	"luksmediad/internal/command"
 	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/pkg/unlock/secret"
 )
 
@@ -63,13 +64,34 @@ func (v *vault) format(pbkdf unlock.PBKDF) error {
 	if err := v.cryptsetup.Format(ctx, v.path, v.key, options); err != nil {
 		return err
 	}
-	if err := v.cryptsetup.AddKey(ctx, v.path, v.key, passphrase, 0, pbkdf); err != nil {
+	way := &unlock.Way{Keyslots: []int{first}, Key: v.key}
+	if err := v.cryptsetup.AddKey(ctx, v.path, way, passphrase, 0, pbkdf); err != nil {
 		return err
 	}
-	if err := v.cryptsetup.AddKey(ctx, v.path, v.key, v.key, 1, unlock.MinimalPBKDF); err != nil {
+	if err := v.cryptsetup.AddKey(ctx, v.path, way, v.key, 1, unlock.MinimalPBKDF); err != nil {
 		return err
 	}
-	return v.cryptsetup.RemoveKeyslot(ctx, v.path, first, v.key, 1)
+	header, err := v.header()
+	if err != nil {
+		return err
+	}
+	return v.cryptsetup.RemoveKeyslot(ctx, v.path, header, first, v.way())
+}
+
+// way is that of the key file.
+func (v *vault) way() *unlock.Way { return &unlock.Way{Keyslots: []int{1}, Key: v.key} }
+
+func (v *vault) header() (*luks2.Header, error) {
+	file, err := os.Open(v.path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	header, err := luks2.Read(file, containerBytes)
+	if err != nil {
+		return nil, err
+	}
+	return header, header.Validate(containerBytes)
 }
 
 func (v *vault) allocate() error {
@@ -98,7 +120,7 @@ func (v *vault) crowd(keyslots int) error {
 		if err != nil {
 			return err
 		}
-		if err := v.cryptsetup.AddKey(ctx, v.path, v.key, recovery, slot, unlock.MinimalPBKDF); err != nil {
+		if err := v.cryptsetup.AddKey(ctx, v.path, v.way(), recovery, slot, unlock.MinimalPBKDF); err != nil {
 			return err
 		}
 		if slot > 3 {

@@ -36,7 +36,7 @@ func (c *cell) make(key *secret.Key, pbkdf unlock.PBKDF) {
 	if err := cryptsetup.Format(c.Context(), c.image(), first, options); err != nil {
 		c.Fatal(err)
 	}
-	if err := cryptsetup.AddKey(c.Context(), c.image(), first, key, 1, pbkdf); err != nil {
+	if err := cryptsetup.AddKey(c.Context(), c.image(), &unlock.Way{Keyslots: []int{0}, Key: first}, key, 1, pbkdf); err != nil {
 		c.Fatal(err)
 	}
 }

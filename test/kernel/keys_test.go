@@ -76,10 +76,10 @@ func TestKeysWhileServing(t *testing.T) {
 	writer := s.startWriter()
 	s.requireKeyslots("0 recovery", "1 tpm2", "2 keyfile")
 
-	if added := s.change("key", "add", "tpm2", "--pcrs", "7", "--replace", "--dry-run"); added.Changed || added.Keyslot != 3 || !slices.Equal(added.Replaced, []int{1}) {
+	if added := s.change("key", "add", "tpm2", "--pcrs", "7", "--replace-keyslot", "1", "--dry-run"); added.Changed || added.Keyslot != 3 || !slices.Equal(added.Replaced, []int{1}) {
 		t.Errorf("%+v", added)
 	}
-	s.change("key", "add", "tpm2", "--pcrs", "7", "--replace")
+	s.change("key", "add", "tpm2", "--pcrs", "7", "--replace-keyslot", "1")
 	s.requireKeyslots("0 recovery", "2 keyfile", "3 tpm2")
 	second := filepath.Join(s.dir, "second.key")
 	if added := s.change("key", "add", "keyfile", "--path", second); added.Keyslot != 1 || !added.Changed {

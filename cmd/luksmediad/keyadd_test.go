@@ -1,0 +1,65 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"luksmediad/internal/config"
+)
+
+// A new TPM key is bound to what the configuration says, unless flags say something else. A PIN is never left out in silence.
+func TestConfiguredSeal(t *testing.T) {
+	dir := t.TempDir()
+	for name, pin := range map[string]string{"configured": "1234", "given": "5678"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(pin), 0o400); err != nil {
+			t.Fatal(err)
+		}
+	}
+	loaded := &config.Config{Unlock: []config.KeySource{
+		{TPM2: &config.TPM2{Device: "auto", PIN: filepath.Join(dir, "configured"), PCRs: []int{7}, Bank: config.SHA384}},
+		{TPM2: &config.TPM2{Device: "/dev/tpmrm1", PIN: config.AskPIN}},
+		{TPM2: &config.TPM2{Device: "/dev/tpmrm2", PIN: config.NoPIN}},
+	}}
+	for name, test := range map[string]struct {
+		args   []string
+		device string
+		pin    string
+		asks   bool
+	}{
+		"configured":   {nil, "auto", "1234", false},
+		"file":         {[]string{"--pin-file", filepath.Join(dir, "given")}, "auto", "5678", false},
+		"none":         {[]string{"--pin=false"}, "auto", "", false},
+		"asked":        {[]string{"--pin"}, "auto", "", true},
+		"another TPM":  {[]string{"--tpm2-device", "/dev/tpmrm1"}, "/dev/tpmrm1", "", true},
+		"without PIN":  {[]string{"--tpm2-device", "/dev/tpmrm2"}, "/dev/tpmrm2", "", false},
+		"unconfigured": {[]string{"--tpm2-device", "/dev/tpmrm9"}, "/dev/tpmrm9", "1234", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			null, err := os.Open(os.DevNull) // nobody to ask
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer null.Close()
+			k := &keyAddTPM2{keyAdd: keyAdd{app: &app{stdin: null, stderr: null}}}
+			cmd := k.command()
+			if err := cmd.ParseFlags(test.args); err != nil {
+				t.Fatal(err)
+			}
+			source := k.source(loaded)
+			options, err := k.sealOptions(cmd, source)
+			defer options.PIN.Wipe()
+			if _, asked := errors.AsType[usageError](err); asked != test.asks || !asked && err != nil {
+				t.Fatalf("asks: %t, %v", asked, err)
+			}
+			if source.Device != test.device || string(options.PIN.Bytes()) != test.pin {
+				t.Errorf("device %s, PIN %q", source.Device, options.PIN.Bytes())
+			}
+			if source.Device == "auto" && !slices.Equal(source.PCRs, []int{7}) {
+				t.Errorf("PCRs %v", source.PCRs)
+			}
+		})
+	}
+}
