@@ -30,7 +30,7 @@ func newWillBootCommand(a *app) *cobra.Command {
 		Long: `Ask every configured key source for its key, in order and without asking a person, and prove each key on the header of
 the container, as the next boot will; look whether record, container and header are as they should be, whether key file
 and container will be there, and whether systemd will start luksmediad and hold back what needs it. Nothing is opened
-or changed; the volume may be open.
+or changed; the volume may be open. A PIN in a file that the TPM refuses is tried once, until the file changes.
 
 What changes between now and then is not foreseen: an update of firmware, boot loader or kernel may change PCRs. Those
 that the key is bound to are shown.

@@ -74,7 +74,7 @@ func (v *Volume) tpm2Source(source *config.TPM2, ask Asker) unlock.TPM2 {
 	made := unlock.TPM2{Device: source.Device, Wait: source.Wait}
 	made.Signatures = func() (*tpm2.Signatures, error) { return Signatures(source) }
 	if path := source.PINFile(); path != "" {
-		made.PINs = &unlock.PINFile{Path: path}
+		made.PINs = v.pinFile(path)
 	} else if source.PIN == config.AskPIN {
 		made.PINs = unlock.Ask(func(ctx context.Context) (*secret.Key, error) {
 			return ask(ctx, "TPM PIN of volume "+v.Name(), config.PINTimeout)

@@ -128,7 +128,9 @@ func (u *unsealer) unseal(ctx context.Context, token sealed) (*secret.Key, error
 	}
 	key, err := u.device.UnsealWith(ctx, token.Token, options)
 	if errors.Is(err, tpm2.ErrPIN) {
-		u.PINs.Wrong()
+		if forgotten := u.PINs.Wrong(token.Token); forgotten != nil {
+			err = fmt.Errorf("%w; %w", err, forgotten)
+		}
 	}
 	return key, err
 }
@@ -144,6 +146,9 @@ func (u *unsealer) options(ctx context.Context, token *tpm2.Token) (options tpm2
 		return options, nil
 	}
 	if err := u.matches(ctx, token); err != nil {
+		return options, err
+	}
+	if err := u.PINs.Untried(token); err != nil {
 		return options, err
 	}
 	options.PIN, err = u.pin.once(func() (*secret.Key, error) { return u.PINs.PIN(ctx) })
