@@ -148,6 +148,9 @@ func (u *unsealer) options(ctx context.Context, token *tpm2.Token) (options tpm2
 	if err := u.matches(ctx, token); err != nil {
 		return options, err
 	}
+	if err := u.device.CheckLockout(ctx, token); err != nil {
+		return options, err
+	}
 	if err := u.PINs.Untried(token); err != nil {
 		return options, err
 	}

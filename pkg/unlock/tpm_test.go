@@ -207,6 +207,9 @@ func TestTPM2InLockout(t *testing.T) {
 	if lockout := new(tpm2.LockoutError); !errors.As(results[1].err, &lockout) {
 		t.Errorf("nothing is said of a recovery: %v", results[1].err)
 	}
+	if count != 0 {
+		t.Error("a PIN was asked for in vain")
+	}
 }
 
 // fault 37: a TPM that comes late is waited for, one that stays away is not waited for longer than said.
