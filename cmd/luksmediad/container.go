@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -114,45 +115,46 @@ func (s *subject) next(err error) string {
 	return explainFor(s.config, err).Next
 }
 
-// tpmOf is the TPM that was named, else the configured one, else the one of the machine.
-func (f *containerFlags) tpmOf(s *subject) string {
+// tpms are the configured TPMs, or the one that was named, or the machine's, with what was given or else is configured for
+// tokens that ask for more than the TPM. The caller wipes pin.
+func (f *containerFlags) tpms(s *subject) (tpms []unlock.TPM2, pin *secret.Key, err error) {
+	if s.volume != nil {
+		tpms = s.volume.TPMs()
+	}
+	if len(tpms) == 0 {
+		tpms = []unlock.TPM2{{Device: "auto"}}
+	}
 	if f.tpm != "" {
-		return f.tpm
+		tpms = []unlock.TPM2{named(tpms, f.tpm)}
 	}
-	return s.tpm2().Device
-}
-
-// unsealOptions are what was given for tokens that ask for more than the TPM, else what is configured. The caller wipes
-// the PIN.
-func (f *containerFlags) unsealOptions(s *subject) (options tpm2.UnsealOptions, err error) {
-	source := s.tpm2()
-	if options.Signatures, err = f.signatures(); err != nil {
-		return options, err
+	given, err := f.signatures()
+	if err != nil {
+		return nil, nil, err
 	}
-	if f.signature == "" && s.config != nil {
-		if options.Signatures, err = volume.Signatures(source); err != nil {
-			return options, err
+	if f.pinFile != "" {
+		if pin, err = readPIN(f.pinFile); err != nil {
+			return nil, nil, err
 		}
 	}
-	switch {
-	case f.pinFile != "":
-		options.PIN, err = readPIN(f.pinFile)
-	case source.PINFile() != "":
-		options.PIN, err = readPIN(source.PINFile())
-	}
-	return options, err
-}
-
-// tpm2 is the first TPM of the configuration, or one of which nothing is known.
-func (s *subject) tpm2() *config.TPM2 {
-	if s.config != nil {
-		for _, source := range s.config.Unlock {
-			if source.TPM2 != nil {
-				return source.TPM2
-			}
+	for i := range tpms {
+		if given != nil {
+			tpms[i].Signatures = func() (*tpm2.Signatures, error) { return given, nil }
+		}
+		if pin != nil {
+			tpms[i].PINs = unlock.Ask(func(context.Context) (*secret.Key, error) { return pin.Copy() })
 		}
 	}
-	return &config.TPM2{Device: "auto"}
+	return tpms, pin, nil
+}
+
+// named is the TPM at an address: as it is configured, or else like the first one.
+func named(tpms []unlock.TPM2, device string) unlock.TPM2 {
+	if i := slices.IndexFunc(tpms, func(t unlock.TPM2) bool { return t.Device == device }); i >= 0 {
+		return tpms[i]
+	}
+	like := tpms[0]
+	like.Device = device
+	return like
 }
 
 func readPIN(path string) (*secret.Key, error) {

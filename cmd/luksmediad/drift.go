@@ -30,8 +30,10 @@ have moved, and from the event logs of the firmware what was measured differentl
 
 ` + containerHelp + `
 
-With --json, one JSON object per keyslot with a TPM token. Exit codes: 0 no token differs, 13 one does,
-12 the TPM cannot be asked, 15 header refused.`,
+With --json, one JSON object per keyslot, for each of its TPM tokens: the comparison is in "comparison", and "result" is
+ok, the class of what is wrong, or not_tested for a keyslot without a TPM token.
+
+Exit codes: 0 no token differs, 13 one does, 12 the TPM cannot be asked, 15 header refused.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.drift(cmd.Context()) },
 	}
@@ -46,20 +48,21 @@ type driftFlags struct {
 	eventLog string
 }
 
-// driftLine is a TPM token of a keyslot beside the TPM.
+// driftLine is a TPM token of a keyslot beside the TPM, or a keyslot without one.
 type driftLine struct {
-	Keyslot int               `json:"keyslot"`
-	Source  string            `json:"source"`
-	Result  string            `json:"result"`
-	Tokens  []int             `json:"tokens"`
-	Bank    string            `json:"bank,omitempty"`
-	PCRs    []int             `json:"pcrs"`
-	Values  map[string]string `json:"values,omitempty"`
-	Sealed  string            `json:"policy_sealed,omitempty"`
-	Live    string            `json:"policy_live,omitempty"`
-	Class   string            `json:"class,omitempty"`
-	Text    string            `json:"text,omitempty"`
-	Next    string            `json:"next,omitempty"`
+	Keyslot int    `json:"keyslot"`
+	Source  string `json:"source"`
+	// Result is proven, notTested or a class. Comparison is empty without a TPM token.
+	Result     string            `json:"result"`
+	Comparison string            `json:"comparison,omitempty"`
+	Tokens     []int             `json:"tokens"`
+	Bank       string            `json:"bank,omitempty"`
+	PCRs       []int             `json:"pcrs"`
+	Values     map[string]string `json:"values,omitempty"`
+	Sealed     string            `json:"policy_sealed,omitempty"`
+	Live       string            `json:"policy_live,omitempty"`
+	Text       string            `json:"text,omitempty"`
+	Next       string            `json:"next,omitempty"`
 	// Recorded is when the values were written down. RecordStale: what was written down is of another key.
 	Recorded    *time.Time  `json:"recorded,omitempty"`
 	RecordStale bool        `json:"record_stale,omitempty"`
@@ -100,8 +103,9 @@ func (f *driftFlags) drift(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	live := keys.Live{TPM: f.tpmOf(s), Enrolments: f.enrolments(s)}
-	if live.Signatures, err = f.signatures(); err != nil {
+	live := keys.Live{Enrolments: f.enrolments(s)}
+	f.pinFile = "" // nothing is unsealed
+	if live.TPMs, _, err = f.tpms(s); err != nil {
 		return err
 	}
 	if f.eventLog != "" {
@@ -113,15 +117,14 @@ func (f *driftFlags) drift(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var lines []driftLine
-	for _, d := range drifts {
-		lines = append(lines, s.driftLines(d)...)
-	}
-	if err := f.printDrifts(lines); err != nil {
+	if err := f.printDrifts(s.driftLines(s.slots(), drifts)); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(drifts, func(d keys.Drift) bool { return d.Result == keys.Differs }) {
+	switch {
+	case slices.ContainsFunc(drifts, func(d keys.Drift) bool { return d.Result == keys.Differs }):
 		return exitError{exitVerify}
+	case slices.ContainsFunc(drifts, func(d keys.Drift) bool { return d.Unasked }):
+		return exitError{exitNoKey}
 	}
 	return nil
 }
@@ -138,10 +141,28 @@ func (a *app) enrolments(s *subject) []volume.Enrolled {
 	return recorded
 }
 
-// driftLines are those of a token, one for each keyslot it opens.
-func (s *subject) driftLines(d keys.Drift) []driftLine {
-	line := driftLine{Source: string(keys.TPM2), Result: string(d.Result), Tokens: []int{d.Token.ID}, Bank: string(d.Bank),
-		PCRs: append([]int{}, d.PCRs...), Sealed: fmt.Sprintf("%x", d.Sealed), Live: fmt.Sprintf("%x", d.Live)}
+// driftLines are those of the keyslots in their order, one for each TPM token of a keyslot.
+func (s *subject) driftLines(slots []*keys.Slot, drifts []keys.Drift) []driftLine {
+	var lines []driftLine
+	for _, slot := range slots {
+		tokens := 0
+		for _, d := range drifts {
+			if slices.Contains(d.Token.Keyslots, slot.Number) {
+				tokens++
+				lines = append(lines, s.driftLine(slot.Number, d))
+			}
+		}
+		if tokens == 0 {
+			line := s.line(slot) // also tells what is missing
+			lines = append(lines, driftLine{Keyslot: slot.Number, Source: line.Source, Result: line.Result, Tokens: line.Tokens, PCRs: []int{}, Next: line.Next})
+		}
+	}
+	return lines
+}
+
+func (s *subject) driftLine(keyslot int, d keys.Drift) driftLine {
+	line := driftLine{Keyslot: keyslot, Source: string(keys.TPM2), Result: proven, Comparison: string(d.Result), Tokens: []int{d.Token.ID},
+		Bank: string(d.Bank), PCRs: append([]int{}, d.PCRs...), Sealed: fmt.Sprintf("%x", d.Sealed), Live: fmt.Sprintf("%x", d.Live)}
 	if len(d.Values) > 0 {
 		line.Values = map[string]string{}
 	}
@@ -149,16 +170,12 @@ func (s *subject) driftLines(d keys.Drift) []driftLine {
 		line.Values[strconv.Itoa(pcr)] = fmt.Sprintf("%x", value)
 	}
 	if d.Err != nil {
-		line.Class, line.Text, line.Next = explain(d.Err).Class, d.Err.Error(), s.next(d.Err)
+		line.Result, line.Text, line.Next = explain(d.Err).Class, d.Err.Error(), s.next(d.Err)
 	} else if d.Result == keys.Differs {
-		line.Class, line.Next = explain(tpm2.ErrPolicy).Class, s.next(tpm2.ErrPolicy)
+		line.Result, line.Next = explain(tpm2.ErrPolicy).Class, s.next(tpm2.ErrPolicy)
 	}
 	line.recall(d)
-	var lines []driftLine
-	for _, line.Keyslot = range d.Token.Keyslots {
-		lines = append(lines, line)
-	}
-	return lines
+	return line
 }
 
 // recall says what was recorded, and what has become different since.
@@ -200,19 +217,21 @@ func (f *containerFlags) printDrifts(lines []driftLine) error {
 	return nil
 }
 
+// printDriftTable leaves out the keyslots of which there is nothing to say.
 func printDriftTable(w io.Writer, lines []driftLine) error {
+	lines = slices.DeleteFunc(slices.Clone(lines), func(line driftLine) bool { return line.Comparison == "" })
 	if len(lines) == 0 {
 		_, err := fmt.Fprintf(w, "no %s token\n", tpm2.TokenType)
 		return err
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "keyslot\ttoken\tresult\tPCRs")
+	fmt.Fprintln(table, "keyslot\ttoken\tresult\tcomparison\tPCRs")
 	for _, line := range lines {
 		pcrs := "-"
 		if len(line.PCRs) > 0 {
 			pcrs = pcrList(tpm2.Bank(line.Bank), line.PCRs)
 		}
-		fmt.Fprintf(table, "%d\t%d\t%s\t%s\n", line.Keyslot, line.Tokens[0], line.Result, pcrs)
+		fmt.Fprintf(table, "%d\t%d\t%s\t%s\t%s\n", line.Keyslot, line.Tokens[0], line.Result, line.Comparison, pcrs)
 	}
 	if err := table.Flush(); err != nil {
 		return err
@@ -227,7 +246,7 @@ func printDriftTable(w io.Writer, lines []driftLine) error {
 
 // printDrift says more about what is no match.
 func printDrift(w io.Writer, line driftLine) error {
-	if line.Result == string(keys.Match) {
+	if line.Comparison == string(keys.Match) {
 		return nil
 	}
 	var text strings.Builder

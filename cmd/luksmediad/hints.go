@@ -98,6 +98,7 @@ func hints() []hint {
 		{tpm2.ErrBusy, "tpm_busy", exitNoKey, "fuser -v /dev/tpm*"},
 		{tpm2.ErrLockout, "tpm_lockout", exitNoKey, "tpm2_getcap properties-variable"},
 		{tpm2.ErrPolicy, "tpm_policy", exitNoKey, sealAnew},
+		{tpm2.ErrPCRChanged, "tpm_pcr_changed", exitNoKey, "luksmediad unlock"},
 		{tpm2.ErrPIN, "tpm_pin", exitNoKey, "luksmediad unlock"},
 		{tpm2.ErrPINNeeded, "pin_needed", exitNoKey, "luksmediad unlock"},
 		{tpm2.ErrSignature, "tpm_signature", exitNoKey, "ls -l /run/systemd/tpm2-pcr-signature.json"},

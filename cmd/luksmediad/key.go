@@ -94,11 +94,12 @@ func (f *containerFlags) test(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t := &keys.Test{Container: s.Container, Cryptsetup: unlock.Cryptsetup{Runner: command.Runner{}}, TPM: f.tpmOf(s), Clevis: s.clevis(), Slots: s.slots()}
-	if t.Unseal, err = f.unsealOptions(s); err != nil {
+	t := &keys.Test{Container: s.Container, Cryptsetup: unlock.Cryptsetup{Runner: command.Runner{}}, Clevis: s.clevis(), Slots: s.slots()}
+	var pin *secret.Key
+	if t.TPMs, pin, err = f.tpms(s); err != nil {
 		return err
 	}
-	defer t.Unseal.PIN.Wipe()
+	defer pin.Wipe()
 	if t.Sources, err = f.sources(ctx, s); err != nil {
 		return err
 	}

@@ -193,7 +193,7 @@ func TestKeysUnderSignedPolicy(t *testing.T) {
 	drift := func(code int, result string, args ...string) {
 		t.Helper()
 		a := d.ask("key drift --json", append(args, tpm)...)
-		if all := lines[driftLine](a); len(all) != 1 || all[0].Result != result || a.code != code {
+		if all := lines[driftLine](a); len(all) != 2 || all[0].Result != notTested || all[1].Comparison != result || a.code != code {
 			t.Errorf("%+v", a)
 		}
 	}
@@ -223,25 +223,27 @@ func TestKeyDrift(t *testing.T) {
 		var got []string
 		all := lines[driftLine](a)
 		for _, line := range all {
-			got = append(got, fmt.Sprintf("%d %s %s%v %s", line.Keyslot, line.Result, line.Bank, line.PCRs, line.Class))
+			got = append(got, fmt.Sprintf("%d %s %s%v %s", line.Keyslot, line.Comparison, line.Bank, line.PCRs, line.Result))
 		}
 		if diff := cmp.Diff(want, got); diff != "" || a.code != code {
 			t.Errorf("exit code %d, want %d\n%s%s", a.code, code, diff, a.err)
 		}
 		return all
 	}
-	drift(exitDone, "1 match sha256[0 7] ", "2 match sha256[7] ", "3 match [] ", "9 not_comparable [] token_malformed")
+	const first, last = "0  [] not_tested", "9 not_comparable [] token_malformed"
+	drift(exitDone, first, "1 match sha256[0 7] ok", "2 match sha256[7] ok", "3 match [] ok", last)
 	golden(t, "testdata/key-drift.golden", d.ask("key drift", "--tpm2-device="+s.TCTI()).out)
 	s.Extend(0, "new firmware")
-	all := drift(exitVerify, "1 differs sha256[0 7] tpm_policy", "2 match sha256[7] ", "3 match [] ", "9 not_comparable [] token_malformed")
-	if first := all[0]; len(first.Values["0"]) != 64 || first.Live == first.Sealed || len(first.Live) != 64 {
-		t.Errorf("%+v", first)
+	all := drift(exitVerify, first, "1 differs sha256[0 7] tpm_policy", "2 match sha256[7] ok", "3 match [] ok", last)
+	if moved := all[1]; len(moved.Values["0"]) != 64 || moved.Live == moved.Sealed || len(moved.Live) != 64 {
+		t.Errorf("%+v", moved)
 	}
 	s.Deallocate(tpm2.TPMAlgSHA256)
 	d.share(s)
-	drift(exitVerify, "1 differs sha256[0 7] tpm_bank", "2 differs sha256[7] tpm_bank", "3 match [] ", "9 not_comparable [] token_malformed")
-	s.PowerCut()
-	if a := d.ask("key drift --json", "--tpm2-device="+s.TCTI()); a.code != exitNoKey || !strings.Contains(a.out, `"class":"tpm_absent"`) {
+	drift(exitVerify, first, "1 differs sha256[0 7] tpm_bank", "2 differs sha256[7] tpm_bank", "3 match [] ok", last)
+	s.PowerCut() // fault 38
+	drift(exitNoKey, first, "1 not_comparable [] tpm_absent", "2 not_comparable [] tpm_absent", "3 not_comparable [] tpm_absent", last)
+	if a := d.ask("key drift", "--tpm2-device="+s.TCTI()); a.code != exitNoKey || !strings.Contains(a.out, "keyslot 1: cannot open TPM") {
 		t.Errorf("%+v", a)
 	}
 }

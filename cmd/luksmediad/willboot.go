@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,7 +31,7 @@ func newWillBootCommand(a *app) *cobra.Command {
 		Long: `Ask every configured key source for its key, in order and without asking a person, and prove each key on the header of
 the container, as the next boot will; look whether record, container and header are as they should be, whether key file
 and container will be there, and whether systemd will start luksmediad and hold back what needs it. Nothing is opened
-or changed; the volume may be open.
+or changed; the volume may be open. A PIN in a file that the TPM refuses is tried once, until the file changes.
 
 What changes between now and then is not foreseen: an update of firmware, boot loader or kernel may change PCRs. Those
 that the key is bound to are shown.
@@ -145,7 +146,7 @@ func (f *foresight) try(ctx context.Context, header *luks2.Header) error {
 			attempt.Place(place(file.Path))
 		}
 		if sealed, ok := source.(unlock.TPM2); ok && attempt.Keyslot < 0 {
-			f.explain(ctx, attempt, sealed.Device, header)
+			f.explain(ctx, attempt, sealed, header)
 		}
 	}
 	if opener := f.forecast.Opener(); opener != nil {
@@ -170,14 +171,14 @@ func (f *foresight) placeContainer(place func(string) error) {
 
 // explain says of a TPM that does not give the key which PCRs have moved. Where a person has a PIN for it, it says whether
 // the PCRs would let them.
-func (f *foresight) explain(ctx context.Context, attempt *boot.Attempt, tpm string, header *luks2.Header) {
+func (f *foresight) explain(ctx context.Context, attempt *boot.Attempt, tpm unlock.TPM2, header *luks2.Header) {
 	recorded, err := f.volume.Enrolments()
 	if err != nil {
 		recorded = nil // it is only not known then what has moved
 	}
-	drifts, err := keys.Live{TPM: tpm, Enrolments: recorded}.Drifts(ctx, header)
+	drifts, err := keys.Live{TPMs: []unlock.TPM2{tpm}, Enrolments: recorded}.Drifts(ctx, header)
 	if err != nil {
-		return // the attempt has met the same
+		return
 	}
 	if err := refusal(drifts); err != nil && attempt.Status == boot.Attended {
 		attempt.Status, attempt.Err, attempt.Text = boot.Failed, err, fmt.Sprintf("the right PIN would be refused: %v", err)
@@ -198,8 +199,10 @@ func refusal(drifts []keys.Drift) error {
 			return nil
 		case refused == nil && drift.Err != nil:
 			refused = drift.Err
+		case refused == nil && bytes.Equal(drift.Live, drift.Sealed): // a signed policy is the same whatever the PCRs are
+			refused = fmt.Errorf("no signature is about the PCRs as they are: %w", tpm2.ErrPolicy)
 		case refused == nil:
-			refused = tpm2.ErrPolicy
+			refused = &tpm2.PolicyError{Bank: drift.Bank, PCRs: drift.PCRs, Want: drift.Sealed, Got: drift.Live, Values: drift.Values}
 		}
 	}
 	return refused

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -120,7 +121,7 @@ func TestForesightOfPIN(t *testing.T) {
 	d.enrol(s, "--tpm2-pcrs=7", "--tpm2-with-pin=yes") // and the TPM restarts
 	container, err := keys.Read(d.container())
 	d.must(err)
-	look := func(want boot.Status, class error) {
+	look := func(want boot.Status, class error) string {
 		t.Helper()
 		c := &config.Config{Volume: config.Volume{Name: "test", Container: d.container()}, Unlock: []config.KeySource{{TPM2: &config.TPM2{Device: s.TCTI()}}}}
 		f := &foresight{config: c, volume: volume.New(c, volume.Paths{State: t.TempDir()}, command.Runner{}), machine: boot.Machine{Root: t.TempDir()}}
@@ -129,8 +130,12 @@ func TestForesightOfPIN(t *testing.T) {
 		if attempt := f.forecast.Attempts[0]; attempt.Status != want || !errors.Is(attempt.Err, class) {
 			t.Errorf("%+v", attempt)
 		}
+		return f.forecast.Attempts[0].Text
 	}
-	look(boot.Failed, tpm2.ErrPolicy) // fault 41: nothing has been measured since it restarted
+	text := look(boot.Failed, tpm2.ErrPolicy) // fault 41: nothing has been measured since it restarted
+	if !regexp.MustCompile(`would be refused: PCRs \[7\] of bank sha256 give policy [0-9a-f]{64}, the key is sealed to [0-9a-f]{64}`).MatchString(text) {
+		t.Errorf("nothing is said of the policies: %s", text)
+	}
 	s.Extend(7, "boot")
 	look(boot.Attended, nil)
 	s.Replace() // fault 43, which tokens of systemd up to 253 do not tell from moved PCRs

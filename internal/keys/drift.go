@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"luksmediad/internal/volume"
+	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/pkg/unlock/tpm2"
 )
@@ -35,8 +36,9 @@ type Drift struct {
 	// Values are the PCRs now. Sealed is the policy digest of the token, Live the one that Values give.
 	Values       map[int][]byte
 	Sealed, Live []byte
-	// Err is why the result is what it is, where more is known than the digests.
-	Err error
+	// Err is why the result is what it is, where more is known than the digests. Unasked: it is that the TPM gives no answer.
+	Err     error
+	Unasked bool
 	// Recorded is what was written down at enrolment, nil if nothing was. Stale: what was written down is of another
 	// token for the keyslot, and so of no use.
 	Recorded *volume.Enrolled
@@ -59,36 +61,64 @@ type Moved struct {
 
 // Live is what tokens are compared with.
 type Live struct {
-	// TPM is the address of the TPM; see [tpm2.Open].
-	TPM string
-	// Signatures are for tokens with a signed policy, which cannot be compared without; nil for none.
-	Signatures *tpm2.Signatures
+	// TPMs are those that may have the keys, each with the signatures for tokens under a signed policy.
+	TPMs []unlock.TPM2
 	// Enrolments is what was recorded when luksmediad enrolled keys.
 	Enrolments []volume.Enrolled
 	// EventLog is read in place of the log that the kernel has of the TPM; nil for that one.
 	EventLog []byte
 }
 
-// Drifts compares each systemd-tpm2 token with the TPM as it is, without unsealing. It fails with a class of tpm2 if the
-// PCRs cannot be read.
+// Drifts compares each systemd-tpm2 token with the TPM that has its storage root key, or else with the first, without
+// unsealing. It fails only with the error of a context that ended.
 func (l Live) Drifts(ctx context.Context, header *luks2.Header) ([]Drift, error) {
 	tokens := tpmTokens(header)
-	if len(tokens) == 0 {
-		return nil, nil
-	}
-	device, err := tpm2.Open(ctx, l.TPM)
-	if err != nil {
-		return nil, err
-	}
-	defer device.Close()
 	drifts := make([]Drift, len(tokens))
-	for i, token := range tokens {
-		drifts[i] = Drift{Token: token}
-		if err := drifts[i].compare(ctx, device, l); err != nil {
+	for i, tpm := range l.TPMs {
+		if len(tokens) == 0 {
+			break
+		}
+		for j, drift := range l.driftsOf(ctx, tpm, tokens) {
+			if i == 0 || drift.Result == Match || weight(drift.Err) > weight(drifts[j].Err) {
+				drifts[j] = drift
+			}
+		}
+		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 	}
 	return drifts, nil
+}
+
+// driftsOf compares tokens with one TPM.
+func (l Live) driftsOf(ctx context.Context, tpm unlock.TPM2, tokens []luks2.Token) []Drift {
+	drifts := make([]Drift, len(tokens))
+	device, absent := tpm2.Open(ctx, tpm.Device)
+	if absent == nil {
+		defer device.Close()
+	}
+	with := comparison{Live: l, device: device, signatures: tpm.Signatures}
+	for i, token := range tokens {
+		drifts[i] = Drift{Token: token, Result: NotComparable}
+		parsed, policy, err := policyOf(token)
+		if drifts[i].Err = err; err != nil {
+			continue
+		}
+		if err = absent; err == nil {
+			err = drifts[i].compare(ctx, with, parsed, policy)
+		}
+		if err != nil {
+			drifts[i] = Drift{Token: token, Result: NotComparable, Err: err, Unasked: true}
+		}
+	}
+	return drifts
+}
+
+// comparison is what the tokens of one TPM are compared with.
+type comparison struct {
+	Live
+	device     *tpm2.Device
+	signatures func() (*tpm2.Signatures, error)
 }
 
 // policyOf reads what a token says about its policy.
@@ -105,25 +135,20 @@ func policyOf(token luks2.Token) (*tpm2.Token, tpm2.Policy, error) {
 }
 
 // compare fails only if the TPM does.
-func (d *Drift) compare(ctx context.Context, device *tpm2.Device, live Live) error {
-	d.Result = NotComparable
-	token, policy, err := policyOf(d.Token)
-	if d.Err = err; err != nil {
-		return nil //nolint:nilerr // a token that cannot be compared is a result
-	}
+func (d *Drift) compare(ctx context.Context, with comparison, token *tpm2.Token, policy tpm2.Policy) error {
 	d.Sealed = token.PolicyHash
 	d.PCRs = slices.Compact(slices.Sorted(slices.Values(slices.Concat(policy.PCRs, policy.SignedPCRs))))
-	if err := d.comparePolicy(ctx, device, token, policy, live.Signatures); err != nil {
+	if err := d.comparePolicy(ctx, with, token, policy); err != nil {
 		return err
 	}
-	d.recall(token, live, device)
-	return d.compareSRK(ctx, device, token)
+	d.recall(token, with.Live, with.device)
+	return d.compareSRK(ctx, with.device, token)
 }
 
-func (d *Drift) comparePolicy(ctx context.Context, device *tpm2.Device, token *tpm2.Token, policy tpm2.Policy, signatures *tpm2.Signatures) (err error) {
+func (d *Drift) comparePolicy(ctx context.Context, with comparison, token *tpm2.Token, policy tpm2.Policy) (err error) {
 	if len(d.PCRs) > 0 {
 		d.Bank = policy.Bank
-		d.Values, err = device.ReadPCRs(ctx, d.Bank, d.PCRs)
+		d.Values, err = with.device.ReadPCRs(ctx, d.Bank, d.PCRs)
 	}
 	if errors.Is(err, tpm2.ErrBankUnavailable) {
 		d.Result, d.Err = Differs, err
@@ -132,12 +157,18 @@ func (d *Drift) comparePolicy(ctx context.Context, device *tpm2.Device, token *t
 	if err != nil {
 		return err
 	}
-	return d.digest(token, policy, signatures)
+	return d.digest(token, policy, with.signatures)
 }
 
-func (d *Drift) digest(token *tpm2.Token, policy tpm2.Policy, signatures *tpm2.Signatures) (err error) {
+func (d *Drift) digest(token *tpm2.Token, policy tpm2.Policy, read func() (*tpm2.Signatures, error)) (err error) {
 	if d.Live, err = policy.Digest(d.Values); err != nil {
 		return err
+	}
+	var signatures *tpm2.Signatures
+	if policy.Signer != nil && read != nil {
+		if signatures, d.Err = read(); d.Err != nil {
+			return nil
+		}
 	}
 	same, err := token.PolicyMatchesWith(d.Values, signatures)
 	if errors.Is(err, tpm2.ErrSignature) {

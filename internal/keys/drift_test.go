@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"luksmediad/internal/volume"
+	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/pkg/unlock/secret"
 	"luksmediad/pkg/unlock/tpm2"
@@ -117,7 +118,7 @@ func (b *boot) events() *tpm2.EventLog {
 // drift compares the only token of a header.
 func (b *boot) drift(header *luks2.Header, enrolments ...volume.Enrolled) Drift {
 	b.t.Helper()
-	live := Live{TPM: b.tpm.TCTI(), Enrolments: enrolments, EventLog: b.log.Bytes()}
+	live := Live{TPMs: []unlock.TPM2{{Device: b.tpm.TCTI()}}, Enrolments: enrolments, EventLog: b.log.Bytes()}
 	drifts, err := live.Drifts(b.t.Context(), header)
 	if err != nil || len(drifts) != 1 {
 		b.t.Fatalf("%+v, %v", drifts, err)
@@ -211,7 +212,7 @@ func TestDriftWithoutEventLog(t *testing.T) {
 	if d := b.drift(header, unlogged); len(d.Moved) != 1 || d.Moved[0].Changes != nil || !errors.Is(d.LogErr, tpm2.ErrEventLog) {
 		t.Errorf("none then: %+v", d)
 	}
-	live := Live{TPM: b.tpm.TCTI(), Enrolments: []volume.Enrolled{recorded}} // a socket has none
+	live := Live{TPMs: []unlock.TPM2{{Device: b.tpm.TCTI()}}, Enrolments: []volume.Enrolled{recorded}} // a socket has none
 	drifts, err := live.Drifts(t.Context(), header)
 	if err != nil || len(drifts[0].Moved) != 1 || !errors.Is(drifts[0].LogErr, tpm2.ErrEventLog) {
 		t.Errorf("none now: %+v, %v", drifts, err)

@@ -2,6 +2,7 @@ package keys
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"luksmediad/pkg/unlock"
@@ -14,10 +15,8 @@ import (
 type Test struct {
 	Container  *Container // with a valid header
 	Cryptsetup unlock.Cryptsetup
-	// TPM is the address of the TPM that unseals the systemd-tpm2 tokens; see [tpm2.Open].
-	TPM string
-	// Unseal is what some tokens ask for. Each token tries the PIN once.
-	Unseal tpm2.UnsealOptions
+	// TPMs unseal the systemd-tpm2 tokens, each token by the first that can.
+	TPMs []unlock.TPM2
 	// Clevis decrypts the clevis tokens.
 	Clevis unlock.Clevis
 	// Sources offer the other keys, each of them one, in one or several forms.
@@ -117,22 +116,59 @@ func (t *Test) place(misfits []misfit) []Unplaced {
 
 // tokens proves the key of each TPM token. What fails on one ends none of the others.
 func (t *Test) tokens(ctx context.Context) error {
-	tokens := tpmTokens(t.Container.Header)
-	if len(tokens) == 0 {
-		return nil
-	}
-	device, absent := tpm2.Open(ctx, t.TPM)
-	if absent == nil {
-		defer device.Close()
-	}
-	for _, token := range tokens {
-		key, err := t.unseal(ctx, device, absent, token)
-		t.token(ctx, TPM2, token, key, err)
+	left, failures := tpmTokens(t.Container.Header), map[int]error{}
+	for _, tpm := range t.TPMs {
+		if len(left) == 0 {
+			return nil
+		}
+		left = t.unseal(ctx, tpm, left, failures)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 	}
+	for _, token := range left {
+		t.token(ctx, TPM2, token, nil, failures[token.ID])
+	}
 	return nil
+}
+
+// unseal has a TPM unseal tokens, proves the keys, and gives the tokens that are left, with why.
+func (t *Test) unseal(ctx context.Context, tpm unlock.TPM2, tokens []luks2.Token, failures map[int]error) (left []luks2.Token) {
+	unsealer, absent := tpm.Open(ctx)
+	if absent == nil {
+		defer unsealer.Close()
+	}
+	for _, token := range tokens {
+		sealed, err := tpm2.ParseToken(token.Raw)
+		if err == nil {
+			err = absent
+		}
+		var key *secret.Key
+		if err == nil {
+			key, err = unsealer.Unseal(ctx, sealed)
+		}
+		if err == nil {
+			t.token(ctx, TPM2, token, key, nil)
+			continue
+		}
+		left = append(left, token)
+		if known := failures[token.ID]; known == nil || weight(err) > weight(known) {
+			failures[token.ID] = err
+		}
+	}
+	return left
+}
+
+// weight tells how much an error of one TPM says about a token that may be for another: nothing if its key is elsewhere, as it
+// may be in a TPM that is absent.
+func weight(err error) int {
+	switch {
+	case errors.Is(err, tpm2.ErrSRKMismatch):
+		return 0
+	case errors.Is(err, tpm2.ErrAbsent):
+		return 1
+	}
+	return 2
 }
 
 // clevisTokens proves the key of each clevis token.
@@ -157,23 +193,6 @@ func (t *Test) token(ctx context.Context, source Source, token luks2.Token, key 
 		}
 		t.add(number, proof)
 	}
-}
-
-// unseal gives the passphrase of the token's keyslots.
-func (t *Test) unseal(ctx context.Context, device *tpm2.Device, absent error, token luks2.Token) (*secret.Key, error) {
-	sealed, err := tpm2.ParseToken(token.Raw)
-	switch {
-	case err != nil:
-		return nil, err
-	case absent != nil:
-		return nil, absent
-	}
-	key, err := device.UnsealWith(ctx, sealed, t.Unseal)
-	if err != nil {
-		return nil, err
-	}
-	defer key.Wipe()
-	return key.Base64()
 }
 
 func (t *Test) prove(ctx context.Context, key *secret.Key, number int) error {

@@ -26,6 +26,23 @@ func (v *Volume) SourcesAsking(ask Asker) []unlock.Source {
 	return sources
 }
 
+// TPMs are the configured TPMs in their order. They wait for nothing and ask nobody: a PIN that would be asked for is none.
+func (v *Volume) TPMs() []unlock.TPM2 {
+	var tpms []unlock.TPM2
+	for _, source := range v.config.Unlock {
+		if source.TPM2 == nil {
+			continue
+		}
+		unattended := *source.TPM2
+		unattended.Wait = 0
+		if unattended.PIN == config.AskPIN {
+			unattended.PIN = config.NoPIN
+		}
+		tpms = append(tpms, v.tpm2Source(&unattended, nil))
+	}
+	return tpms
+}
+
 // SourcesByHand are what a person at a terminal may have when the configured sources have failed: the PIN of a TPM key,
 // unless it was asked for already, and the recovery passphrase.
 func (v *Volume) SourcesByHand(ask Asker) []unlock.Source {
@@ -74,7 +91,7 @@ func (v *Volume) tpm2Source(source *config.TPM2, ask Asker) unlock.TPM2 {
 	made := unlock.TPM2{Device: source.Device, Wait: source.Wait}
 	made.Signatures = func() (*tpm2.Signatures, error) { return Signatures(source) }
 	if path := source.PINFile(); path != "" {
-		made.PINs = &unlock.PINFile{Path: path}
+		made.PINs = v.pinFile(path)
 	} else if source.PIN == config.AskPIN {
 		made.PINs = unlock.Ask(func(ctx context.Context) (*secret.Key, error) {
 			return ask(ctx, "TPM PIN of volume "+v.Name(), config.PINTimeout)

@@ -38,14 +38,12 @@ func (t TPM2) Offers(ctx context.Context, header *luks2.Header) iter.Seq2[Offer,
 			yield(Offer{}, fmt.Errorf("cannot find a %s token: %w", tpm2.TokenType, ErrNoKeyslot))
 			return
 		}
-		device, err := tpm2.OpenWait(ctx, t.Device, t.Wait)
+		u, err := t.Open(ctx)
 		if err != nil {
 			yield(Offer{}, err)
 			return
 		}
-		defer device.Close()
-		u := &unsealer{TPM2: t, device: device}
-		defer u.wipe()
+		defer u.Close()
 		for _, token := range tokens {
 			if !yield(u.offer(ctx, token)) {
 				return
@@ -82,9 +80,9 @@ func parseTokens(header *luks2.Header) []sealed {
 	return tokens
 }
 
-// unsealer unseals the tokens of one opening. What tokens want is got once, when the first wants it.
-type unsealer struct {
-	TPM2
+// Unsealer unseals tokens one by one. What tokens want is got once, when the first wants it.
+type Unsealer struct {
+	source     TPM2
 	device     *tpm2.Device
 	pin        got[*secret.Key]
 	signatures got[*tpm2.Signatures]
@@ -105,53 +103,76 @@ func (g *got[T]) once(ask func() (T, error)) (T, error) {
 	return g.value, g.err
 }
 
-func (u *unsealer) wipe() { u.pin.value.Wipe() }
-
-func (u *unsealer) offer(ctx context.Context, token sealed) (Offer, error) {
-	key, err := u.unseal(ctx, token)
-	if err != nil {
-		return Offer{}, err
-	}
-	defer key.Wipe()
-	// The keyslot's passphrase is the base64 text of the sealed bytes (src/cryptsetup/cryptsetup.c, attach_luks_or_plain_or_bitlk_by_tpm2).
-	text, err := key.Base64()
-	return Offer{Key: text, Keyslots: token.keyslots}, err
-}
-
-func (u *unsealer) unseal(ctx context.Context, token sealed) (*secret.Key, error) {
-	if token.err != nil {
-		return nil, token.err
-	}
-	options, err := u.options(ctx, token.Token)
+// Open begins with a TPM, waiting for it as long as Wait says. The caller closes what it gets.
+func (t TPM2) Open(ctx context.Context) (*Unsealer, error) {
+	device, err := tpm2.OpenWait(ctx, t.Device, t.Wait)
 	if err != nil {
 		return nil, err
 	}
-	key, err := u.device.UnsealWith(ctx, token.Token, options)
-	if errors.Is(err, tpm2.ErrPIN) {
-		u.PINs.Wrong()
-	}
-	return key, err
+	return &Unsealer{source: t, device: device}, nil
 }
 
-// options gets what the token asks for besides the TPM.
-func (u *unsealer) options(ctx context.Context, token *tpm2.Token) (options tpm2.UnsealOptions, err error) {
-	if token.Pubkey != nil && u.Signatures != nil {
-		if options.Signatures, err = u.signatures.once(u.Signatures); err != nil {
+// Close ends the connection and wipes the PIN.
+func (u *Unsealer) Close() {
+	u.pin.value.Wipe()
+	_ = u.device.Close() // nothing is lost with it
+}
+
+func (u *Unsealer) offer(ctx context.Context, token sealed) (Offer, error) {
+	if token.err != nil {
+		return Offer{}, token.err
+	}
+	key, err := u.Unseal(ctx, token.Token)
+	return Offer{Key: key, Keyslots: token.keyslots}, err
+}
+
+// Unseal gives the passphrase of the token's keyslots, which the caller wipes. It fails as [tpm2.Device.UnsealWith] does, or
+// with what kept the PIN or the signatures from being got.
+func (u *Unsealer) Unseal(ctx context.Context, token *tpm2.Token) (*secret.Key, error) {
+	options, err := u.options(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	key, err := u.device.UnsealWith(ctx, token, options)
+	if errors.Is(err, tpm2.ErrPIN) {
+		if forgotten := u.source.PINs.Wrong(token); forgotten != nil {
+			err = fmt.Errorf("%w; %w", err, forgotten)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer key.Wipe()
+	// The keyslot's passphrase is the base64 text of the sealed bytes (src/cryptsetup/cryptsetup.c, attach_luks_or_plain_or_bitlk_by_tpm2).
+	return key.Base64()
+}
+
+// options gets what the token asks for besides the TPM: a PIN only where it could be of use.
+func (u *Unsealer) options(ctx context.Context, token *tpm2.Token) (options tpm2.UnsealOptions, err error) {
+	if token.Pubkey != nil && u.source.Signatures != nil {
+		if options.Signatures, err = u.signatures.once(u.source.Signatures); err != nil {
 			return options, err
 		}
 	}
-	if !token.PIN || u.PINs == nil {
+	if !token.PIN || u.source.PINs == nil {
 		return options, nil
 	}
-	if err := u.matches(ctx, token); err != nil {
-		return options, err
+	for _, check := range []func() error{
+		func() error { return u.device.CheckSRK(ctx, token) },
+		func() error { return u.matches(ctx, token) },
+		func() error { return u.device.CheckLockout(ctx, token) },
+		func() error { return u.source.PINs.Untried(token) },
+	} {
+		if err := check(); err != nil {
+			return options, err
+		}
 	}
-	options.PIN, err = u.pin.once(func() (*secret.Key, error) { return u.PINs.PIN(ctx) })
+	options.PIN, err = u.pin.once(func() (*secret.Key, error) { return u.source.PINs.PIN(ctx) })
 	return options, err
 }
 
 // matches tells whether the PCRs are what the token binds literally: where they are not, nobody is asked for a PIN.
-func (u *unsealer) matches(ctx context.Context, token *tpm2.Token) error {
+func (u *Unsealer) matches(ctx context.Context, token *tpm2.Token) error {
 	policy, err := token.Policy()
 	if err != nil || policy.Signer != nil || len(policy.PCRs) == 0 {
 		return err

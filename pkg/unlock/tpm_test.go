@@ -176,6 +176,23 @@ func TestTPM2TriesAWrongPINOnce(t *testing.T) {
 	}
 }
 
+// A PIN that one token refuses is still that of another, at the next opening as well, and of one that is enrolled anew.
+func TestTPM2RemembersAWrongPINPerToken(t *testing.T) {
+	tpm := swtpm.Start(t)
+	cryptsetup := Cryptsetup{Runner: &recorder{}}
+	device := newContainer(t, cryptsetup)
+	enrol(t, cryptsetup, device, tpm, 1, tpm2.SealOptions{PIN: newKey(t, "5678")})
+	enrol(t, cryptsetup, device, tpm, 2, tpm2.SealOptions{PIN: newKey(t, "1234")})
+	path := filepath.Join(t.TempDir(), "pin")
+	writeFile(t, path, "1234\n", 0o400)
+	source := TPM2{Device: tpm.TCTI(), PINs: &PINFile{Path: path}}
+	for range 5 {
+		requireResults(t, try(t, source, device), result{-1, tpm2.ErrPIN}, result{2, nil})
+	}
+	enrol(t, cryptsetup, device, tpm, 3, tpm2.SealOptions{PIN: newKey(t, "1234")})
+	requireResults(t, try(t, source, device), result{-1, tpm2.ErrPIN}, result{2, nil}, result{3, nil})
+}
+
 // fault 40: in lockout no token with a PIN is of use, all others are.
 func TestTPM2InLockout(t *testing.T) {
 	tpm := swtpm.Start(t)
@@ -189,6 +206,9 @@ func TestTPM2InLockout(t *testing.T) {
 	requireResults(t, results, result{2, nil}, result{-1, tpm2.ErrLockout})
 	if lockout := new(tpm2.LockoutError); !errors.As(results[1].err, &lockout) {
 		t.Errorf("nothing is said of a recovery: %v", results[1].err)
+	}
+	if count != 0 {
+		t.Error("a PIN was asked for in vain")
 	}
 }
 

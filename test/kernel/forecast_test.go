@@ -90,7 +90,7 @@ func TestWillBoot(t *testing.T) {
 	s.requireMoved(7)
 	tpm.Replace() // fault 43
 	s.requireForecast(3, "opens_with_warning", "keyfile", "tpm2 failed tpm_srk_mismatch")
-	if r := s.call("key", "drift", "--json"); r.code != 13 || !strings.Contains(r.stdout, `"class":"tpm_srk_mismatch"`) {
+	if r := s.call("key", "drift", "--json"); r.code != 13 || !strings.Contains(r.stdout, `"result":"tpm_srk_mismatch"`) {
 		t.Errorf("key drift: exit code %d: %s%s", r.code, r.stdout, r.stderr)
 	}
 	if s.headerSum() != before {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -13,12 +14,14 @@ import (
 var (
 	// ErrAbsent: there is no TPM at that address, or it went away.
 	ErrAbsent = errors.New("no TPM")
-	// ErrBusy: the TPM is held by another, out of memory for sessions, or kept asking to be tried again.
+	// ErrBusy: the TPM is held by another, or stayed out of memory for sessions and objects, or kept asking to be tried again.
 	ErrBusy = errors.New("TPM busy")
-	// ErrLockout: the TPM is in dictionary-attack lockout; trying again prolongs it.
+	// ErrLockout: the TPM is in dictionary-attack lockout; until it ends, the right PIN is refused too.
 	ErrLockout = errors.New("TPM in lockout")
 	// ErrPolicy: the PCRs are not what the key was sealed to; see [PolicyError].
 	ErrPolicy = errors.New("policy does not match")
+	// ErrPCRChanged: PCRs kept being extended between policy and unseal. It says nothing about what they are.
+	ErrPCRChanged = errors.New("PCRs keep changing")
 	// ErrPIN: the PIN is wrong. Where the TPM counts wrong ones, some more lead to [ErrLockout].
 	ErrPIN = errors.New("wrong PIN")
 	// ErrPINNeeded: the key is sealed with a PIN and none was given.
@@ -102,16 +105,19 @@ func classOf(code tpm2.TPMRC) error {
 		return ErrLockout
 	case code.Is(tpm2.TPMRCPolicyFail), code.Is(tpm2.TPMRCPCR):
 		return ErrPolicy
-	case isTransient(code), code.Is(tpm2.TPMRCPCRChanged):
-		return ErrBusy
-	case code.Is(tpm2.TPMRCSessionMemory), code.Is(tpm2.TPMRCSessionHandles),
-		code.Is(tpm2.TPMRCObjectMemory), code.Is(tpm2.TPMRCObjectHandles), code.Is(tpm2.TPMRCMemory):
+	case code.Is(tpm2.TPMRCPCRChanged):
+		return ErrPCRChanged
+	case isTransient(code):
 		return ErrBusy
 	}
 	return ErrFailed
 }
 
-// isTransient tells the codes that ask to send the same command again.
+// isTransient tells the codes that ask to send the same command again, and those for want of room: others that use the TPM
+// flush what is theirs within moments, as we do. What is not ours is never flushed.
 func isTransient(code tpm2.TPMRC) bool {
-	return code == tpm2.TPMRCRetry || code == tpm2.TPMRCYielded || code == tpm2.TPMRCTesting
+	return slices.Contains([]tpm2.TPMRC{
+		tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting,
+		tpm2.TPMRCSessionMemory, tpm2.TPMRCSessionHandles, tpm2.TPMRCObjectMemory, tpm2.TPMRCObjectHandles, tpm2.TPMRCMemory,
+	}, code)
 }

@@ -1,6 +1,7 @@
 package tpm2
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -28,27 +29,58 @@ func (e *LockoutError) Error() string {
 // Unwrap gives the refusal of the TPM, which has the class.
 func (e *LockoutError) Unwrap() error { return e.refusal }
 
+// inLockout is the bit of TPMA_PERMANENT (TPM 2.0 Library, Part 2).
+const inLockout = 1 << 9
+
+// CheckLockout fails with a [*LockoutError] if the TPM is in a lockout that the token is subject to, so that nobody is asked
+// for a PIN in vain.
+func (d *Device) CheckLockout(ctx context.Context, t *Token) error {
+	tpm, end := d.begin(ctx)
+	defer end()
+	return tpm.checkLockout(t)
+}
+
+// checkLockout refuses a sealed object that is subject to a lockout which the TPM is in: it is not even tried. A TPM that does
+// not tell is tried.
+func (b bus) checkLockout(t *Token) error {
+	wrapped := tpm2.BytesAs2B[tpm2.TPMTPublic](t.Public)
+	public, err := wrapped.Contents()
+	if err != nil || public.ObjectAttributes.NoDA {
+		return nil //nolint:nilerr // loading it says what is wrong with it
+	}
+	values, err := b.properties(tpm2.TPMPTPermanent, 1)
+	if err != nil || values[tpm2.TPMPTPermanent]&inLockout == 0 {
+		return nil //nolint:nilerr // as above
+	}
+	return b.explainLockout(fmt.Errorf("cannot unseal the key: %w", ErrLockout))
+}
+
 // explainLockout adds to the refusal how long it will last. It keeps the refusal
 // alone where the TPM does not tell.
 func (b bus) explainLockout(refusal error) error {
-	got, err := tpm2.GetCapability{
-		Capability:    tpm2.TPMCapTPMProperties,
-		Property:      uint32(tpm2.TPMPTLockoutCounter),
-		PropertyCount: 3, // the limit and the interval follow
-	}.Execute(b)
+	values, err := b.properties(tpm2.TPMPTLockoutCounter, 3) // the limit and the interval follow
 	if err != nil {
 		return refusal
 	}
+	return newLockoutError(refusal,
+		values[tpm2.TPMPTLockoutCounter], values[tpm2.TPMPTMaxAuthFail], values[tpm2.TPMPTLockoutInterval])
+}
+
+// properties reads count properties of the TPM from the first on.
+func (b bus) properties(first tpm2.TPMPT, count uint32) (map[tpm2.TPMPT]uint32, error) {
+	got, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(first), PropertyCount: count}.Execute(b)
+	if err != nil {
+		return nil, err
+	}
 	properties, err := got.CapabilityData.Data.TPMProperties()
 	if err != nil {
-		return refusal
+		return nil, err
 	}
 	values := map[tpm2.TPMPT]uint32{}
 	for _, property := range properties.TPMProperty {
 		values[property.Property] = property.Value
 	}
-	return newLockoutError(refusal,
-		values[tpm2.TPMPTLockoutCounter], values[tpm2.TPMPTMaxAuthFail], values[tpm2.TPMPTLockoutInterval])
+	return values, nil
 }
 
 // newLockoutError computes the recovery: one failure is forgotten every interval,

@@ -181,6 +181,34 @@ func TestWrongPINsEndInLockout(t *testing.T) {
 	wantNoHandles(t, s)
 }
 
+// fault 40: in lockout nothing that is subject to it is tried, however often it is asked for; what is not, is.
+func TestNothingIsTriedInLockout(t *testing.T) {
+	s := swtpm.Start(t)
+	key, pin := newKey(t), newPIN(t, "1234")
+	token, exempt := sealWith(t, s, key, SealOptions{PIN: pin}), seal(t, s, key)
+	s.Lockout()
+	d := open(t, s.TCTI())
+	tried := 0
+	d.stream = &interposer{stream: d.stream, onWrite: func(command []byte) []byte {
+		if commandCode(command) == tpm2.TPMCCUnseal {
+			tried++
+		}
+		return nil
+	}}
+	for range 3 {
+		_, err := d.UnsealWith(t.Context(), token, UnsealOptions{PIN: pin})
+		wantClass(t, err, ErrLockout)
+	}
+	if tried != 0 {
+		t.Errorf("tried %d times", tried)
+	}
+	got, err := d.Unseal(t.Context(), exempt)
+	if err != nil || tried != 1 {
+		t.Errorf("an exempt key: %v, tried %d times", err, tried)
+	}
+	got.Wipe()
+}
+
 // A PIN is tried once, and not at all where the PCRs are others or none was given.
 func TestPINTriesAreCounted(t *testing.T) {
 	s := swtpm.Start(t)

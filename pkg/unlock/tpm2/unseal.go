@@ -46,6 +46,9 @@ func (d *Device) UnsealWith(ctx context.Context, t *Token, opts UnsealOptions) (
 		return nil, fmt.Errorf("cannot unseal the key: %w", err)
 	}
 	defer p.wipe()
+	if err := tpm.checkLockout(t); err != nil {
+		return nil, err
+	}
 	key, err := tpm.unsealToken(t, p)
 	switch {
 	case errors.Is(err, ErrPolicy):

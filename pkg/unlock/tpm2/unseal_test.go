@@ -266,7 +266,7 @@ func TestUnsealWhilePCRsChange(t *testing.T) {
 	s.Extend(7, "boot")
 	key := newKey(t)
 	token := seal(t, s, key, 7)
-	for changes, class := range map[int]error{1: nil, policyTries - 1: nil, policyTries: ErrBusy} {
+	for changes, class := range map[int]error{1: nil, policyTries - 1: nil, policyTries: ErrPCRChanged} {
 		d := open(t, s.TCTI())
 		left := changes
 		wire := d.stream
@@ -326,12 +326,37 @@ func TestUnsealWhileBusy(t *testing.T) {
 	}
 }
 
-// fault 39: others hold all sessions that the TPM has room for. That is no matter of the token.
+// fault 39: others hold all sessions that the TPM has room for. It is asked again, for a bounded time, and what is theirs stays.
 func TestUnsealWithoutRoomForASession(t *testing.T) {
 	s := swtpm.Start(t)
 	key := newKey(t)
 	token := seal(t, s, key)
-	var taken []tpm2.TPMHandle
+	taken := takeSessions(t, s)
+	for _, freed := range []bool{false, true} {
+		d := open(t, s.TCTI())
+		d.pause = time.Microsecond
+		wire, asked := d.stream, 0
+		d.stream = &interposer{stream: wire, onWrite: func(command []byte) []byte {
+			if commandCode(command) != tpm2.TPMCCStartAuthSession {
+				return nil
+			}
+			if asked++; freed && asked == busyTries-1 {
+				flushAll(t, wire, taken)
+			}
+			return nil
+		}}
+		got, err := d.Unseal(t.Context(), token)
+		got.Wipe()
+		d.Close()
+		if freed && err != nil || !freed && (!errors.Is(err, ErrBusy) || asked != busyTries) {
+			t.Errorf("room is made %t, asked %d times: %v", freed, asked, err)
+		}
+	}
+	wantNoHandles(t, s)
+}
+
+func takeSessions(t *testing.T, s *swtpm.TPM) (taken []tpm2.TPMHandle) {
+	t.Helper()
 	s.Do(func(tpm transport.TPM) error {
 		for range 64 {
 			session, _, err := tpm2.HMACSession(tpm, tpm2.TPMAlgSHA256, nonceSize)
@@ -345,17 +370,18 @@ func TestUnsealWithoutRoomForASession(t *testing.T) {
 		}
 		return errors.New("room for every session")
 	})
-	_, err := unseal(t, s, token)
-	wantClass(t, err, ErrBusy)
-	s.Do(func(tpm transport.TPM) error {
-		for _, session := range taken {
-			if _, err := (tpm2.FlushContext{FlushHandle: session}).Execute(tpm); err != nil {
-				return err
-			}
+	return taken
+}
+
+func flushAll(t *testing.T, wire stream, handles []tpm2.TPMHandle) {
+	t.Helper()
+	tpm, end := newDevice("test", wire).begin(t.Context())
+	defer end()
+	for _, handle := range handles {
+		if _, err := (tpm2.FlushContext{FlushHandle: handle}).Execute(tpm); err != nil {
+			t.Error(err)
 		}
-		return nil
-	})
-	wantKey(t, s, token, key)
+	}
 }
 
 // silent is a TPM that never answers, with deadlines that a bubble of synctest can wait for.
