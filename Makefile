@@ -18,7 +18,7 @@ build:
 
 install: build
 	install -D -m 0755 build/luksmediad $(DESTDIR)$(prefix)/bin/luksmediad
-	install -D -m 0644 -t $(units) deploy/systemd/luksmediad.service deploy/systemd/luksmediad-gate.service
+	install -D -m 0644 -t $(units) deploy/systemd/luksmediad.service deploy/systemd/luksmediad-gate.service deploy/systemd/luksmediad.socket
 	install -D -m 0644 -t $(units)/docker.service.d deploy/systemd/docker.service.d/luksmediad.conf
 	install -D -m 0644 deploy/systemd/luksmediad.tmpfiles.conf $(DESTDIR)$(prefix)/lib/tmpfiles.d/luksmediad.conf
 	install -D -m 0644 deploy/systemd/luksmediad.sysusers.conf $(DESTDIR)$(prefix)/lib/sysusers.d/luksmediad.conf
