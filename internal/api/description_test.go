@@ -48,7 +48,9 @@ func readDescription(t testing.TB) description {
 
 func registerDecoders() {
 	openapi3filter.RegisterBodyDecoder(health.MediaType, openapi3filter.JSONBodyDecoder)
-	openapi3filter.RegisterBodyDecoder("application/openmetrics-text", openapi3filter.PlainBodyDecoder)
+	for _, mediaType := range []string{"application/openmetrics-text", "text/html"} {
+		openapi3filter.RegisterBodyDecoder(mediaType, openapi3filter.PlainBodyDecoder)
+	}
 }
 
 // check says how an answer differs from the description. A request that the description does not know may only get a problem.
@@ -127,7 +129,7 @@ func TestDescriptionRefuses(t *testing.T) {
 	}{
 		"missing member":   {200, "application/json", `{"volume":"x"}`, "container"},
 		"wrong enum":       {500, "application/problem+json", `{"type":"about:blank","title":"x","status":500,"detail":"x","class":"NOT A CLASS","exit_code":1}`, "class"},
-		"wrong media type": {200, "text/html", `<p>`, "content"},
+		"wrong media type": {200, "text/css", `p {}`, "content"},
 		"not a problem":    {404, "text/plain", `404`, "content"},
 	} {
 		t.Run(name, func(t *testing.T) {

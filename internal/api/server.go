@@ -1,7 +1,6 @@
 package api
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -247,14 +247,29 @@ func checkHealthQuery(verbose Flag, exclude []string) error {
 	return nil
 }
 
+// checkMembers takes an object with no other members than these. encoding/json would take Stop_Services for stop_services.
+func checkMembers(data []byte, known ...string) error {
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(data, &members); err != nil {
+		return err
+	}
+	for name := range members {
+		if !slices.Contains(known, name) {
+			return fmt.Errorf("unknown member %q", name)
+		}
+	}
+	return nil
+}
+
 // UnmarshalJSON takes exactly what the description allows: a misspelt member must not mean "false".
 func (r *LockRequest) UnmarshalJSON(data []byte) error {
 	var request struct {
 		StopServices *bool `json:"stop_services"`
 	}
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&request); err != nil {
+	if err := checkMembers(data, "stop_services"); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, &request); err != nil {
 		return err
 	}
 	if request.StopServices == nil {
