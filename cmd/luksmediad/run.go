@@ -86,6 +86,8 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 	board := health.NewBoard(options)
 	collector := health.NewCollector(board, keyWords()...)
 	collector.ExpectProtection(levelWords()...)
+	collector.ExpectKeyslots(volume.Purposes()...)
+	collector.CountDropped(log.Dropped)
 	prober := health.NewProber(board, health.ProberOptions{
 		Interval: loaded.Probes.Interval,
 		Deadline: loaded.Probes.Timeout,

@@ -37,6 +37,8 @@ type Gate interface {
 // Assessor finds out what the keys protect the container against; [volume.Volume] does. It may hang with a disk or a server.
 type Assessor interface {
 	Protection() volume.Protection
+	// Kept is what the record says of the keyslots and their copy.
+	Kept() volume.Kept
 }
 
 // Notifier tells the service manager how far the daemon is (sd_notify(3)).

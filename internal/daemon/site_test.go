@@ -92,6 +92,10 @@ type scriptedKeys struct {
 
 func (k *scriptedKeys) Protection() volume.Protection { return k.found.get()() }
 
+func (k *scriptedKeys) Kept() volume.Kept {
+	return volume.Kept{Purposes: []string{"recovery", "tpm2", "keyfile"}, HeaderBackup: time.Unix(1_790_000_000, 0)}
+}
+
 // slow keeps the look at the keys from happening at the same time as something else.
 func (k *scriptedKeys) slow() {
 	k.found.set(func() volume.Protection {
@@ -159,6 +163,7 @@ func newSite() *site {
 		levels = append(levels, string(level))
 	}
 	s.Collector.ExpectProtection(levels...)
+	s.Collector.ExpectKeyslots(volume.Purposes()...)
 	s.verify = func(*volume.Opened) error { return s.mounts.get() }
 	s.mapped = s.mapping.get
 	return s
