@@ -201,6 +201,8 @@ func reportCondition(log *journal.Logger, c health.Condition) {
 	}
 	event, fields := journal.ConditionChanged, []journal.Field{journal.F("CONDITION", c.Code), journal.F("STATUS", c.Status)}
 	switch {
+	case c.Code == health.Guard && c.Status == health.Fail:
+		event, fields = journal.GuardViolated, nil
 	case c.Probed && c.Status == health.Fail:
 		event, fields = journal.ProbeFailed, []journal.Field{journal.F("PROBE", c.Code)}
 	case c.Probed && c.Status == health.OK:

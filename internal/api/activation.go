@@ -41,19 +41,20 @@ func TakeActivated(authenticated bool) (Activated, error) {
 	return taken, nil
 }
 
-var errNotWanted = errors.New("neither the first Unix socket nor the first TCP address to listen on")
+// ErrUnwanted means that a socket of the service manager is of another kind, or a second one of its kind.
+var ErrUnwanted = errors.New("neither the first Unix socket nor the first TCP address to listen on")
 
 func (a *Activated) take(listener net.Listener, authenticated bool) error {
 	switch listener := listener.(type) {
 	case *net.UnixListener:
 		if a.Control != nil {
-			return errNotWanted
+			return ErrUnwanted
 		}
 		a.Control = listener
 		return checkSocketMode(listener.Addr().String())
 	case *net.TCPListener:
 		if a.TCP != nil {
-			return errNotWanted
+			return ErrUnwanted
 		}
 		a.TCP = listener
 		if address := listener.Addr().(*net.TCPAddr); !authenticated && !address.IP.IsLoopback() {
@@ -61,7 +62,7 @@ func (a *Activated) take(listener net.Listener, authenticated bool) error {
 		}
 		return nil
 	}
-	return errNotWanted
+	return ErrUnwanted
 }
 
 // checkSocketMode refuses what every user could open, such as a socket without a file (unix(7), abstract): whoever opens it may act.

@@ -347,9 +347,12 @@ func (g *scriptedGate) Stop(ctx context.Context) error {
 	return g.fails.get()
 }
 
-func (g *scriptedGate) Resume(context.Context) error {
+func (g *scriptedGate) Resume(context.Context) ([]string, error) {
 	g.record.add("gate resume")
-	return g.fails.get()
+	if err := g.fails.get(); err != nil {
+		return nil, err
+	}
+	return []string{"docker.service"}, nil
 }
 
 // scriptedProbe succeeds unless a test says otherwise.
