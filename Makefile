@@ -18,12 +18,13 @@ build:
 
 install: build
 	install -D -m 0755 build/luksmediad $(DESTDIR)$(prefix)/bin/luksmediad
-	install -D -m 0644 -t $(units) deploy/systemd/luksmediad.service deploy/systemd/luksmediad-gate.service
+	install -D -m 0644 -t $(units) deploy/systemd/luksmediad.service deploy/systemd/luksmediad-gate.service deploy/systemd/luksmediad.socket
 	install -D -m 0644 -t $(units)/docker.service.d deploy/systemd/docker.service.d/luksmediad.conf
 	install -D -m 0644 deploy/systemd/luksmediad.tmpfiles.conf $(DESTDIR)$(prefix)/lib/tmpfiles.d/luksmediad.conf
 	install -D -m 0644 deploy/systemd/luksmediad.sysusers.conf $(DESTDIR)$(prefix)/lib/sysusers.d/luksmediad.conf
 	install -D -m 0644 -t $(DESTDIR)$(prefix)/lib/systemd/catalog deploy/systemd/luksmediad.catalog
-	install -D -m 0644 -t $(DESTDIR)$(prefix)/share/doc/luksmediad README.md
+	install -D -m 0644 -t $(DESTDIR)$(prefix)/share/doc/luksmediad README.md docs/operations.md \
+		deploy/prometheus/prometheus.yml deploy/prometheus/luksmediad.rules.yml deploy/grafana/luksmediad.json
 
 # Four parts, everywhere, against the systemd of three Debian releases, in a kernel of its own, on a machine of its own, and
 # the linter, which is quicker than the last three. The first that fails is the last that runs.

@@ -4,6 +4,8 @@ import (
 	"errors"
 
 	"github.com/spf13/cobra"
+
+	"luksmediad/internal/api"
 )
 
 func newConfigCommand(a *app) *cobra.Command {
@@ -27,6 +29,11 @@ func (a *app) checkConfig() error {
 	loaded, _, err := a.load()
 	if err != nil {
 		return err
+	}
+	if loaded.HTTP.WebConfig != "" {
+		if err := api.CheckWebConfig(loaded.HTTP.WebConfig); err != nil {
+			return err
+		}
 	}
 	text, err := loaded.Marshal()
 	if err != nil {

@@ -44,6 +44,8 @@ func hints() []hint {
 		{state.ErrBusy, "busy", exitBusy, "luksmediad status"},
 		{api.ErrForeign, "socket_foreign", exitRefused, "ls -ld /run/luksmediad /run/luksmediad/control.sock"},
 		{api.ErrNotLoopback, "not_loopback", exitUsage, "luksmediad config check"},
+		{api.ErrUnwanted, "socket_foreign", exitRefused, "systemctl cat luksmediad.socket"},
+		{api.ErrUnauthenticated, "web_config", exitRefused, "luksmediad config check; see web_config in /usr/share/doc/luksmediad/operations.md"},
 		{api.ErrInUse, "busy", exitBusy, "systemctl status luksmediad"},
 		{daemon.ErrPhase, "busy", exitBusy, "luksmediad status"},
 		{daemon.ErrServicesRunning, "services_running", exitBusy, "luksmediad lock"},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -85,6 +86,8 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 	board := health.NewBoard(options)
 	collector := health.NewCollector(board, keyWords()...)
 	collector.ExpectProtection(levelWords()...)
+	collector.ExpectKeyslots(volume.Purposes()...)
+	collector.CountDropped(log.Dropped)
 	prober := health.NewProber(board, health.ProberOptions{
 		Interval: loaded.Probes.Interval,
 		Deadline: loaded.Probes.Timeout,
@@ -127,24 +130,32 @@ func levelWords() []string {
 // serve listens first: whoever asks while the volume is being opened gets an answer.
 func (s *service) serve(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	control, err := api.ListenControl(ctx, api.ControlSocket, "luksmediad")
+	activated, err := api.TakeActivated(s.config.HTTP.WebConfig != "")
+	if err != nil {
+		return err
+	}
+	control, err := activated.Listen(ctx, "luksmediad")
 	if err != nil {
 		return err
 	}
 	group.Go(func() error { return s.server.ServeControl(ctx, control) })
-	group.Go(func() error { return s.serveReadOnly(ctx) })
+	group.Go(func() error { return s.serveTCP(ctx, activated.TCP) })
 	group.Go(func() error { s.prober.Run(ctx); return nil })
 	group.Go(func() error { s.daemon.Run(ctx); return nil })
 	return group.Wait()
 }
 
-// listenAgain is the time between two tries to get the port of the read-only listener.
+// listenAgain is the time between two tries to listen on TCP.
 const listenAgain = 10 * time.Second
 
-// serveReadOnly keeps trying to listen: whoever else has taken the port must not decide whether the volume opens.
-func (s *service) serveReadOnly(ctx context.Context) error {
+// serveTCP keeps trying to listen: whoever else has taken the port, and a web configuration that cannot be used, must not decide
+// whether the volume opens.
+func (s *service) serveTCP(ctx context.Context, activated net.Listener) error {
 	for {
-		listener, err := api.ListenLoopback(ctx, s.config.HTTP.Listen)
+		listener, err := s.listenTCP(ctx, activated)
+		if err == nil && s.config.HTTP.WebConfig != "" {
+			return s.server.ServeAuthenticated(ctx, listener, s.config.HTTP.WebConfig)
+		}
 		if err == nil {
 			return s.server.ServeReadOnly(ctx, listener)
 		}
@@ -155,6 +166,22 @@ func (s *service) serveReadOnly(ctx context.Context) error {
 		case <-time.After(listenAgain):
 		}
 	}
+}
+
+// listenTCP returns the listener that was handed over, or its own.
+func (s *service) listenTCP(ctx context.Context, activated net.Listener) (net.Listener, error) {
+	if s.config.HTTP.WebConfig != "" {
+		if err := api.CheckWebConfig(s.config.HTTP.WebConfig); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case activated != nil:
+		return activated, nil
+	case s.config.HTTP.WebConfig != "":
+		return api.ListenAnywhere(ctx, s.config.HTTP.Listen)
+	}
+	return api.ListenLoopback(ctx, s.config.HTTP.Listen)
 }
 
 // serviceManager sends sd_notify(3) messages; without NOTIFY_SOCKET it does nothing.
@@ -174,6 +201,8 @@ func reportCondition(log *journal.Logger, c health.Condition) {
 	}
 	event, fields := journal.ConditionChanged, []journal.Field{journal.F("CONDITION", c.Code), journal.F("STATUS", c.Status)}
 	switch {
+	case c.Code == health.Guard && c.Status == health.Fail:
+		event, fields = journal.GuardViolated, nil
 	case c.Probed && c.Status == health.Fail:
 		event, fields = journal.ProbeFailed, []journal.Field{journal.F("PROBE", c.Code)}
 	case c.Probed && c.Status == health.OK:

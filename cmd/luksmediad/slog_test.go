@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -81,12 +82,13 @@ func TestRequestsAreEvents(t *testing.T) {
 		}
 	})
 	want := []string{
-		"INFO   control request answered operation=Lock peer_pid=PID peer_uid=UID",
-		`WARN   control request answered operation=Unlock peer_pid=PID peer_uid=UID error="cannot open it"`,
+		"INFO   control request answered operation=Lock peer_pid=PID peer_uid=UID peer_gid=GID",
+		`WARN   control request answered operation=Unlock peer_pid=PID peer_uid=UID peer_gid=GID error="cannot open it"`,
 	}
 	for i, line := range lines {
 		line = strings.ReplaceAll(line, "peer_pid="+strconv.Itoa(os.Getpid())+" ", "peer_pid=PID ")
 		line = strings.ReplaceAll(line, "peer_uid="+strconv.Itoa(os.Getuid()), "peer_uid=UID")
+		line = strings.ReplaceAll(line, "peer_gid="+strconv.Itoa(os.Getgid()), "peer_gid=GID")
 		if i >= len(want) || line != want[i] {
 			t.Errorf("got %s", line)
 		}
@@ -102,9 +104,34 @@ func TestComplaintsAreEvents(t *testing.T) {
 		var complaints *log.Logger = slog.NewLogLogger(logger.Handler(), slog.LevelWarn)
 		complaints.Print("http: panic serving")
 		logger.Debug("nothing", "operation", "Lock")
+		logger.Info("Listening on", "address", "127.0.0.1:10165") // as exporter-toolkit does
+		logger.Error("Unable to parse configuration", "err", "no such file")
 	})
-	want := `WARN   operation failed error="http: panic serving"`
-	if len(lines) != 1 || lines[0] != want {
+	want := []string{`WARN   operation failed error="http: panic serving"`, `WARN   operation failed error="Unable to parse configuration: no such file"`}
+	if !slices.Equal(lines, want) {
 		t.Errorf("got %q", lines)
+	}
+}
+
+// A guard that fails is more than a condition that changed, and a probe's failure is one of the probe.
+func TestConditionsAreEvents(t *testing.T) {
+	var text strings.Builder
+	log := journal.New(journal.Text{Writer: &text}, "")
+	board := health.NewBoard(health.Options{OnChange: func(c health.Condition) { reportCondition(log, c) }})
+	board.Set(health.Guard, health.Fail, "unguarded", "not guarded: /srv")
+	board.Set(health.Guard, health.OK, "", "")
+	board.Set(health.Container, health.OK, "", "")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := log.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`CRIT   guard violated reason=unguarded text="not guarded: /srv" next=""`, "INFO   condition changed condition=guard status=ok",
+		"INFO   condition changed condition=container status=ok",
+	} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("no %q in\n%s", want, &text)
+		}
 	}
 }

@@ -43,6 +43,7 @@ func units(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	services = append(services, "luksmediad.socket")
 	dropIns, err := filepath.Glob("*.service.d/*.conf")
 	if err != nil {
 		t.Fatal(err)
@@ -134,7 +135,8 @@ func verify(t *testing.T, docker string, dropIns ...string) string {
 	}
 	write(t, filepath.Join(dir, "docker.service"), docker)
 	cmd := exec.Command("systemd-analyze", "verify", "--man=no", "--generators=no",
-		filepath.Join(dir, "luksmediad.service"), filepath.Join(dir, "luksmediad-gate.service"), filepath.Join(dir, "docker.service"))
+		filepath.Join(dir, "luksmediad.service"), filepath.Join(dir, "luksmediad-gate.service"), filepath.Join(dir, "luksmediad.socket"),
+		filepath.Join(dir, "docker.service"))
 	said, err := cmd.CombinedOutput()
 	if err != nil {
 		return string(said) + err.Error()

@@ -851,6 +851,14 @@ func WithRequestEditorFn(fn RequestEditorFn) ClientOption {
 // The interface specification for the client above.
 type ClientInterface interface {
 
+	// GetPage The same for a browser
+	//
+	// A page with the conditions and what to type, the last probes, key sources, protection and space. It has no script, loads nothing, and
+	// asks again every 30 seconds.
+	//
+	// Corresponds with GET / (the `GetPage` operationId).
+	GetPage(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetHealthz Everything, the probes included
 	//
 	// 200 while no condition fails (a warning is not a failure), else 503. The answer is what the probes found on the daemon's timer;
@@ -935,6 +943,24 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/unlock (the `Unlock` operationId).
 	Unlock(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+}
+
+// GetPage The same for a browser
+//
+// A page with the conditions and what to type, the last probes, key sources, protection and space. It has no script, loads nothing, and
+// asks again every 30 seconds.
+//
+// Corresponds with GET / (the `GetPage` operationId).
+func (c *Client) GetPage(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetPageRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
 }
 
 // GetHealthz Everything, the probes included
@@ -1110,6 +1136,33 @@ func (c *Client) Unlock(ctx context.Context, reqEditors ...RequestEditorFn) (*ht
 		return nil, err
 	}
 	return c.Client.Do(req)
+}
+
+// NewGetPageRequest constructs an http.Request for the GetPage method
+func NewGetPageRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
 }
 
 // NewGetHealthzRequest constructs an http.Request for the GetHealthz method
@@ -1497,6 +1550,16 @@ func WithBaseURL(baseURL string) ClientOption {
 // ClientWithResponsesInterface is the interface specification for the client with responses above.
 type ClientWithResponsesInterface interface {
 
+	// GetPageWithResponse The same for a browser
+	//
+	// A page with the conditions and what to type, the last probes, key sources, protection and space. It has no script, loads nothing, and
+	// asks again every 30 seconds.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET / (the `GetPage` operationId).
+	GetPageWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetPageResponse, error)
+
 	// GetHealthzWithResponse Everything, the probes included
 	//
 	// 200 while no condition fails (a warning is not a failure), else 503. The answer is what the probes found on the daemon's timer;
@@ -1595,6 +1658,29 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/unlock (the `Unlock` operationId).
 	UnlockWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*UnlockResponse, error)
+}
+
+type GetPageResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// Status returns HTTPResponse.Status
+func (r GetPageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetPageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
 }
 
 type GetHealthzResponse struct {
@@ -1813,6 +1899,22 @@ func (r UnlockResponse) StatusCode() int {
 	return 0
 }
 
+// GetPageWithResponse The same for a browser
+//
+// A page with the conditions and what to type, the last probes, key sources, protection and space. It has no script, loads nothing, and
+// asks again every 30 seconds.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET / (the `GetPage` operationId).
+func (c *ClientWithResponses) GetPageWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetPageResponse, error) {
+	rsp, err := c.GetPage(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetPageResponse(rsp)
+}
+
 // GetHealthzWithResponse Everything, the probes included
 //
 // 200 while no condition fails (a warning is not a failure), else 503. The answer is what the probes found on the daemon's timer;
@@ -1964,6 +2066,32 @@ func (c *ClientWithResponses) UnlockWithResponse(ctx context.Context, reqEditors
 		return nil, err
 	}
 	return ParseUnlockResponse(rsp)
+}
+
+// ParseGetPageResponse parses an HTTP response from a GetPageWithResponse call
+func ParseGetPageResponse(rsp *http.Response) (*GetPageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetPageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
 }
 
 // ParseGetHealthzResponse parses an HTTP response from a GetHealthzWithResponse call
@@ -2306,6 +2434,9 @@ func ParseUnlockResponse(rsp *http.Response) (*UnlockResponse, error) {
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
+	// GetPage The same for a browser
+	// (GET /)
+	GetPage(w http.ResponseWriter, r *http.Request)
 	// GetHealthz Everything, the probes included
 	// (GET /healthz)
 	GetHealthz(w http.ResponseWriter, r *http.Request, params GetHealthzParams)
@@ -2335,6 +2466,12 @@ type ServerInterface interface {
 // Unimplemented server implementation that returns http.StatusNotImplemented for each endpoint.
 
 type Unimplemented struct{}
+
+// GetPage The same for a browser
+// (GET /)
+func (_ Unimplemented) GetPage(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
 
 // GetHealthz Everything, the probes included
 // (GET /healthz)
@@ -2392,6 +2529,20 @@ type ServerInterfaceWrapper struct {
 }
 
 type MiddlewareFunc func(http.Handler) http.Handler
+
+// GetPage operation middleware
+func (siw *ServerInterfaceWrapper) GetPage(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetPage(w, r)
+	}))
+
+	for i := len(siw.HandlerMiddlewares) - 1; i >= 0; i-- {
+		handler = siw.HandlerMiddlewares[i](handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
 
 // GetHealthz operation middleware
 func (siw *ServerInterfaceWrapper) GetHealthz(w http.ResponseWriter, r *http.Request) {
@@ -2727,6 +2878,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	}
 
 	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/", wrapper.GetPage)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/livez", wrapper.GetLivez)
 	})
 	r.Group(func(r chi.Router) {
@@ -2765,6 +2919,50 @@ type RefusedApplicationProblemPlusJSONResponse Problem
 
 type UnhealthyApplicationHealthPlusJSONResponse Health
 type UnhealthyTextResponse string
+
+type GetPageRequestObject struct {
+}
+
+type GetPageResponseObject interface {
+	VisitGetPageResponse(w http.ResponseWriter) error
+}
+
+type GetPage200TextHTMLResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response GetPage200TextHTMLResponse) VisitGetPageResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/html")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type GetPagedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetPagedefaultApplicationProblemPlusJSONResponse) VisitGetPageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
 
 type GetHealthzRequestObject struct {
 	Params GetHealthzParams
@@ -3310,6 +3508,9 @@ func (response UnlockdefaultApplicationProblemPlusJSONResponse) VisitUnlockRespo
 
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
+	// GetPage The same for a browser
+	// (GET /)
+	GetPage(ctx context.Context, request GetPageRequestObject) (GetPageResponseObject, error)
 	// GetHealthz Everything, the probes included
 	// (GET /healthz)
 	GetHealthz(ctx context.Context, request GetHealthzRequestObject) (GetHealthzResponseObject, error)
@@ -3373,6 +3574,30 @@ type strictHandler struct {
 	ssi         StrictServerInterface
 	middlewares []StrictMiddlewareFunc
 	options     StrictHTTPServerOptions
+}
+
+// GetPage operation middleware
+func (sh *strictHandler) GetPage(w http.ResponseWriter, r *http.Request) {
+	var request GetPageRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetPage(ctx, request.(GetPageRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetPage")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetPageResponseObject); ok {
+		if err := validResponse.VisitGetPageResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
 }
 
 // GetHealthz operation middleware

@@ -20,6 +20,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if kind := os.Getenv(activatedEnv); kind != "" {
+		serveActivated(kind == "authenticated")
+		return
+	}
 	registerDecoders()
 	goleak.VerifyTestMain(m)
 }

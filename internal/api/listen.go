@@ -45,6 +45,11 @@ func ListenLoopback(ctx context.Context, address string) (net.Listener, error) {
 	return new(net.ListenConfig).Listen(ctx, "tcp", address)
 }
 
+// ListenAnywhere listens on any TCP address, for [Server.ServeAuthenticated].
+func ListenAnywhere(ctx context.Context, address string) (net.Listener, error) {
+	return new(net.ListenConfig).Listen(ctx, "tcp", address)
+}
+
 // ListenControl listens on a Unix socket at path, mode 0660, in a directory of mode 0750. Both belong to the group if there is one of
 // that name and the caller is root. The directory is made if it is missing, its parent is not. A socket that nobody listens on any
 // more, left by a daemon that was killed, is replaced; one that is alive is ErrInUse; anything else there is ErrForeign.

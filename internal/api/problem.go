@@ -16,6 +16,7 @@ const (
 	classBodyTooLarge     Class = "body_too_large"
 	classBodyNotJSON      Class = "body_not_json"
 	classHostRefused      Class = "host_refused"
+	classUnauthenticated  Class = "unauthenticated"
 	classInternal         Class = "internal"
 )
 

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/exporter-toolkit/web"
 	"golang.org/x/sys/unix"
 )
 
@@ -40,12 +41,30 @@ func (s *Server) ServeReadOnly(ctx context.Context, listener net.Listener) error
 	return s.serve(ctx, listener, s.ReadOnly, loopbackLimits())
 }
 
+// ServeAuthenticated answers on any TCP address, with the TLS and to those whom a web configuration of Prometheus' exporter-toolkit
+// names, a file that is read anew for each connection and request. One that lets everybody in is refused, at once and later.
+func (s *Server) ServeAuthenticated(ctx context.Context, listener net.Listener, webConfig string) error {
+	if err := CheckWebConfig(webConfig); err != nil {
+		listener.Close()
+		return err
+	}
+	handler := chain(s.authenticated, noStore, requireAuthentication(webConfig))
+	return s.serveBy(ctx, listener, handler, loopbackLimits(), func(server *http.Server, listener net.Listener) error {
+		return web.Serve(listener, server, &web.FlagConfig{WebConfigFile: &webConfig}, s.logger)
+	})
+}
+
 // ServeControl answers on the control socket until ctx ends, then lets running requests finish. It closes the listener.
 func (s *Server) ServeControl(ctx context.Context, listener net.Listener) error {
 	return s.serve(ctx, listener, s.Control, controlLimits())
 }
 
 func (s *Server) serve(ctx context.Context, listener net.Listener, handler http.Handler, lim limits) error {
+	return s.serveBy(ctx, listener, handler, lim, (*http.Server).Serve)
+}
+
+func (s *Server) serveBy(ctx context.Context, listener net.Listener, handler http.Handler, lim limits,
+	serve func(*http.Server, net.Listener) error) error {
 	server := &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: lim.header,
@@ -59,7 +78,7 @@ func (s *Server) serve(ctx context.Context, listener net.Listener, handler http.
 		ConnContext: withPeer,
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(limitConns(listener, lim.conns)) }()
+	go func() { ended <- serve(server, limitConns(listener, lim.conns)) }()
 	select {
 	case err := <-ended:
 		return fmt.Errorf("cannot serve on %s: %w", listener.Addr(), err)

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +24,8 @@ type Server struct {
 	ReadOnly http.Handler
 	// Control is for the Unix socket, whose permissions say who may.
 	Control http.Handler
+	// authenticated is for TCP where everybody is known who gets this far: no page of a rebound name has their password.
+	authenticated http.Handler
 
 	logger *slog.Logger
 }
@@ -34,7 +36,9 @@ func New(backend Backend, logger *slog.Logger) *Server {
 	return &Server{
 		ReadOnly: chain(routes, noStore, allowHosts, refuseOrigins, refuseActions, readBody(bodyDeadline)),
 		Control:  chain(routes, noStore, refuseOrigins, readBody(bodyDeadline)),
-		logger:   logger,
+
+		authenticated: chain(routes, noStore, refuseOrigins, refuseActions, readBody(bodyDeadline)),
+		logger:        logger,
 	}
 }
 
@@ -43,7 +47,7 @@ func newRouter(backend Backend, logger *slog.Logger) http.Handler {
 	router.Use(chimiddleware.GetHead)
 	router.NotFound(notFound)
 	router.MethodNotAllowed(methodNotAllowed)
-	strict := NewStrictHandlerWithOptions(operations{backend}, []StrictMiddlewareFunc{withRequest, logActions(logger)}, StrictHTTPServerOptions{
+	strict := NewStrictHandlerWithOptions(operations{backend, newPage(backend.Status, failWith(backend.Explain))}, []StrictMiddlewareFunc{withRequest, logActions(logger)}, StrictHTTPServerOptions{
 		RequestErrorHandlerFunc:  badRequest,
 		ResponseErrorHandlerFunc: failWith(backend.Explain),
 	})
@@ -127,7 +131,10 @@ func requestAttrs(ctx context.Context, operation string, took time.Duration, err
 }
 
 // operations fills the interface that was generated from the description.
-type operations struct{ backend Backend }
+type operations struct {
+	backend Backend
+	page    page
+}
 
 var _ StrictServerInterface = operations{}
 
@@ -146,10 +153,15 @@ func (s served) visit(w http.ResponseWriter) error {
 	return nil
 }
 
+func (s served) VisitGetPageResponse(w http.ResponseWriter) error    { return s.visit(w) }
 func (s served) VisitGetLivezResponse(w http.ResponseWriter) error   { return s.visit(w) }
 func (s served) VisitGetReadyzResponse(w http.ResponseWriter) error  { return s.visit(w) }
 func (s served) VisitGetHealthzResponse(w http.ResponseWriter) error { return s.visit(w) }
 func (s served) VisitGetMetricsResponse(w http.ResponseWriter) error { return s.visit(w) }
+
+func (o operations) GetPage(ctx context.Context, _ GetPageRequestObject) (GetPageResponseObject, error) {
+	return serveBy(ctx, o.page), nil
+}
 
 func (o operations) GetLivez(ctx context.Context, r GetLivezRequestObject) (GetLivezResponseObject, error) {
 	return serveBy(ctx, o.backend.Health.Handler(health.Livez)), checkHealthQuery(r.Params.Verbose, r.Params.Exclude)
@@ -235,14 +247,29 @@ func checkHealthQuery(verbose Flag, exclude []string) error {
 	return nil
 }
 
+// checkMembers takes an object with no other members than these. encoding/json would take Stop_Services for stop_services.
+func checkMembers(data []byte, known ...string) error {
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(data, &members); err != nil {
+		return err
+	}
+	for name := range members {
+		if !slices.Contains(known, name) {
+			return fmt.Errorf("unknown member %q", name)
+		}
+	}
+	return nil
+}
+
 // UnmarshalJSON takes exactly what the description allows: a misspelt member must not mean "false".
 func (r *LockRequest) UnmarshalJSON(data []byte) error {
 	var request struct {
 		StopServices *bool `json:"stop_services"`
 	}
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&request); err != nil {
+	if err := checkMembers(data, "stop_services"); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, &request); err != nil {
 		return err
 	}
 	if request.StopServices == nil {

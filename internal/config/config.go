@@ -91,7 +91,8 @@ type Synapse struct {
 
 // HTTP is the read-only listener.
 type HTTP struct {
-	Listen string `yaml:"listen"` // IP address and port; a loopback address
+	Listen    string `yaml:"listen"`               // IP address and port; a loopback address unless there is a WebConfig
+	WebConfig string `yaml:"web_config,omitempty"` // TLS and authentication, a file of Prometheus' exporter-toolkit
 }
 
 // withDefaults is the configuration without stores and before anything is derived from what the file says.

@@ -60,7 +60,14 @@ func (c *Config) read(v value) {
 		"stores": func(v value) { v.list("[{path: "+examplePath+"}]", c.readStore) },
 		"unlock": c.readUnlock,
 		"probes": c.Probes.read,
-		"http":   func(v value) { v.mapping(fields{"listen": parsed(&c.HTTP.Listen, "127.0.0.1:10165", parseListen)}) },
+		"http":   c.HTTP.read,
+	})
+}
+
+func (http *HTTP) read(v value) {
+	v.mapping(fields{
+		"listen":     parsed(&http.Listen, exampleListen, parseListen),
+		"web_config": parsed(&http.WebConfig, exampleWebConfig, parsePath),
 	})
 }
 

@@ -1,6 +1,9 @@
 package config
 
-import "fmt"
+import (
+	"fmt"
+	"net/netip"
+)
 
 // validate checks what concerns more than one value. Values that are wrong by themselves are reported already and are
 // empty here.
@@ -9,6 +12,7 @@ func (c *Config) validate(d *document) {
 	c.checkContainer(d)
 	c.checkSources(d)
 	c.checkProbes(d)
+	c.checkHTTP(d)
 	if c.Volume.Filesystem == XFS && c.Volume.Size < minXFS {
 		d.report("volume.size", "1GiB", "%q is less than xfs needs, %v", c.Volume.Size, minXFS)
 	}
@@ -164,4 +168,18 @@ func (c *Config) checkProbes(d *document) {
 		}
 	}
 	d.report("probes.synapse.store", c.Stores[0].Name, "%q is not the name of a store", c.Probes.Synapse.Store)
+}
+
+const (
+	exampleListen    = "127.0.0.1:10165"
+	exampleWebConfig = "/etc/luksmediad/web.yaml"
+)
+
+// checkHTTP keeps a listener without authentication on this machine.
+func (c *Config) checkHTTP(d *document) {
+	c.checkOutsideStores(d, "http.web_config", c.HTTP.WebConfig, exampleWebConfig)
+	address, err := netip.ParseAddrPort(c.HTTP.Listen)
+	if err == nil && !address.Addr().IsLoopback() && c.HTTP.WebConfig == "" && !d.reported("http.web_config") {
+		d.report("http.listen", exampleListen, "%q is not a loopback address, and there is no http.web_config to authenticate who asks", c.HTTP.Listen)
+	}
 }

@@ -168,14 +168,11 @@ func parseURL(text string) (string, error) {
 	return strings.TrimSuffix(text, "/"), nil
 }
 
-// parseListen takes loopback addresses only: the listener has no authentication.
 func parseListen(text string) (string, error) {
 	address, err := netip.ParseAddrPort(text)
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("%s is not an IP address and a port", quote(text))
-	case !address.Addr().IsLoopback():
-		return "", fmt.Errorf("%s is not a loopback address", quote(text))
 	case address.Port() == 0:
 		return "", fmt.Errorf("%s has port 0", quote(text))
 	}

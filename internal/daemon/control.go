@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"luksmediad/internal/api"
+	"luksmediad/internal/journal"
 	"luksmediad/pkg/health"
 )
 
@@ -54,7 +55,13 @@ func (d *Daemon) stopServices(ctx context.Context) (stopped []string, err error)
 	if stopped, err = d.Gate.Running(ctx); err != nil {
 		return nil, err
 	}
-	return stopped, d.Gate.Stop(ctx)
+	if err := d.Gate.Stop(ctx); err != nil {
+		return stopped, err
+	}
+	for _, unit := range stopped {
+		d.Journal.Emit(journal.ServiceStopped, journal.F("SERVICE", unit))
+	}
+	return stopped, nil
 }
 
 // RunProbe runs one probe out of turn; see [api.Controller].

@@ -31,12 +31,14 @@ type Gate interface {
 	// Stop stops these services, then the gate.
 	Stop(ctx context.Context) error
 	// Resume starts the enabled services that are not active: those that gave up waiting for the gate.
-	Resume(ctx context.Context) error
+	Resume(ctx context.Context) (started []string, err error)
 }
 
 // Assessor finds out what the keys protect the container against; [volume.Volume] does. It may hang with a disk or a server.
 type Assessor interface {
 	Protection() volume.Protection
+	// Kept is what the record says of the keyslots and their copy.
+	Kept() volume.Kept
 }
 
 // Notifier tells the service manager how far the daemon is (sd_notify(3)).
@@ -92,8 +94,8 @@ type Daemon struct {
 	retry   <-chan time.Time
 	// ready: READY=1 was sent; it is sent once.
 	ready bool
-	// gateOpen: what requires the gate may run.
-	gateOpen bool
+	// gateOpen: what requires the gate may run. gateShut: it was told that it may not.
+	gateOpen, gateShut bool
 	// late: something may have given up waiting for the gate, or was stopped for a lock.
 	late bool
 	// kept: a lock failed; what was stopped for it stays down until somebody asks for the volume.
@@ -225,7 +227,8 @@ func (d *Daemon) advance(ctx context.Context, e event) error {
 		go func() { d.outcomes <- d.close(ctx) }()
 	case waiting:
 		wait := d.backoff.NextBackOff()
-		d.gateOpen, d.late = false, !d.kept
+		d.late = !d.kept
+		d.closeGate()
 		d.retry = time.After(wait)
 		d.Journal.Emit(journal.RetryScheduled, journal.F("SECONDS", int(wait.Seconds())))
 	case serving:
@@ -256,8 +259,7 @@ func (d *Daemon) settle(ctx context.Context, o outcome) {
 	case serving:
 		d.openGate(ctx)
 	case locked:
-		d.gateOpen = false
-		d.Journal.Emit(journal.GateClosed)
+		d.closeGate()
 	}
 	waiters := d.waiters
 	d.waiters = nil
@@ -285,7 +287,7 @@ func (d *Daemon) openGate(ctx context.Context) {
 	if !d.gateOpen {
 		d.Journal.Emit(journal.GateOpened)
 	}
-	d.gateOpen = true
+	d.gateOpen, d.gateShut = true, false
 	if !d.ready {
 		d.Notifier.Notify("READY=1")
 		d.ready = true
@@ -294,6 +296,20 @@ func (d *Daemon) openGate(ctx context.Context) {
 		d.late = false
 		go d.resume(ctx)
 	}
+}
+
+// closeGate tells once why what requires the gate does not start: whoever asks Docker's journal finds it there.
+func (d *Daemon) closeGate() {
+	d.gateOpen = false
+	if d.gateShut {
+		return
+	}
+	d.gateShut = true
+	var fields []journal.Field
+	if c, ok := d.firstFailure(); ok {
+		fields = []journal.Field{journal.F("CONDITION", c.Code), journal.F("REASON", c.Reason), journal.F("TEXT", c.Text), journal.F("NEXT", c.Next)}
+	}
+	d.Journal.Emit(journal.GateClosed, fields...)
 }
 
 // lockIsWanted: somebody is about to lock the volume and must not find started what was stopped for it.

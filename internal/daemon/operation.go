@@ -101,7 +101,11 @@ func (d *Daemon) close(ctx context.Context) outcome {
 
 // resume starts what would have come up behind the gate at boot.
 func (d *Daemon) resume(ctx context.Context) {
-	if err := d.Gate.Resume(ctx); err != nil {
+	started, err := d.Gate.Resume(ctx)
+	for _, unit := range started {
+		d.Journal.Emit(journal.ServiceStarted, journal.F("SERVICE", unit))
+	}
+	if err != nil {
 		d.Journal.Emit(journal.ServicesFailed, journal.F("ERROR", err.Error()))
 	}
 }

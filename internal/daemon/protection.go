@@ -20,7 +20,12 @@ func (d *Daemon) assess() {
 		return
 	}
 	found := make(chan volume.Protection, 1)
-	go func() { found <- d.Assessor.Protection() }()
+	go func() {
+		kept := d.Assessor.Kept()
+		d.Collector.SetKeyslots(kept.Purposes)
+		d.Collector.SetHeaderBackup(kept.HeaderBackup)
+		found <- d.Assessor.Protection()
+	}()
 	go func() {
 		defer d.assessing.Store(false)
 		select {

@@ -9,6 +9,7 @@ import (
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
 )
 
 // Reasons of conditions that are no failure of a step.
@@ -51,8 +52,11 @@ func (d *Daemon) reportFailure(err error) {
 		step = failed.Step
 	}
 	event := journal.OpenFailed
-	if errors.Is(err, unlock.ErrNoKeyFits) {
+	switch {
+	case errors.Is(err, unlock.ErrNoKeyFits):
 		event = journal.NoKeyFits
+	case isForeign(err):
+		event = journal.ForeignRefused
 	}
 	d.Journal.Emit(event, journal.F("STEP", string(step)), journal.F("REASON", explanation.Class),
 		journal.F("ERROR", err.Error()), journal.F("NEXT", explanation.Next))
@@ -61,6 +65,13 @@ func (d *Daemon) reportFailure(err error) {
 	}
 	d.reportSteps(step, health.Reason(explanation.Class), err.Error())
 	d.Board.Set(health.Gate, health.Fail, reasonNotOpen, "the volume is not open")
+}
+
+// isForeign: what is there was not made by luksmediad, or is not what it has recorded.
+func isForeign(err error) bool {
+	foreign := []error{volume.ErrContainerForeign, volume.ErrLoopForeign, volume.ErrFilesystemForeign, volume.ErrMountForeign,
+		unlock.ErrForeignMapping, luks2.ErrPinMismatch}
+	return slices.ContainsFunc(foreign, func(class error) bool { return errors.Is(err, class) })
 }
 
 // reportSteps reports the condition of the failed step, those before it as holding and those after it as unknown. Each

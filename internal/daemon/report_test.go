@@ -125,6 +125,31 @@ func TestRetriesAreNoNews(t *testing.T) {
 	}
 }
 
+// What is foreign is an event of its own, and the gate's journal says once why the gate is closed, however often opening is tried.
+func TestWhyTheGateIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.volume.failsAt(volume.StepContainer, fmt.Errorf("cannot use it: %w", volume.ErrContainerForeign))
+		s.start(t)
+		s.after(30 * time.Second)
+		if events := s.record.having("event foreign_refused"); len(events) < 3 {
+			t.Errorf("%v", events)
+		}
+		closed := s.record.having("event gate_closed")
+		if len(closed) != 1 || !strings.Contains(closed[0], "{CONDITION container}") || !strings.Contains(closed[0], volume.ErrContainerForeign.Error()) {
+			t.Errorf("%v", closed)
+		}
+		s.volume.gives(opened())
+		s.after(time.Minute)
+		s.volume.failsAt(volume.StepMount, errBroken)
+		s.mounts.set(errBroken)
+		s.after(2 * time.Minute)
+		if closed := s.record.having("event gate_closed"); len(closed) != 2 {
+			t.Errorf("opened in between: %v", closed)
+		}
+	})
+}
+
 // How each key source fared stays to be seen after another one has opened the volume.
 func TestSources(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -173,7 +198,7 @@ func (s *site) metrics(t *testing.T) string {
 	var text strings.Builder
 	for _, family := range families {
 		if name := family.GetName(); strings.HasPrefix(name, "luksmediad_unlock") || strings.HasPrefix(name, "luksmediad_container") ||
-			name == "luksmediad_protection" {
+			name == "luksmediad_protection" || name == "luksmediad_keyslots" || name == "luksmediad_header_backup_timestamp_seconds" {
 			if _, err := expfmt.MetricFamilyToText(&text, family); err != nil {
 				t.Fatal(err)
 			}

@@ -92,6 +92,10 @@ type scriptedKeys struct {
 
 func (k *scriptedKeys) Protection() volume.Protection { return k.found.get()() }
 
+func (k *scriptedKeys) Kept() volume.Kept {
+	return volume.Kept{Purposes: []string{"recovery", "tpm2", "keyfile"}, HeaderBackup: time.Unix(1_790_000_000, 0)}
+}
+
 // slow keeps the look at the keys from happening at the same time as something else.
 func (k *scriptedKeys) slow() {
 	k.found.set(func() volume.Protection {
@@ -159,6 +163,7 @@ func newSite() *site {
 		levels = append(levels, string(level))
 	}
 	s.Collector.ExpectProtection(levels...)
+	s.Collector.ExpectKeyslots(volume.Purposes()...)
 	s.verify = func(*volume.Opened) error { return s.mounts.get() }
 	s.mapped = s.mapping.get
 	return s
@@ -342,9 +347,12 @@ func (g *scriptedGate) Stop(ctx context.Context) error {
 	return g.fails.get()
 }
 
-func (g *scriptedGate) Resume(context.Context) error {
+func (g *scriptedGate) Resume(context.Context) ([]string, error) {
 	g.record.add("gate resume")
-	return g.fails.get()
+	if err := g.fails.get(); err != nil {
+		return nil, err
+	}
+	return []string{"docker.service"}, nil
 }
 
 // scriptedProbe succeeds unless a test says otherwise.

@@ -95,14 +95,21 @@ func (d *Daemon) reportStatus() {
 	if seen.step != "" {
 		line += ": " + string(seen.step)
 	}
-	for _, c := range d.Board.Snapshot() {
-		if seen.phase == waiting && c.Status == health.Fail && !c.Hidden() {
-			line += ": " + c.Text
-			if c.Next != "" {
-				line += "; type: " + c.Next
-			}
-			break
+	if c, failing := d.firstFailure(); failing && seen.phase == waiting {
+		line += ": " + c.Text
+		if c.Next != "" {
+			line += "; type: " + c.Next
 		}
 	}
 	d.Notifier.Notify("STATUS=" + line)
+}
+
+// firstFailure is the condition that fails first and is the consequence of no other one.
+func (d *Daemon) firstFailure() (health.Condition, bool) {
+	snapshot := d.Board.Snapshot()
+	at := slices.IndexFunc(snapshot, func(c health.Condition) bool { return c.Status == health.Fail && !c.Hidden() })
+	if at < 0 {
+		return health.Condition{}, false
+	}
+	return snapshot[at], true
 }

@@ -16,6 +16,7 @@ const (
 	identifier = "luksmediad"
 	prefix     = "LUKSMEDIAD_"
 	mapping    = "MAPPING" // the field that names the mapping, without its prefix
+	unitField  = "SERVICE" // the same for a unit
 
 	maxValue = 4096 // bytes of a field's value
 )
@@ -86,11 +87,20 @@ func (e Entry) objectUnit() string {
 	switch e.Event.definition().object {
 	case docker:
 		return "docker.service"
+	case service:
+		return e.field(unitField)
 	case cryptsetup:
-		at := slices.IndexFunc(e.Fields, func(f Field) bool { return f.key == mapping })
-		if at >= 0 {
-			return "systemd-cryptsetup@" + unit.UnitNameEscape(e.Fields[at].value) + ".service"
+		if name := e.field(mapping); name != "" {
+			return "systemd-cryptsetup@" + unit.UnitNameEscape(name) + ".service"
 		}
 	}
 	return ""
+}
+
+func (e Entry) field(key string) string {
+	at := slices.IndexFunc(e.Fields, func(f Field) bool { return f.key == key })
+	if at < 0 {
+		return ""
+	}
+	return e.Fields[at].value
 }

@@ -69,6 +69,7 @@ const (
 	noObject   object = iota
 	cryptsetup        // systemd-cryptsetup@MAPPING.service
 	docker            // docker.service
+	service           // the unit that LUKSMEDIAD_SERVICE names
 )
 
 // definition is what is constant about an event. Its text, for the journal's catalog, may name fields as @FIELD@.
@@ -122,7 +123,7 @@ var definitions = [eventCount]definition{
 			"Nothing was repaired.",
 	},
 	ForeignRefused: {
-		"foreign_refused", "fed321efa1bf4cf4a28cc0d8ce236092", Error, noObject, "something foreign refused",
+		"foreign_refused", "fed321efa1bf4cf4a28cc0d8ce236092", Error, cryptsetup, "something foreign refused",
 		"What stands where luksmediad expects something of its own was not made by it or differs from what it recorded. " +
 			"It was left untouched.",
 	},
@@ -177,7 +178,8 @@ var definitions = [eventCount]definition{
 	},
 	GuardViolated: {
 		"guard_violated", "1f3d284a15164966b5217481a3dffbaa", Critical, noObject, "guard violated",
-		"The bare directory below a store could be written to. Files may lie in clear text where the volume should be.",
+		"The bare directory below a store is not guarded, or cannot be: it could be written to. Files may lie in clear text where the " +
+			"volume should be.",
 	},
 	GateOpened: {
 		"gate_opened", "1804f27492ea4428932aeb96ce46d888", Notice, docker, "gate opened",
@@ -185,15 +187,15 @@ var definitions = [eventCount]definition{
 	},
 	GateClosed: {
 		"gate_closed", "37e6350d008d4d3f85e1d2817bbbc6cb", Warning, docker, "gate closed",
-		"A store is not there or not writable. What requires luksmediad-gate.service does not start.",
+		"A store is not there or not writable: @LUKSMEDIAD_TEXT@. What requires luksmediad-gate.service does not start.",
 	},
 	ServiceStopped: {
-		"service_stopped", "c4e8b6668cc14099b2ef25be46887ebf", Notice, noObject, "service of a store stopped",
-		"luksmediad stopped a service because it uses a store.",
+		"service_stopped", "c4e8b6668cc14099b2ef25be46887ebf", Notice, service, "service of a store stopped",
+		"luksmediad stopped @LUKSMEDIAD_SERVICE@ because it uses a store and the volume is to be locked.",
 	},
 	ServiceStarted: {
-		"service_started", "3cfc4c199c754c649c78dbc6e89dacd6", Notice, noObject, "service of a store started",
-		"luksmediad started a service that uses a store.",
+		"service_started", "3cfc4c199c754c649c78dbc6e89dacd6", Notice, service, "service of a store started",
+		"luksmediad started @LUKSMEDIAD_SERVICE@, which uses a store and had given up waiting for the gate.",
 	},
 	ServicesFailed: {
 		"services_failed", "e23c93d0ecab4e7198e3ec020ce59d09", Error, noObject, "service of a store failed",

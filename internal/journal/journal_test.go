@@ -143,6 +143,8 @@ func TestObjectUnit(t *testing.T) {
 		{GateOpened, nil, "docker.service"},
 		{GateClosed, []Field{media}, "docker.service"},
 		{Mounted, []Field{media}, ""},
+		{ServiceStopped, []Field{F("SERVICE", "docker.service")}, "docker.service"},
+		{ServiceStarted, []Field{F("SERVICE", "matrix-synapse.service")}, "matrix-synapse.service"},
 	}
 	for _, test := range tests {
 		if got := (Entry{Event: test.event, Fields: test.fields}).variables()["OBJECT_SYSTEMD_UNIT"]; got != test.want {

@@ -39,14 +39,19 @@ func (g Gate) Stop(ctx context.Context) error {
 }
 
 // Resume starts the enabled requirers that are not active: those that gave up waiting for the gate. It does not wait for
-// the gate's own sake only: each of them pulls it in.
-func (g Gate) Resume(ctx context.Context) error {
-	return g.eachRequirer(ctx, func(units *Units, unit string, state UnitState) error {
+// the gate's own sake only: each of them pulls it in. It returns those that were started, also beside an error about others.
+func (g Gate) Resume(ctx context.Context) (started []string, err error) {
+	err = g.eachRequirer(ctx, func(units *Units, unit string, state UnitState) error {
 		if state.File != "enabled" || state.Active != "inactive" && state.Active != "failed" {
 			return nil
 		}
-		return units.Start(ctx, unit)
+		err := units.Start(ctx, unit)
+		if err == nil {
+			started = append(started, unit)
+		}
+		return err
 	})
+	return started, err
 }
 
 func (g Gate) eachRequirer(ctx context.Context, do func(*Units, string, UnitState) error) error {

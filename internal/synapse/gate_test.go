@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -176,8 +177,9 @@ func TestRunning(t *testing.T) {
 // What gave up waiting is started: enabled, and not running. What nobody enabled, or somebody stopped, is not.
 func TestResume(t *testing.T) {
 	m := startServiceManager(t, requirers())
-	if err := gate().Resume(t.Context()); err != nil {
-		t.Error(err)
+	started, err := gate().Resume(t.Context())
+	if diff := cmp.Diff([]string{"broken.service", "stopped.service"}, started); err != nil || diff != "" {
+		t.Error(err, diff)
 	}
 	if diff := cmp.Diff([]string{"start broken.service", "start stopped.service"}, m.seen()); diff != "" {
 		t.Error(diff)
@@ -188,8 +190,9 @@ func TestResume(t *testing.T) {
 func TestResumeGoesOn(t *testing.T) {
 	m := startServiceManager(t, requirers())
 	m.failing("broken.service", "failed")
-	if err := gate().Resume(t.Context()); !errors.Is(err, ErrJobFailed) || !strings.Contains(err.Error(), "broken.service") {
-		t.Errorf("got %v", err)
+	started, err := gate().Resume(t.Context())
+	if !errors.Is(err, ErrJobFailed) || !strings.Contains(err.Error(), "broken.service") || !slices.Equal(started, []string{"stopped.service"}) {
+		t.Errorf("got %v, %v", started, err)
 	}
 	if jobs := m.seen(); len(jobs) != 2 {
 		t.Error(jobs)

@@ -1,6 +1,7 @@
 package health
 
 import (
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -16,11 +17,25 @@ const namespace = "luksmediad"
 type Collector struct {
 	board      *Board
 	gauges     []boardGauge
-	conditions *prometheus.Desc
+	conditions []conditionGauge
+	staleAfter *prometheus.Desc
 	probes     probeMetrics
 	unlocks    unlockMetrics
 	container  containerMetrics
 	protection *protectionMetrics
+	dropped    droppedMetric
+}
+
+// conditionGauge is 1 for each condition of which it is true.
+type conditionGauge struct {
+	desc  *prometheus.Desc
+	value func(Condition) bool
+}
+
+// droppedMetric counts what a logger has dropped.
+type droppedMetric struct {
+	desc  *prometheus.Desc
+	count func() uint64
 }
 
 // boardGauge is 1 if its condition holds.
@@ -52,8 +67,11 @@ type protectionMetrics struct {
 }
 
 type containerMetrics struct {
-	size prometheus.Gauge
-	info *prometheus.GaugeVec
+	size     prometheus.Gauge
+	info     *prometheus.GaugeVec
+	keyslots *prometheus.GaugeVec
+	purposes []string // of keyslots
+	backup   prometheus.Gauge
 }
 
 // NewCollector makes the collector of a Board. unlockReasons is the closed set of reasons that
@@ -62,12 +80,16 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 	c := &Collector{
 		board:      board,
 		gauges:     boardGauges(),
-		conditions: prometheus.NewDesc(namespace+"_condition", "Whether the condition holds, as of its last report; 0 also if it only degrades or is unknown.", []string{"code"}, nil),
-		probes:     newProbeMetrics(),
-		unlocks:    newUnlockMetrics(),
-		container:  newContainerMetrics(),
+		conditions: conditionGauges(),
+		staleAfter: prometheus.NewDesc(namespace+"_probe_stale_after_seconds", "How old the last result of the probe may get before it counts as a failure.",
+			[]string{"probe"}, nil),
+		probes:    newProbeMetrics(),
+		unlocks:   newUnlockMetrics(),
+		container: newContainerMetrics(),
 		protection: &protectionMetrics{desc: prometheus.NewDesc(namespace+"_protection", "What the keys protect the container against; all 0 while that is not known.",
 			[]string{"level"}, nil)},
+		dropped: droppedMetric{prometheus.NewDesc(namespace+"_log_dropped_total", "Events that did not reach the journal.", nil, nil),
+			func() uint64 { return 0 }},
 	}
 	for _, condition := range board.Snapshot() {
 		if condition.Probed {
@@ -78,6 +100,20 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 		c.unlocks.failures.WithLabelValues(reason)
 	}
 	return c
+}
+
+func conditionGauges() []conditionGauge {
+	gauge := func(name, help string, value func(Condition) bool) conditionGauge {
+		return conditionGauge{prometheus.NewDesc(namespace+"_"+name, help, []string{"code"}, nil), value}
+	}
+	return []conditionGauge{
+		gauge("condition", "Whether the condition holds, as of its last report; 0 also if it only degrades or is unknown.",
+			func(c Condition) bool { return c.Status == OK }),
+		gauge("condition_failed", "Whether the condition fails, as of its last report, and is no mere consequence of another one.",
+			func(c Condition) bool { return c.cost() == Fail && !c.Hidden() }),
+		gauge("condition_degraded", "Whether the condition does not hold, as of its last report, but is only a warning, and no mere consequence.",
+			func(c Condition) bool { return c.cost() == Warn && !c.Hidden() }),
+	}
 }
 
 func boardGauges() []boardGauge {
@@ -91,8 +127,29 @@ func boardGauges() []boardGauge {
 		gauge("ready", "Whether /readyz answers 200.", (*Board).Ready),
 		gauge("unlocked", "Whether the container is unlocked.", holds(Unlock)),
 		gauge("mounted", "Whether the volume and its stores are mounted.", holds(Mount)),
+		gauge("mount_readonly", "Whether the last run of the write probe found the volume read-only.", (*Board).readOnly),
 		gauge("gate_open", "Whether services may start.", holds(Gate)),
 	}
+}
+
+// readOnly says whether the filesystem takes no writes; ext4 has a state of its own for that since Linux 6.15.
+func (b *Board) readOnly() bool {
+	return slices.ContainsFunc(b.Snapshot(), func(c Condition) bool {
+		return c.Code == Write && c.Status == Fail && (c.Reason == ReasonReadOnly || c.Reason == "emergency_ro")
+	})
+}
+
+// staleAfter gives for each probe that is expected how old its outcome may get.
+func (b *Board) staleAfter() map[Code]time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	ages := map[Code]time.Duration{}
+	for _, e := range b.entries {
+		if e.maxAge > 0 {
+			ages[e.code] = e.maxAge
+		}
+	}
+	return ages
 }
 
 // holds says whether a condition holds, perhaps with a warning.
@@ -154,6 +211,12 @@ func newContainerMetrics() containerMetrics {
 		info: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: namespace, Name: "container_info", Help: "How the container is encrypted; always 1.",
 		}, []string{"cipher", "sector_bytes"}),
+		keyslots: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Namespace: namespace, Name: "keyslots", Help: "Keyslots that luksmediad made, as last seen in its record.",
+		}, []string{"purpose"}),
+		backup: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Name: "header_backup_timestamp_seconds", Help: "When header and keyslots were last copied, 0 if never.",
+		}),
 	}
 }
 
@@ -174,8 +237,12 @@ func (c *Collector) Describe(descs chan<- *prometheus.Desc) {
 	for _, g := range c.gauges {
 		descs <- g.desc
 	}
-	descs <- c.conditions
+	for _, g := range c.conditions {
+		descs <- g.desc
+	}
+	descs <- c.staleAfter
 	descs <- c.protection.desc
+	descs <- c.dropped.desc
 	for _, part := range c.parts() {
 		part.Describe(descs)
 	}
@@ -187,10 +254,15 @@ func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
 		metrics <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, number01(g.value(c.board)))
 	}
 	for _, condition := range c.board.Snapshot() {
-		metrics <- prometheus.MustNewConstMetric(c.conditions, prometheus.GaugeValue,
-			number01(condition.Status == OK), string(condition.Code))
+		for _, g := range c.conditions {
+			metrics <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, number01(g.value(condition)), string(condition.Code))
+		}
+	}
+	for code, age := range c.board.staleAfter() {
+		metrics <- prometheus.MustNewConstMetric(c.staleAfter, prometheus.GaugeValue, age.Seconds(), string(code))
 	}
 	c.protection.collect(metrics)
+	metrics <- prometheus.MustNewConstMetric(c.dropped.desc, prometheus.CounterValue, float64(c.dropped.count()))
 	for _, part := range c.parts() {
 		part.Collect(metrics)
 	}
@@ -200,7 +272,7 @@ func (c *Collector) parts() []prometheus.Collector {
 	return []prometheus.Collector{
 		c.probes.success, c.probes.runs, c.probes.failures, c.probes.duration, c.probes.lastRun, c.probes.lastSuccess,
 		c.unlocks.attempts, c.unlocks.failures, c.unlocks.duration,
-		c.container.size, c.container.info,
+		c.container.size, c.container.info, c.container.keyslots, c.container.backup,
 	}
 }
 
@@ -234,6 +306,35 @@ func (c *Collector) SetContainer(size int64, cipher string, sectorBytes int) {
 	c.container.info.Reset()
 	c.container.info.WithLabelValues(cipher, strconv.Itoa(sectorBytes)).Set(1)
 }
+
+// ExpectKeyslots gives the closed set of purposes that keyslots have. It is called before the first scrape.
+func (c *Collector) ExpectKeyslots(purposes ...string) {
+	c.container.purposes = purposes
+	for _, purpose := range purposes {
+		c.container.keyslots.WithLabelValues(purpose)
+	}
+}
+
+// SetKeyslots says how many keyslots there are for each purpose that ExpectKeyslots was given; others are not counted.
+func (c *Collector) SetKeyslots(purposes []string) {
+	counts := map[string]int{}
+	for _, purpose := range purposes {
+		counts[purpose]++
+	}
+	for _, purpose := range c.container.purposes {
+		c.container.keyslots.WithLabelValues(purpose).Set(float64(counts[purpose]))
+	}
+}
+
+// SetHeaderBackup says when header and keyslots were last copied; zero if never.
+func (c *Collector) SetHeaderBackup(at time.Time) {
+	if !at.IsZero() {
+		c.container.backup.Set(float64(at.Unix()))
+	}
+}
+
+// CountDropped gives the counter of events that did not reach the journal. It is called before the first scrape.
+func (c *Collector) CountDropped(count func() uint64) { c.dropped.count = count }
 
 // ExpectProtection gives the closed set of levels that SetProtection may be given. It is called before the first scrape.
 func (c *Collector) ExpectProtection(levels ...string) { c.protection.levels = levels }

@@ -29,6 +29,7 @@ func exposition(t *testing.T, c prometheus.Collector) string {
 func TestMetricsAtStart(t *testing.T) {
 	c := NewCollector(NewBoard(Options{}), "tpm_policy", "wrong_key")
 	c.ExpectProtection("none_same_disk", "snapshot")
+	c.ExpectKeyslots("recovery", "tpm2")
 	golden(t, "metrics-start.prom", exposition(t, c))
 }
 
@@ -37,7 +38,13 @@ func TestMetrics(t *testing.T) {
 	board := goodBoard(Options{Now: clock.Now})
 	board.Set(Thumbnail, Fail, ReasonSynapseUnreachable, "")
 	c := NewCollector(board, "tpm_policy", "wrong_key")
+	board.Expect(Write, time.Minute)
+	board.Set(Guard, Fail, "guard_violated", "")
 	c.SetContainer(50<<30, "aes-xts-plain64", 4096)
+	c.ExpectKeyslots("recovery", "tpm2")
+	c.SetKeyslots([]string{"recovery", "tpm2", "tpm2", "foreign"})
+	c.SetHeaderBackup(clock.now)
+	c.CountDropped(func() uint64 { return 3 })
 	c.ExpectProtection("none_same_disk", "snapshot")
 	c.SetProtection("none_same_disk")
 	c.SetProtection("snapshot")
@@ -86,6 +93,34 @@ func TestMetricsAddNoSeries(t *testing.T) {
 	}
 	if after := seriesOf(exposition(t, c)); !slices.Equal(before, after) {
 		t.Errorf("series before:\n%s\nafter:\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+	}
+}
+
+// A failing condition that only follows from another one raises no alarm of its own.
+func TestOnlyCausesAreAlarms(t *testing.T) {
+	board := goodBoard(Options{})
+	board.Set(Unlock, Fail, "no_key", "")
+	board.Set(Mount, Fail, "not_mounted", "")
+	text := exposition(t, NewCollector(board))
+	for line, want := range map[string]bool{
+		`luksmediad_condition_failed{code="unlock"} 1`: true, `luksmediad_condition_failed{code="mount"} 0`: true,
+		`luksmediad_condition{code="mount"} 0`: true, `luksmediad_condition_failed{code="guard"} 1`: false,
+	} {
+		if strings.Contains(text, line) != want {
+			t.Errorf("%s: %v", line, !want)
+		}
+	}
+}
+
+func TestReadOnlyMount(t *testing.T) {
+	board := goodBoard(Options{})
+	c := NewCollector(board)
+	if text := exposition(t, c); !strings.Contains(text, "luksmediad_mount_readonly 0") {
+		t.Error(text)
+	}
+	board.Set(Write, Fail, ReasonReadOnly, "")
+	if text := exposition(t, c); !strings.Contains(text, "luksmediad_mount_readonly 1") {
+		t.Error(text)
 	}
 }
 
