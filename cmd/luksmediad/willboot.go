@@ -179,7 +179,7 @@ func (f *foresight) explain(ctx context.Context, attempt *boot.Attempt, tpm stri
 	if err != nil {
 		return // the attempt has met the same
 	}
-	if err := refusal(drifts); err != nil && attempt.Status == boot.Attended {
+	if err := keys.Refusal(drifts); err != nil && attempt.Status == boot.Attended {
 		attempt.Status, attempt.Err, attempt.Text = boot.Failed, err, fmt.Sprintf("the right PIN would be refused: %v", err)
 	}
 	for _, drift := range drifts {
@@ -187,22 +187,6 @@ func (f *foresight) explain(ctx context.Context, attempt *boot.Attempt, tpm stri
 			attempt.Text += fmt.Sprintf("; PCR %d has moved from %x to %x", moved.PCR, moved.Then, moved.Now)
 		}
 	}
-}
-
-// refusal is why the TPM would give the key of no token, whatever the PIN; nil if it may.
-func refusal(drifts []keys.Drift) error {
-	var refused error
-	for _, drift := range drifts {
-		switch {
-		case drift.Result != keys.Differs:
-			return nil
-		case refused == nil && drift.Err != nil:
-			refused = drift.Err
-		case refused == nil:
-			refused = tpm2.ErrPolicy
-		}
-	}
-	return refused
 }
 
 // dependentsOf are the units that use the stores.

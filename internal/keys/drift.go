@@ -91,6 +91,22 @@ func (l Live) Drifts(ctx context.Context, header *luks2.Header) ([]Drift, error)
 	return drifts, nil
 }
 
+// Refusal is why the TPM would give the key of no token, whatever the PIN; nil if it may.
+func Refusal(drifts []Drift) error {
+	var refused error
+	for _, drift := range drifts {
+		switch {
+		case drift.Result != Differs:
+			return nil
+		case refused == nil && drift.Err != nil:
+			refused = drift.Err
+		case refused == nil:
+			refused = tpm2.ErrPolicy
+		}
+	}
+	return refused
+}
+
 // policyOf reads what a token says about its policy.
 func policyOf(token luks2.Token) (*tpm2.Token, tpm2.Policy, error) {
 	parsed, err := tpm2.ParseToken(token.Raw)

@@ -1,6 +1,7 @@
 package health
 
 import (
+	"math"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -21,6 +22,15 @@ type Collector struct {
 	unlocks    unlockMetrics
 	container  containerMetrics
 	protection *protectionMetrics
+	keys       keyMetrics
+	forecast   prometheus.Gauge
+}
+
+// keyMetrics have a series for each kind of key source.
+type keyMetrics struct {
+	proven          *prometheus.GaugeVec
+	keyslots        *prometheus.GaugeVec
+	failures, limit prometheus.Gauge
 }
 
 // boardGauge is 1 if its condition holds.
@@ -66,9 +76,12 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 		probes:     newProbeMetrics(),
 		unlocks:    newUnlockMetrics(),
 		container:  newContainerMetrics(),
+		keys:       newKeyMetrics(),
+		forecast:   newGauge("full_seconds", "In how many seconds the volume is full at the rate of the last week: +Inf if it does not fill up, NaN while that is not known."),
 		protection: &protectionMetrics{desc: prometheus.NewDesc(namespace+"_protection", "What the keys protect the container against; all 0 while that is not known.",
 			[]string{"level"}, nil)},
 	}
+	c.forecast.Set(math.NaN())
 	for _, condition := range board.Snapshot() {
 		if condition.Probed {
 			c.probes.initialise(condition.Code)
@@ -146,6 +159,22 @@ func newUnlockMetrics() unlockMetrics {
 	}
 }
 
+func newGauge(name, help string) prometheus.Gauge {
+	return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help})
+}
+
+func newKeyMetrics() keyMetrics {
+	bySource := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, []string{"source"})
+	}
+	return keyMetrics{
+		proven:   bySource("key_proven_timestamp_seconds", "When a key of this source was last seen to open the container, 0 if never."),
+		keyslots: bySource("keyslots", "Keyslots that a key of this source opens."),
+		failures: newGauge("tpm_lockout_failures", "Failures that the TPM has counted towards its lockout, unclean power-offs among them."),
+		limit:    newGauge("tpm_lockout_limit", "At how many failures the TPM locks itself, 0 while that is not known."),
+	}
+}
+
 func newContainerMetrics() containerMetrics {
 	return containerMetrics{
 		size: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -201,6 +230,7 @@ func (c *Collector) parts() []prometheus.Collector {
 		c.probes.success, c.probes.runs, c.probes.failures, c.probes.duration, c.probes.lastRun, c.probes.lastSuccess,
 		c.unlocks.attempts, c.unlocks.failures, c.unlocks.duration,
 		c.container.size, c.container.info,
+		c.keys.proven, c.keys.keyslots, c.keys.failures, c.keys.limit, c.forecast,
 	}
 }
 
@@ -234,6 +264,29 @@ func (c *Collector) SetContainer(size int64, cipher string, sectorBytes int) {
 	c.container.info.Reset()
 	c.container.info.WithLabelValues(cipher, strconv.Itoa(sectorBytes)).Set(1)
 }
+
+// ExpectKeys gives the closed set of kinds of key sources. It is called before the first scrape.
+func (c *Collector) ExpectKeys(sources ...string) {
+	for _, source := range sources {
+		c.keys.proven.WithLabelValues(source)
+		c.keys.keyslots.WithLabelValues(source)
+	}
+}
+
+// SetKey says how many keyslots a key of a source opens, and when one was last seen to do so; zero if never.
+func (c *Collector) SetKey(source string, keyslots int, proven time.Time) {
+	c.keys.keyslots.WithLabelValues(source).Set(float64(keyslots))
+	c.keys.proven.WithLabelValues(source).Set(float64(max(proven.Unix(), 0)))
+}
+
+// SetLockout says how many failures the TPM has counted, and at how many it locks itself.
+func (c *Collector) SetLockout(failures, limit uint32) {
+	c.keys.failures.Set(float64(failures))
+	c.keys.limit.Set(float64(limit))
+}
+
+// SetForecast says in how many seconds the volume is full.
+func (c *Collector) SetForecast(seconds float64) { c.forecast.Set(seconds) }
 
 // ExpectProtection gives the closed set of levels that SetProtection may be given. It is called before the first scrape.
 func (c *Collector) ExpectProtection(levels ...string) { c.protection.levels = levels }

@@ -146,7 +146,12 @@ func TestCiphertextOnVolume(t *testing.T) {
 // there changes the file.
 func TestProbedBlocksAreTheFiles(t *testing.T) {
 	v := newVolume(t)
-	name, spans, err := v.probe(t).spans()
+	probe := v.probe(t)
+	name, err := probe.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spans, err := probe.spans(name)
 	if err != nil {
 		t.Fatal(err)
 	}

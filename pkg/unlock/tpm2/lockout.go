@@ -1,6 +1,7 @@
 package tpm2
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -31,24 +32,44 @@ func (e *LockoutError) Unwrap() error { return e.refusal }
 // explainLockout adds to the refusal how long it will last. It keeps the refusal
 // alone where the TPM does not tell.
 func (b bus) explainLockout(refusal error) error {
+	values, err := b.lockoutValues()
+	if err != nil {
+		return refusal
+	}
+	return newLockoutError(refusal,
+		values[tpm2.TPMPTLockoutCounter], values[tpm2.TPMPTMaxAuthFail], values[tpm2.TPMPTLockoutInterval])
+}
+
+// Lockout returns how many failures the TPM has counted, unclean power-offs among them, and at how many it refuses what is subject to its
+// dictionary-attack lockout.
+func (d *Device) Lockout(ctx context.Context) (failures, limit uint32, err error) {
+	tpm, end := d.begin(ctx)
+	defer end()
+	values, err := tpm.lockoutValues()
+	if err != nil {
+		return 0, 0, fmt.Errorf("cannot read the failures that TPM %s has counted: %w", d.name, err)
+	}
+	return values[tpm2.TPMPTLockoutCounter], values[tpm2.TPMPTMaxAuthFail], nil
+}
+
+func (b bus) lockoutValues() (map[tpm2.TPMPT]uint32, error) {
 	got, err := tpm2.GetCapability{
 		Capability:    tpm2.TPMCapTPMProperties,
 		Property:      uint32(tpm2.TPMPTLockoutCounter),
 		PropertyCount: 3, // the limit and the interval follow
 	}.Execute(b)
 	if err != nil {
-		return refusal
+		return nil, err
 	}
 	properties, err := got.CapabilityData.Data.TPMProperties()
 	if err != nil {
-		return refusal
+		return nil, err
 	}
 	values := map[tpm2.TPMPT]uint32{}
 	for _, property := range properties.TPMProperty {
 		values[property.Property] = property.Value
 	}
-	return newLockoutError(refusal,
-		values[tpm2.TPMPTLockoutCounter], values[tpm2.TPMPTMaxAuthFail], values[tpm2.TPMPTLockoutInterval])
+	return values, nil
 }
 
 // newLockoutError computes the recovery: one failure is forgotten every interval,
