@@ -157,7 +157,7 @@ func (p *keysProbe) compareTPM(ctx context.Context, header *luks2.Header, source
 		return findings, err
 	}
 	p.collector.SetLockout(failures, limit)
-	if limit > 0 && failures >= (limit+1)/2 {
+	if uint64(failures)*2 >= uint64(limit) { // of a limit of none, too: that locks it for good
 		findings = append(findings, finding{health.ReasonLockoutNear,
 			fmt.Sprintf("the TPM has counted %d failures of the %d that lock it", failures, limit)})
 	}

@@ -49,7 +49,11 @@ func (d *Device) Lockout(ctx context.Context) (failures, limit uint32, err error
 	if err != nil {
 		return 0, 0, fmt.Errorf("cannot read the failures that TPM %s has counted: %w", d.name, err)
 	}
-	return values[tpm2.TPMPTLockoutCounter], values[tpm2.TPMPTMaxAuthFail], nil
+	limit, told := values[tpm2.TPMPTMaxAuthFail]
+	if !told {
+		return 0, 0, fmt.Errorf("cannot read the failures that TPM %s has counted: it does not tell: %w", d.name, ErrFailed)
+	}
+	return values[tpm2.TPMPTLockoutCounter], limit, nil
 }
 
 func (b bus) lockoutValues() (map[tpm2.TPMPT]uint32, error) {
