@@ -49,6 +49,12 @@ func program(t *testing.T, name string, args ...string) string {
 // newVolume makes a volume; it is gone when the test ends.
 func newVolume(t *testing.T) *volume {
 	t.Helper()
+	return makeVolume(t, func(*volume) {})
+}
+
+// makeVolume may put something below the container before it is opened.
+func makeVolume(t *testing.T, below func(*volume)) *volume {
+	t.Helper()
 	dir := t.TempDir()
 	v := &volume{
 		container: filepath.Join(dir, "container"),
@@ -66,6 +72,7 @@ func newVolume(t *testing.T) *volume {
 		"--cipher", volumeCipher, "--key-size", strconv.Itoa(volumeKeyBits), "--sector-size", "4096",
 		"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", v.container)
 	v.attach(t)
+	below(v)
 	program(t, "cryptsetup", "open", "--type", "luks2", "--key-file", key, v.loop, v.mapping)
 	v.use(t)
 	return v
