@@ -131,5 +131,5 @@ func (e *Engine) get(ctx context.Context, path string, into any) error {
 	case http.StatusNotFound:
 		return errGone
 	}
-	return fmt.Errorf("Docker answers %s", answer.Status)
+	return fmt.Errorf("it answers %s", answer.Status)
 }

@@ -85,8 +85,14 @@ func TestWriteProbeAfterErrors(t *testing.T) {
 			t.Fatalf("%v (reason %q)", err, reason)
 		}
 	}
+	dir, err := os.Open(v.mount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(unix.Syncfs(int(dir.Fd()))) // the journal fails as well, for good
+	dir.Close()
 	v.becomes(t, tableBelow("linear", disk))
-	_, err := probe.Run(t.Context())
+	_, err = probe.Run(t.Context())
 	requireReason(t, err, ReasonReadOnly) // it stays so until it is mounted again
 	requireReason(t, probe.countErrors(), ReasonFilesystemErrors)
 }
@@ -173,6 +179,11 @@ func TestHealthzOnSuspendedDisk(t *testing.T) {
 	}
 	cancel()
 	<-ended
+	for _, code := range []Code{Write, Ciphertext, Space} { // what was under way comes to its end
+		if err := prober.RunNow(t.Context(), code); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // fault 62: ext4 without a free inode, and without a block that others than root may use.

@@ -80,8 +80,9 @@ func makeVolume(t *testing.T, below func(*volume)) *volume {
 
 func (v *volume) attach(t *testing.T) {
 	t.Helper()
-	v.loop = program(t, "losetup", "--find", "--show", "--sector-size", "4096", "--direct-io=on", v.container)
-	t.Cleanup(func() { program(t, "losetup", "--detach", v.loop) })
+	loop := program(t, "losetup", "--find", "--show", "--sector-size", "4096", "--direct-io=on", v.container)
+	v.loop = loop
+	t.Cleanup(func() { program(t, "losetup", "--detach", loop) })
 }
 
 // use makes a filesystem on the mapping and mounts it.

@@ -75,7 +75,7 @@ func newInfo(entry *mountinfo.Info) Info {
 	return info
 }
 
-// EmergencyReadOnly: ext4 takes no more writes after an error.
+// EmergencyReadOnly tells whether ext4 takes no more writes after an error.
 func (i Info) EmergencyReadOnly() bool { return slices.Contains(i.SuperOptions, "emergency_ro") }
 
 // At returns the mount whose root one sees when opening path, nil if path is not the root of a mount. A mount that another
