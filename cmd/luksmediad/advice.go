@@ -1,6 +1,8 @@
 package main
 
 import (
+	"slices"
+
 	"luksmediad/pkg/health"
 )
 
@@ -12,6 +14,12 @@ type advice struct {
 
 // repairHeader is what to type about a header of which one copy is left.
 const repairHeader = "cryptsetup luksHeaderBackup {container} --header-backup-file /root/header.img && cryptsetup repair {container}"
+
+const (
+	// reviewHeader is what to type about what somebody has put into the header, backUpHeader about its copy.
+	reviewHeader = "luksmediad key list; luksmediad key remove N --foreign, or if it is right: luksmediad header backup"
+	backUpHeader = "luksmediad header backup"
+)
 
 // stateAdvice is about conditions that the daemon decides without an error.
 func stateAdvice() []advice {
@@ -33,32 +41,59 @@ func probeAdvice() []advice {
 		log       = "journalctl -u luksmediad --since -1h"
 	)
 	return []advice{
-		{health.ReasonPlaintext, "luksmediad lock"},
-		{health.ReasonNotRandom, "luksmediad lock"},
+		{health.ReasonBackupMissing, backUpHeader},
+		{health.ReasonBackupOld, backUpHeader},
+		{health.ReasonCipherChanged, "luksmediad header check"},
 		{health.ReasonCipherMismatch, "luksmediad lock"},
-		{health.ReasonMagicMissing, "file -s {container}"},
+		{health.ReasonContainerStale, "docker restart {subject}"},
+		{health.ReasonCopyDamaged, repairHeader},
+		{health.ReasonDrift, "luksmediad key drift; luksmediad key add tpm2 --replace"},
+		{health.ReasonEmergencyRO, kernelLog},
+		{health.ReasonError, log},
+		{health.ReasonFilesystemErrors, kernelLog + "; luksmediad lock && luksmediad unlock"},
+		{health.ReasonFullSoon, "luksmediad grow --by 10GiB --dry-run"},
+		{health.ReasonHeaderDamaged, "ls /var/lib/luksmediad/headers; cryptsetup luksHeaderRestore {container} --header-backup-file FILE"},
+		{health.ReasonHeaderRefused, "luksmediad header check"},
 		{health.ReasonHole, log},
-		{health.ReasonUnreadable, kernelLog},
 		{health.ReasonIO, kernelLog},
-		{health.ReasonReadOnly, kernelLog},
-		{health.ReasonTimeout, kernelLog},
-		{health.ReasonNoSpace, "df -h /var/lib/luksmediad/volumes/*"},
+		{health.ReasonKeyFailed, "luksmediad key test"},
+		{health.ReasonKeyslotMissing, "luksmediad key list"},
+		{health.ReasonKeyslotUnknown, reviewHeader},
+		{health.ReasonLocalStorageOff, "grep enable_local_media_storage {homeserver}"},
+		{health.ReasonLockoutNear, "tpm2_getcap properties-variable"},
+		{health.ReasonLowInodes, "df -i {root}"},
+		{health.ReasonLowSpace, "luksmediad grow --by 10GiB --dry-run"},
+		{health.ReasonMagicMissing, "file -s {container}"},
+		{health.ReasonNoInodes, "df -i {root}"},
+		{health.ReasonNoSpace, "df -h {root}; luksmediad grow --by 10GiB --dry-run"},
+		{health.ReasonNotImage, "docker logs --tail 50 synapse"},
+		{health.ReasonNotLUKS2, "file -s {container}"},
 		{health.ReasonNotMounted, "luksmediad unlock"},
 		{health.ReasonNotMovedIn, "ls -la {store}"},
 		{health.ReasonNotOnVolume, "docker inspect synapse"},
-		{health.ReasonNotImage, "docker logs --tail 50 synapse"},
+		{health.ReasonNotRandom, "luksmediad lock"},
+		{health.ReasonOneWayIn, "luksmediad key list; luksmediad key add recovery"},
+		{health.ReasonPinMismatch, "luksmediad key pin"},
+		{health.ReasonPlaintext, "luksmediad lock"},
+		{health.ReasonPlaintextCopy, "grep -A9 -e media_storage_providers -e backup_media_store_path {homeserver}"},
+		{health.ReasonProcessStale, "systemctl restart {subject}"},
+		{health.ReasonReadOnly, kernelLog},
 		{health.ReasonRefused, "docker logs --tail 50 synapse"},
-		{health.ReasonSynapseUnreachable, "docker ps --all"},
-		{health.ReasonUnauthorized, "grep as_token the registration file; compare with probes.synapse.token_file"},
+		{health.ReasonShutdown, kernelLog},
 		{health.ReasonStale, "systemctl status luksmediad"},
-		{health.ReasonError, log},
+		{health.ReasonSynapseUnreachable, "docker ps --all"},
+		{health.ReasonTimeout, kernelLog},
+		{health.ReasonTokenUnknown, reviewHeader},
+		{health.ReasonUnauthorized, "grep as_token the registration file; compare with probes.synapse.token_file"},
+		{health.ReasonUnproven, "luksmediad key test --passphrase-file -"},
+		{health.ReasonUnreadable, kernelLog},
 	}
 }
 
-// advise says what to type about a condition that does not hold, by its reason: that of a probe, or the class of the
+// advise says what to type about a condition that does not hold, by its reason: that of its probe, or the class of the
 // error in a step of the lifecycle.
 func advise(code health.Code, reason health.Reason) string {
-	if health.Reasons(code) != nil {
+	if reasons := health.Reasons(code); slices.Contains(reasons, reason) || reasons != nil && reason == health.ReasonStale {
 		return find(probeAdvice(), reason)
 	}
 	for _, h := range hints() {

@@ -26,9 +26,12 @@ func expand(c *config.Config, next string) string {
 	if c == nil {
 		return next
 	}
-	names := []string{"{volume}", c.Volume.Name, "{container}", c.Volume.Container}
+	names := []string{"{volume}", c.Volume.Name, "{container}", c.Volume.Container, "{root}", c.Volume.Root()}
 	if len(c.Stores) == 1 {
 		names = append(names, "{store}", c.Stores[0].Path, "{store_name}", c.Stores[0].Name)
+	}
+	if s := c.Probes.Synapse; s != nil && s.HomeserverConfig != "" {
+		names = append(names, "{homeserver}", s.HomeserverConfig)
 	}
 	for _, source := range c.Unlock {
 		if source.Keyfile != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -19,10 +20,43 @@ func newHeaderCommand(a *app) *cobra.Command {
 		Use:   "header",
 		Short: "The LUKS2 header of a container",
 		Args:  cobra.NoArgs,
-		RunE:  func(*cobra.Command, []string) error { return usageError{errors.New("cannot run header: check?")} },
+		RunE: func(*cobra.Command, []string) error {
+			return usageError{errors.New("cannot run header: check or backup?")}
+		},
 	}
-	cmd.AddCommand(newHeaderCheckCommand(a))
+	cmd.AddCommand(newHeaderCheckCommand(a), newHeaderBackupCommand(a))
 	return cmd
+}
+
+func newHeaderBackupCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "backup",
+		Short: "Keep a copy of the header as it is",
+		Long: `Copy header and keyslots of the configured volume to /var/lib/luksmediad/headers/, in place of the copy before, and
+record that all keyslots and tokens in it are right: look at luksmediad key list first. Every change of keys by
+luksmediad does the same for what it changes. The container is not written to; it may be open. Keep another copy where
+the machine is not.
+
+Exit codes: 0 copied, 11 busy, 15 the header is damaged, refused, or not the recorded one.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.backUpHeader(cmd.Context()) },
+	}
+}
+
+func (a *app) backUpHeader(ctx context.Context) error {
+	_, vol, err := a.loadForHeader()
+	if err != nil {
+		return err
+	}
+	var path string
+	err = locked(ctx, vol, func() (err error) {
+		path, err = vol.BackUpHeader(ctx)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return a.succeed("copied the header to " + path)
 }
 
 func newHeaderCheckCommand(a *app) *cobra.Command {

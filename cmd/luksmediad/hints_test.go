@@ -9,6 +9,7 @@ import (
 	"go/token"
 	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -178,6 +179,38 @@ func TestExplain(t *testing.T) {
 		if got := explain(test.err); got.Class != test.class || got.ExitCode != test.exit {
 			t.Errorf("%v: got %+v, want %s, %d", test.err, got, test.class, test.exit)
 		}
+	}
+}
+
+// Every condition has its section in the runbook, which knows each reason of a probe that is its own.
+func TestRunbook(t *testing.T) {
+	content, err := os.ReadFile("../../docs/runbook.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sections := map[string]string{}
+	for _, section := range strings.Split(string(content), "\n## ")[1:] {
+		title, text, _ := strings.Cut(section, "\n")
+		sections[title] = text
+	}
+	everywhere := []health.Reason{health.ReasonError, health.ReasonTimeout, health.ReasonIO, health.ReasonNotMounted, health.ReasonNotMovedIn,
+		health.ReasonUnreadable, health.ReasonReadOnly, health.ReasonNoSpace, health.ReasonNoInodes, health.ReasonLowSpace, health.ReasonLowInodes,
+		health.ReasonFullSoon, health.ReasonContainerStale}
+	for _, code := range health.Codes() {
+		path, anchor, _ := strings.Cut(health.Runbook(code), "#")
+		text, there := sections[anchor]
+		if !there || path != "docs/runbook.md" || len(strings.TrimSpace(text)) < 50 {
+			t.Errorf("%s: no section %s in %s", code, anchor, path)
+		}
+		for _, reason := range health.Reasons(code) {
+			if !slices.Contains(everywhere, reason) && !strings.Contains(text, "`"+string(reason)+"`") {
+				t.Errorf("%s: its section does not tell what %s is", code, reason)
+			}
+		}
+		delete(sections, anchor)
+	}
+	for title := range sections {
+		t.Errorf("section %s is of no condition", title)
 	}
 }
 

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -107,6 +109,7 @@ func (f *containerFlags) test(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	f.noteProofs(s, t.Slots)
 	if err := f.printSlots(s, t.Slots, unplaced); err != nil {
 		return err
 	}
@@ -117,4 +120,21 @@ func (f *containerFlags) test(ctx context.Context) error {
 		return exitError{exitDegraded}
 	}
 	return nil
+}
+
+// noteProofs writes down what was proven of the configured volume, for the probe of the keys. Who may not write there has proven it for
+// himself alone.
+func (f *containerFlags) noteProofs(s *subject, slots []*keys.Slot) {
+	if s.volume == nil || os.Geteuid() != 0 {
+		return
+	}
+	for _, slot := range slots {
+		if !slot.Proven() {
+			continue
+		}
+		if err := s.volume.NoteProof(s.Header, slot.Number, string(slot.Source)); err != nil {
+			fmt.Fprintf(f.stderr, "luksmediad: %s\n", printable(err.Error()))
+			return
+		}
+	}
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"luksmediad/internal/api"
+	"luksmediad/internal/command"
 	"luksmediad/internal/config"
 	"luksmediad/internal/daemon"
 	"luksmediad/internal/journal"
@@ -24,6 +25,7 @@ import (
 	"luksmediad/internal/synapse"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
+	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/secret"
 )
 
@@ -88,11 +90,21 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 	collector.ExpectProtection(levelWords()...)
 	collector.ExpectKeyslots(volume.Purposes()...)
 	collector.CountDropped(log.Dropped)
+	collector.ExpectKeys(daemon.KeySources()...)
 	prober := health.NewProber(board, health.ProberOptions{
 		Interval: loaded.Probes.Interval,
 		Deadline: loaded.Probes.Timeout,
 		Observe:  collector.ObserveProbe,
-	}, daemon.Probes(loaded, live, media)...)
+	}, daemon.Probes(daemon.ProbeParts{
+		Config:     loaded,
+		Inspector:  vol,
+		Cryptsetup: unlock.Cryptsetup{Runner: command.Runner{}},
+		Live:       live,
+		Server:     media,
+		Engine:     synapse.NewEngine(synapse.EngineSocket),
+		Collector:  collector,
+		Explain:    explained,
+	})...)
 	d := daemon.New(daemon.Parts{
 		Config:     loaded,
 		Operations: vol,

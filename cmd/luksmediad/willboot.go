@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -180,7 +179,7 @@ func (f *foresight) explain(ctx context.Context, attempt *boot.Attempt, tpm unlo
 	if err != nil {
 		return
 	}
-	if err := refusal(drifts); err != nil && attempt.Status == boot.Attended {
+	if err := keys.Refusal(drifts); err != nil && attempt.Status == boot.Attended {
 		attempt.Status, attempt.Err, attempt.Text = boot.Failed, err, fmt.Sprintf("the right PIN would be refused: %v", err)
 	}
 	for _, drift := range drifts {
@@ -188,24 +187,6 @@ func (f *foresight) explain(ctx context.Context, attempt *boot.Attempt, tpm unlo
 			attempt.Text += fmt.Sprintf("; PCR %d has moved from %x to %x", moved.PCR, moved.Then, moved.Now)
 		}
 	}
-}
-
-// refusal is why the TPM would give the key of no token, whatever the PIN; nil if it may.
-func refusal(drifts []keys.Drift) error {
-	var refused error
-	for _, drift := range drifts {
-		switch {
-		case drift.Result != keys.Differs:
-			return nil
-		case refused == nil && drift.Err != nil:
-			refused = drift.Err
-		case refused == nil && bytes.Equal(drift.Live, drift.Sealed): // a signed policy is the same whatever the PCRs are
-			refused = fmt.Errorf("no signature is about the PCRs as they are: %w", tpm2.ErrPolicy)
-		case refused == nil:
-			refused = &tpm2.PolicyError{Bank: drift.Bank, PCRs: drift.PCRs, Want: drift.Sealed, Got: drift.Live, Values: drift.Values}
-		}
-	}
-	return refused
 }
 
 // dependentsOf are the units that use the stores.

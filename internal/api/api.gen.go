@@ -23,12 +23,15 @@ import (
 const (
 	ConditionCodeCiphertext ConditionCode = "ciphertext"
 	ConditionCodeContainer  ConditionCode = "container"
+	ConditionCodeContainers ConditionCode = "containers"
 	ConditionCodeFilesystem ConditionCode = "filesystem"
 	ConditionCodeGate       ConditionCode = "gate"
 	ConditionCodeGuard      ConditionCode = "guard"
 	ConditionCodeHeader     ConditionCode = "header"
+	ConditionCodeKeys       ConditionCode = "keys"
 	ConditionCodeMount      ConditionCode = "mount"
 	ConditionCodeProtection ConditionCode = "protection"
+	ConditionCodeSpace      ConditionCode = "space"
 	ConditionCodeStore      ConditionCode = "store"
 	ConditionCodeThumbnail  ConditionCode = "thumbnail"
 	ConditionCodeUnlock     ConditionCode = "unlock"
@@ -42,6 +45,8 @@ func (e ConditionCode) Valid() bool {
 		return true
 	case ConditionCodeContainer:
 		return true
+	case ConditionCodeContainers:
+		return true
 	case ConditionCodeFilesystem:
 		return true
 	case ConditionCodeGate:
@@ -50,9 +55,13 @@ func (e ConditionCode) Valid() bool {
 		return true
 	case ConditionCodeHeader:
 		return true
+	case ConditionCodeKeys:
+		return true
 	case ConditionCodeMount:
 		return true
 	case ConditionCodeProtection:
+		return true
+	case ConditionCodeSpace:
 		return true
 	case ConditionCodeStore:
 		return true
@@ -181,6 +190,10 @@ func (e Phase) Valid() bool {
 // Defines values for ProbeName.
 const (
 	ProbeNameCiphertext ProbeName = "ciphertext"
+	ProbeNameContainers ProbeName = "containers"
+	ProbeNameHeader     ProbeName = "header"
+	ProbeNameKeys       ProbeName = "keys"
+	ProbeNameSpace      ProbeName = "space"
 	ProbeNameThumbnail  ProbeName = "thumbnail"
 	ProbeNameWrite      ProbeName = "write"
 )
@@ -189,6 +202,14 @@ const (
 func (e ProbeName) Valid() bool {
 	switch e {
 	case ProbeNameCiphertext:
+		return true
+	case ProbeNameContainers:
+		return true
+	case ProbeNameHeader:
+		return true
+	case ProbeNameKeys:
+		return true
+	case ProbeNameSpace:
 		return true
 	case ProbeNameThumbnail:
 		return true
@@ -509,8 +530,9 @@ type OutcomeAction string
 // failed and is tried again after a while. `closing`: being closed.
 type Phase string
 
-// ProbeName `write`: a file can be written, read back and removed. `ciphertext`: the container holds something else than what the file says.
-// `thumbnail`: Synapse makes a thumbnail of a picture in the store.
+// ProbeName `header`: it is the recorded one, and a copy of it is kept. `write`: a file can be written, read back and removed. `ciphertext`: the
+// container holds something else than what the file says. `thumbnail`: Synapse makes a thumbnail of a picture in the store.
+// `containers`: what runs in them sees the store. `space`: there is room, and will be. `keys`: two ways in were proven of late.
 type ProbeName string
 
 // ProbeResult What one run of a probe found.
@@ -518,8 +540,9 @@ type ProbeResult struct {
 	// DurationSeconds How long it took, in seconds.
 	DurationSeconds float64 `json:"duration_seconds"`
 
-	// Name `write`: a file can be written, read back and removed. `ciphertext`: the container holds something else than what the file says.
-	// `thumbnail`: Synapse makes a thumbnail of a picture in the store.
+	// Name `header`: it is the recorded one, and a copy of it is kept. `write`: a file can be written, read back and removed. `ciphertext`: the
+	// container holds something else than what the file says. `thumbnail`: Synapse makes a thumbnail of a picture in the store.
+	// `containers`: what runs in them sees the store. `space`: there is room, and will be. `keys`: two ways in were proven of late.
 	Name ProbeName `json:"name"`
 
 	// Next What to type next.

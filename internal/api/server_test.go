@@ -154,7 +154,7 @@ func TestActions(t *testing.T) {
 		{"lock with too much", "/v1/lock", `{"stop_services":true` + strings.Repeat(" ", 64<<10) + `}`, 0, want{413, 2, "body_too_large", ""}},
 		{"probe", "/v1/probes/write/run", "", 0, want{status: 200}},
 		{"probe with a body", "/v1/probes/write/run", "{}", 0, want{400, 2, "bad_request", ""}},
-		{"probe that does not exist", "/v1/probes/header/run", "", 0, want{404, 2, "not_found", ""}},
+		{"probe that does not exist", "/v1/probes/gate/run", "", 0, want{404, 2, "not_found", ""}},
 		{"route that does not exist", "/v1/format", "", 0, want{404, 2, "not_found", ""}},
 		{"status with POST", "/v1/status", "", 0, want{405, 2, "method_not_allowed", ""}},
 	} {

@@ -79,7 +79,21 @@ func (s Store) Unit() string {
 type Probes struct {
 	Interval time.Duration `yaml:"interval"`
 	Timeout  time.Duration `yaml:"timeout"` // of one run; at most the interval
+	Keys     KeysProbe     `yaml:"keys"`
+	Space    SpaceProbe    `yaml:"space"`
 	Synapse  *Synapse      `yaml:"synapse,omitempty"`
+}
+
+// KeysProbe says how often keys are tried, and for how long that counts.
+type KeysProbe struct {
+	Interval     time.Duration `yaml:"interval"`
+	ProvenWithin time.Duration `yaml:"proven_within"`
+}
+
+// SpaceProbe says when there is little room left.
+type SpaceProbe struct {
+	WarnAt     Percent       `yaml:"warn_at"`     // of space or inodes in use
+	FullWithin time.Duration `yaml:"full_within"` // at the rate of the last week
 }
 
 // Synapse is the homeserver that is asked for a thumbnail.
@@ -87,6 +101,8 @@ type Synapse struct {
 	URL       string `yaml:"url"`        // scheme and authority only
 	TokenFile string `yaml:"token_file"` // holds the access token of an application service
 	Store     string `yaml:"store"`      // name of the store that is its media_store
+	// HomeserverConfig is its homeserver.yaml, which is looked into for other places where it keeps media; empty: it is not looked into.
+	HomeserverConfig string `yaml:"homeserver_config,omitempty"`
 }
 
 // HTTP is the read-only listener.
@@ -99,8 +115,12 @@ type HTTP struct {
 func withDefaults() Config {
 	return Config{
 		Volume: Volume{Name: "synapse-media", Size: 50 * GiB, Filesystem: Ext4},
-		Probes: Probes{Interval: time.Minute},
-		HTTP:   HTTP{Listen: "127.0.0.1:10165"},
+		Probes: Probes{
+			Interval: time.Minute,
+			Keys:     KeysProbe{Interval: 24 * time.Hour, ProvenWithin: 720 * time.Hour},
+			Space:    SpaceProbe{WarnAt: 90, FullWithin: 72 * time.Hour},
+		},
+		HTTP: HTTP{Listen: "127.0.0.1:10165"},
 	}
 }
 

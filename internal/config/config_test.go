@@ -92,6 +92,13 @@ func TestSingleProblems(t *testing.T) {
 		{"volume: {size: 99999999999999999999MiB}", `is not a whole number with a unit`},
 		{"volume: {size: 100MiB, filesystem: xfs}", `volume.size: "100MiB" is less than xfs needs, 320MiB; for example 1GiB`},
 		{"volume: {filesystem: btrfs}", `"btrfs" is neither ext4 nor xfs; for example ext4`},
+		{"probes: {keys: {interval: 30m}}", `probes.keys.interval: "30m" is less than 1h0m0s; for example 24h`},
+		{"probes: {keys: {interval: 48h, proven_within: 24h}}", `probes.keys.proven_within: "24h0m0s" is less than the interval, 48h0m0s; for example 48h0m0s`},
+		{"probes: {keys: {proven_within: 1y}}", `"1y" is not a duration`},
+		{"probes: {space: {warn_at: 90}}", `probes.space.warn_at: "90" is not a whole number from 1% to 100%; for example 90%`},
+		{"probes: {space: {warn_at: 0%}}", `"0%" is not a whole number`},
+		{"probes: {space: {warn_at: 101%}}", `"101%" is not a whole number`},
+		{"probes: {space: {full_within: 0s}}", `"0s" is less than 1h0m0s`},
 		{"store: []", `:1:1: store: unknown key; the nearest known key is "stores"`},
 		{"gate: {scope: docker}", `:1:1: gate: unknown key; known are: http, probes, stores, unlock, volume`},
 		{"http: {listen: ''}", `"" is not an IP address and a port`},
@@ -137,7 +144,7 @@ func TestSingleProblems(t *testing.T) {
 		{"probes: {synapse: {url: 'ftp://h'}}", `"ftp://h" is not an http or https URL with a host`},
 		{"probes: {synapse: {url: 'http://h/_matrix'}}", `has more than scheme, host and port`},
 		{"probes: {synapse: {url: 'http://h:p:q'}}", `probes.synapse.url: is not a URL`},
-		{"probes: {synapse: {token: abc}}", `probes.synapse.token: unknown key; known are: store, token_file, url`},
+		{"probes: {synapse: {token: abc}}", `probes.synapse.token: unknown key; known are: homeserver_config, store, token_file, url`},
 		{"probes: {synapse: {store: other}}", `probes.synapse.store: "other" is not the name of a store; for example media`},
 	}
 	for _, test := range tests {

@@ -109,6 +109,18 @@ func (probes *Probes) read(v value) {
 	v.mapping(fields{
 		"interval": parsed(&probes.Interval, "60s", parseInterval),
 		"timeout":  parsed(&probes.Timeout, "10s", parseTimeout),
+		"keys": func(v value) {
+			v.mapping(fields{
+				"interval":      parsed(&probes.Keys.Interval, "24h", parseKeysInterval),
+				"proven_within": parsed(&probes.Keys.ProvenWithin, "720h", parseLongTime),
+			})
+		},
+		"space": func(v value) {
+			v.mapping(fields{
+				"warn_at":     parsed(&probes.Space.WarnAt, "90%", parsePercent),
+				"full_within": parsed(&probes.Space.FullWithin, "72h", parseLongTime),
+			})
+		},
 		"synapse": func(v value) {
 			probes.Synapse = defaultSynapse()
 			probes.Synapse.read(v)
@@ -121,5 +133,7 @@ func (synapse *Synapse) read(v value) {
 		"url":        parsed(&synapse.URL, "http://127.0.0.1:8008", parseURL),
 		"token_file": parsed(&synapse.TokenFile, "/etc/luksmediad/synapse.token", parsePath),
 		"store":      parsed(&synapse.Store, "media", parseName),
+
+		"homeserver_config": parsed(&synapse.HomeserverConfig, "/home/ubuntu/app/synapse_data/homeserver.yaml", parsePath),
 	})
 }

@@ -156,7 +156,7 @@ func parsePatience(text string, least time.Duration) (time.Duration, error) {
 	if text == "0" {
 		text = "0s"
 	}
-	duration, err := parseDuration(text, least)
+	duration, err := parseDuration(text, least, day)
 	if err == nil && duration > mostPatience {
 		return 0, fmt.Errorf("%s is more than %v", quote(text), mostPatience)
 	}

@@ -96,6 +96,9 @@ const (
 	AutoSignature = "auto"
 )
 
+// WantsPIN tells whether a new keyslot gets a PIN, and tokens with one are tried.
+func (t *TPM2) WantsPIN() bool { return t.PIN != "" && t.PIN != NoPIN }
+
 // PINFile is the file that holds the PIN, empty if none does.
 func (t *TPM2) PINFile() string {
 	if strings.HasPrefix(t.PIN, "/") {

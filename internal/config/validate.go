@@ -159,6 +159,9 @@ func (c *Config) checkProbes(d *document) {
 	if c.Probes.Timeout > c.Probes.Interval {
 		d.report("probes.timeout", c.Probes.Interval.String(), "%q is more than the interval, %v", c.Probes.Timeout, c.Probes.Interval)
 	}
+	if k := c.Probes.Keys; k.ProvenWithin < k.Interval {
+		d.report("probes.keys.proven_within", k.Interval.String(), "%q is less than the interval, %v", k.ProvenWithin, k.Interval)
+	}
 	if c.Probes.Synapse == nil || len(c.Stores) == 0 {
 		return
 	}

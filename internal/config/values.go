@@ -129,18 +129,48 @@ func (tpm2 *TPM2) addPCR(v value, pcr int) {
 	}
 }
 
-func parseInterval(text string) (time.Duration, error) { return parseDuration(text, time.Second) }
+const day = 24 * time.Hour
+
+func parseInterval(text string) (time.Duration, error) { return parseDuration(text, time.Second, day) }
 
 func parseTimeout(text string) (time.Duration, error) {
-	return parseDuration(text, 100*time.Millisecond)
+	return parseDuration(text, 100*time.Millisecond, day)
 }
 
-func parseDuration(text string, least time.Duration) (time.Duration, error) {
+// parseKeysInterval: every time a key is taken out of a TPM.
+func parseKeysInterval(text string) (time.Duration, error) {
+	return parseDuration(text, time.Hour, 30*day)
+}
+
+func parseLongTime(text string) (time.Duration, error) {
+	return parseDuration(text, time.Hour, 366*day)
+}
+
+// Percent is a whole number of hundredths.
+type Percent int
+
+// Share is the number as a part of one.
+func (p Percent) Share() float64 { return float64(p) / 100 }
+
+func (p Percent) String() string { return strconv.Itoa(int(p)) + "%" }
+
+// MarshalYAML writes the number as it is read.
+func (p Percent) MarshalYAML() (any, error) { return p.String(), nil }
+
+func parsePercent(text string) (Percent, error) {
+	digits, ok := strings.CutSuffix(text, "%")
+	number, err := strconv.Atoi(digits)
+	if !ok || err != nil || number < 1 || number > 100 || strconv.Itoa(number) != digits {
+		return 0, fmt.Errorf("%s is not a whole number from 1%% to 100%%", quote(text))
+	}
+	return Percent(number), nil
+}
+
+func parseDuration(text string, least, most time.Duration) (time.Duration, error) {
 	duration, err := time.ParseDuration(text)
 	if _, unitless := strconv.ParseFloat(text, 64); unitless == nil {
 		return 0, fmt.Errorf("%s has no unit", quote(text))
 	}
-	const most = 24 * time.Hour
 	switch {
 	case err != nil:
 		return 0, fmt.Errorf("%s is not a duration", quote(text))

@@ -390,7 +390,7 @@ func TestRunProbe(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" || err != nil {
 			t.Error(err, diff)
 		}
-		if _, err := s.RunProbe(t.Context(), "space"); !errors.Is(err, health.ErrNoProbe) {
+		if _, err := s.RunProbe(t.Context(), "moon"); !errors.Is(err, health.ErrNoProbe) {
 			t.Errorf("an unknown probe: %v", err)
 		}
 	})

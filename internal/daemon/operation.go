@@ -59,7 +59,7 @@ func (d *Daemon) proveWrite(ctx context.Context) error {
 
 // probeNow does not leave the outcomes from the time before the opening standing for a whole interval.
 func (d *Daemon) probeNow(ctx context.Context) {
-	for _, code := range []health.Code{health.Ciphertext, health.Thumbnail} {
+	for _, code := range []health.Code{health.Header, health.Ciphertext, health.Thumbnail, health.Containers, health.Space, health.Keys} {
 		go func() { _ = d.Prober.RunNow(ctx, code) }() // the outcome goes to the board
 	}
 }

@@ -5,34 +5,91 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 
+	"luksmediad/internal/api"
 	"luksmediad/internal/config"
+	"luksmediad/internal/synapse"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 	"luksmediad/pkg/unlock"
 )
 
-// Probes are the probes of the configured volume. What they look at is known only while live holds the open volume, so
-// they are built then.
-func Probes(config *config.Config, live *atomic.Pointer[volume.Opened], server health.MediaServer) []health.Probe {
+// Inspector looks at the volume beside what is recorded about it; [volume.Volume] does.
+type Inspector interface {
+	HeaderChecker
+	Keyring
+	Notes(name string) volume.Notes
+}
+
+// Engine tells what running containers have of the host; [synapse.Engine] does.
+type Engine interface {
+	Mounts(ctx context.Context, wanted func(source string) bool) ([]synapse.Mount, error)
+}
+
+// ProbeParts are what the probes are made of. All but Server are required.
+type ProbeParts struct {
+	Config     *config.Config
+	Inspector  Inspector
+	Cryptsetup unlock.Cryptsetup
+	// Live holds the open volume: what most probes look at is known only then.
+	Live *atomic.Pointer[volume.Opened]
+	// Server is Synapse, nil where none is configured.
+	Server    health.MediaServer
+	Engine    Engine
+	Collector *health.Collector
+	Explain   func(error) api.Explanation
+}
+
+// Probes are the probes of the configured volume, in the order of the conditions.
+func Probes(parts ProbeParts) []health.Probe {
 	late := func(name health.Code, build func(*volume.Opened) health.Probe) health.Probe {
-		return &lateProbe{name: name, live: live, build: build}
+		return &lateProbe{name: name, live: parts.Live, build: build}
 	}
 	probes := []health.Probe{
-		late(health.Write, func(o *volume.Opened) health.Probe {
-			return &health.WriteProbe{Dir: o.PrivateDir, Device: deviceOf(o)}
-		}),
-		late(health.Ciphertext, func(o *volume.Opened) health.Probe { return ciphertextProbe(config, o) }),
+		&headerProbe{volume: parts.Inspector, container: parts.Config.Volume.Container, explain: parts.Explain},
+		late(health.Write, parts.writeProbe),
+		late(health.Ciphertext, func(o *volume.Opened) health.Probe { return ciphertextProbe(parts.Config, o) }),
 	}
-	if config.Probes.Synapse != nil {
+	if parts.Config.Probes.Synapse != nil {
 		probes = append(probes, late(health.Thumbnail, func(o *volume.Opened) health.Probe {
-			return thumbnailProbe(config, o, server)
+			return &placesProbe{Probe: thumbnailProbe(parts.Config, o, parts.Server), homeserver: parts.Config.Probes.Synapse.HomeserverConfig}
 		}))
 	}
-	return probes
+	return append(probes,
+		late(health.Containers, func(o *volume.Opened) health.Probe {
+			return &containersProbe{opened: o, engine: parts.Engine, proc: "/proc"}
+		}),
+		late(health.Space, parts.spaceProbe),
+		&keysProbe{
+			ring: parts.Inspector, container: parts.Config.Volume.Container, settings: parts.Config.Probes.Keys, sources: parts.Config.Unlock,
+			cryptsetup: parts.Cryptsetup, collector: parts.Collector, explain: parts.Explain,
+		})
 }
+
+func (parts ProbeParts) writeProbe(o *volume.Opened) health.Probe {
+	return &health.WriteProbe{
+		Dir: o.PrivateDir, Device: deviceOf(o), ErrorCount: o.ErrorCount(),
+		Flags: func() error { return reasoned(volume.CheckWritable(o), parts.Explain) },
+	}
+}
+
+func (parts ProbeParts) spaceProbe(o *volume.Opened) health.Probe {
+	settings := parts.Config.Probes.Space
+	return &health.SpaceProbe{
+		Dir: o.PrivateDir, Device: deviceOf(o), WarnAt: settings.WarnAt.Share(), Within: settings.FullWithin,
+		Keeper: usageNotes{parts.Inspector.Notes("usage")}, Forecast: parts.Collector.SetForecast,
+	}
+}
+
+// usageNotes keep how full the volume was.
+type usageNotes struct{ volume.Notes }
+
+func (n usageNotes) LoadUsage() (usage []health.Usage, err error) { return usage, n.Load(&usage) }
+
+func (n usageNotes) SaveUsage(usage []health.Usage) error { return n.Save(usage) }
 
 // lateProbe is a probe that cannot be built before the volume is open.
 type lateProbe struct {
@@ -83,6 +140,7 @@ func ciphertextProbe(config *config.Config, o *volume.Opened) health.Probe {
 			return health.EnsureCanary(o.PrivateDir, deviceOf(o))
 		},
 		Device:     deviceOf(o),
+		Stores:     storesIn(o),
 		Container:  o.Record.Container,
 		DataOffset: pin.Offset,
 		Cipher:     pin.Cipher,
@@ -95,6 +153,17 @@ func ciphertextProbe(config *config.Config, o *volume.Opened) health.Probe {
 			return mapping.Table.Cipher, mapping.Table.KeyBits, nil
 		},
 	}
+}
+
+// storesIn are the folders of the stores that have moved in.
+func storesIn(o *volume.Opened) []string {
+	var folders []string
+	for _, store := range o.Stores {
+		if store.State == volume.StoreEncrypted {
+			folders = append(folders, filepath.Join(o.Root, "stores", store.Name))
+		}
+	}
+	return folders
 }
 
 func thumbnailProbe(config *config.Config, o *volume.Opened, server health.MediaServer) *health.ThumbnailProbe {

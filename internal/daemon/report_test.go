@@ -250,13 +250,20 @@ func TestProbesOfAClosedVolume(t *testing.T) {
 		config *config.Config
 		want   []health.Code
 	}{
-		{settings(), []health.Code{health.Write, health.Ciphertext}},
-		{with, []health.Code{health.Write, health.Ciphertext, health.Thumbnail}},
+		{settings(), []health.Code{health.Header, health.Write, health.Ciphertext, health.Containers, health.Space, health.Keys}},
+		{with, []health.Code{health.Header, health.Write, health.Ciphertext, health.Thumbnail, health.Containers, health.Space, health.Keys}},
 	} {
 		var got []health.Code
-		for _, probe := range Probes(test.config, new(atomic.Pointer[volume.Opened]), nil) {
+		for _, probe := range Probes(ProbeParts{Config: test.config, Live: new(atomic.Pointer[volume.Opened]), Inspector: bare(t, test.config), Explain: explained}) {
 			got = append(got, probe.Name())
-			if _, err := probe.Run(t.Context()); health.ReasonOf(err) != health.ReasonNotMounted {
+			want := health.ReasonNotMounted
+			switch probe.Name() { // which look at the container, open or not
+			case health.Header:
+				want = health.ReasonUnreadable
+			case health.Keys:
+				want = "some_class"
+			}
+			if _, err := probe.Run(t.Context()); health.ReasonOf(err) != want {
 				t.Errorf("%s: %v", probe.Name(), err)
 			}
 		}
@@ -264,6 +271,12 @@ func TestProbesOfAClosedVolume(t *testing.T) {
 			t.Error(diff)
 		}
 	}
+}
+
+// bare is a volume that was never created.
+func bare(t *testing.T, c *config.Config) *volume.Volume {
+	t.Helper()
+	return volume.New(c, volume.Paths{State: t.TempDir(), Runtime: t.TempDir()}, nil)
 }
 
 // The write probe writes into the volume that is open now: what lies on another device is not it.
@@ -277,9 +290,9 @@ func TestWriteProbeOfAnOpenVolume(t *testing.T) {
 		t.Fatal(err)
 	}
 	live := new(atomic.Pointer[volume.Opened])
-	write := Probes(settings(), live, nil)[0]
+	write := Probes(ProbeParts{Config: settings(), Live: live, Inspector: bare(t, settings()), Explain: explained})[1]
 	o := opened()
-	o.PrivateDir, o.Mapping = dir, &unlock.Mapping{Device: stat.Dev}
+	o.PrivateDir, o.Mapping, o.Record.Filesystem = dir, &unlock.Mapping{Device: stat.Dev}, "xfs"
 	live.Store(o)
 	if _, err := write.Run(t.Context()); err != nil {
 		t.Error(err)

@@ -90,6 +90,24 @@ func (l Live) Drifts(ctx context.Context, header *luks2.Header) ([]Drift, error)
 	return drifts, nil
 }
 
+// Refusal is why the TPM would give the key of no token, whatever the PIN; nil if it may.
+func Refusal(drifts []Drift) error {
+	var refused error
+	for _, drift := range drifts {
+		switch {
+		case drift.Result != Differs:
+			return nil
+		case refused == nil && drift.Err != nil:
+			refused = drift.Err
+		case refused == nil && bytes.Equal(drift.Live, drift.Sealed): // a signed policy is the same whatever the PCRs are
+			refused = fmt.Errorf("no signature is about the PCRs as they are: %w", tpm2.ErrPolicy)
+		case refused == nil:
+			refused = &tpm2.PolicyError{Bank: drift.Bank, PCRs: drift.PCRs, Want: drift.Sealed, Got: drift.Live, Values: drift.Values}
+		}
+	}
+	return refused
+}
+
 // driftsOf compares tokens with one TPM.
 func (l Live) driftsOf(ctx context.Context, tpm unlock.TPM2, tokens []luks2.Token) []Drift {
 	drifts := make([]Drift, len(tokens))

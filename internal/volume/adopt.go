@@ -355,5 +355,8 @@ func (a *adopting) saveHeader(ctx context.Context) error {
 	if err := a.header.Pin(a.container.bytes).Check(header, a.container.bytes); err != nil {
 		return err
 	}
-	return a.backUpHeader(ctx, a.container.Name(), header.UUID)
+	if err := a.backUpHeader(ctx, a.container.Name(), header.UUID); err != nil {
+		return err
+	}
+	return a.rememberHeader(header)
 }

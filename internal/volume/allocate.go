@@ -93,7 +93,7 @@ func (c *creating) undo(ctx context.Context) error {
 	for _, file := range c.journal.KeyFiles {
 		faults = append(faults, file.remove())
 	}
-	return errors.Join(append(faults, c.removeBackup(), c.restorePaths(), c.states.Remove(c.enrolmentName()), c.states.Remove(c.creationName()))...)
+	return errors.Join(append(faults, c.removeBackup(), c.restorePaths(), c.states.Remove(c.enrolmentName()), c.states.Remove(c.proofName()), c.states.Remove(c.knownName()), c.states.Remove(c.creationName()))...)
 }
 
 // forgetRecord removes a record whose writing failed after it had got its name: preflight has found none, and a record without

@@ -209,7 +209,13 @@ func (c *creating) finishHeader(ctx context.Context) error {
 	c.record.Pin = header.Pin(c.container.bytes)
 	c.record.Marker = c.journal.Marker
 	c.record.Created = time.Now().UTC().Truncate(time.Second)
-	return c.backUpHeader(ctx, c.backing.path, c.journal.UUID)
+	if err := c.backUpHeader(ctx, c.backing.path, c.journal.UUID); err != nil {
+		return err
+	}
+	for _, made := range c.record.Keyslots { // each was proven as it was made
+		c.noteProof(header, made.Slot, made.Source)
+	}
+	return c.rememberHeader(header)
 }
 
 func (c *creating) removeFormatKey(ctx context.Context) error {

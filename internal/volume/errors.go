@@ -47,6 +47,16 @@ var (
 	ErrKeyslotMissing = errors.New("no such keyslot")
 	// ErrClevis: clevis has not encrypted the key.
 	ErrClevis = errors.New("clevis did not take the key")
+	// ErrCipherChanged: the header names another cipher than was recorded.
+	ErrCipherChanged = errors.New("another cipher than recorded")
+	// ErrKeyslotUnknown: nobody is known to have filled the keyslot.
+	ErrKeyslotUnknown = errors.New("unknown keyslot")
+	// ErrTokenUnknown: nobody is known to have written the token.
+	ErrTokenUnknown = errors.New("unknown token")
+	// ErrBackupMissing: no copy of the header is kept that could be restored.
+	ErrBackupMissing = errors.New("no copy of the header")
+	// ErrBackupOld: the header has changed since its copy was made.
+	ErrBackupOld = errors.New("copy of the header older than the header")
 	// ErrShrink: the wanted size is not larger than the present one.
 	ErrShrink = errors.New("volumes only grow")
 	// ErrGrowDevice: a block device is as large as it is.

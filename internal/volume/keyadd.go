@@ -144,6 +144,7 @@ func (k *keyChanging) fill(ctx context.Context, wanted Enrolment) (*unlock.Way, 
 		way.Key.Wipe()
 		return nil, err
 	}
+	k.noteProof(k.header, keyslot, wanted.Kind())
 	k.observer.Event(journal.KeyslotAdded, journal.F("CONTAINER", k.container.Name()), journal.F("KEYSLOT", keyslot),
 		journal.F("SOURCE", wanted.Kind()))
 	return way, nil

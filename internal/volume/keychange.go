@@ -68,6 +68,8 @@ type keyChanging struct {
 	// header is as it is now; device is what cryptsetup works on.
 	header *luks2.Header
 	device string
+	// before is the header that the change has found.
+	before *luks2.Header
 	// ways were proven on the header. The first authorises.
 	ways []*unlock.Way
 	// journal is nil if there is none on disk.
@@ -138,6 +140,7 @@ func (k *keyChanging) look(context.Context) (err error) {
 	if k.header, err = k.read(); err != nil {
 		return err
 	}
+	k.before = k.header
 	return k.checkWhole()
 }
 
@@ -335,6 +338,9 @@ func (k *keyChanging) forget(keyslot int) error {
 // finish saves the header as it is now and ends the journal.
 func (k *keyChanging) finish(ctx context.Context) error {
 	if err := k.backUpHeader(ctx, k.device, k.header.UUID); err != nil {
+		return err
+	}
+	if err := k.rememberChange(); err != nil {
 		return err
 	}
 	return k.endJournal()

@@ -197,6 +197,7 @@ func (o *opening) openMapping(ctx context.Context) error {
 	defer opened.Key.Wipe()
 	o.opened.Mapping, o.opened.Source, o.opened.Keyslot, o.opened.Failed = opened.Mapping, opened.Source, opened.Keyslot, opened.Failed
 	o.opened.Took = opened.Took
+	o.noteProof(o.opened.Header, opened.Keyslot, opened.Source)
 	o.observer.Event(journal.Unlocked, journal.F("MAPPING", o.MappingName()),
 		journal.F("SOURCE", opened.Source), journal.F("KEYSLOT", opened.Keyslot))
 	o.reseal(ctx, opened.Key)

@@ -187,7 +187,7 @@ func (a *accepting) accept(ctx context.Context) error {
 	if err := a.backUpHeader(ctx, a.backing.path, a.header.UUID); err != nil {
 		return err
 	}
-	if err := a.saveRecord(&record); err != nil {
+	if err := errors.Join(a.rememberHeader(a.header), a.saveRecord(&record)); err != nil {
 		return err
 	}
 	var fields []string

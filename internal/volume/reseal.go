@@ -88,7 +88,7 @@ func (o *opening) resealToken(ctx context.Context, device string, old refusedTok
 		return err
 	}
 	k := &keyChanging{Volume: o.Volume, observer: o.observer, record: o.opened.Record, container: o.container,
-		header: o.opened.Header, device: o.backing.path,
+		header: o.opened.Header, before: o.opened.Header, device: o.backing.path,
 		ways: []*unlock.Way{{Source: o.opened.Source, Keyslots: []int{o.opened.Keyslot}, Key: copied}}}
 	defer unlock.WipeWays(k.ways)
 	if err := k.loadJournal(); err != nil {

@@ -43,6 +43,17 @@ func (v *Volume) TPMs() []unlock.TPM2 {
 	return tpms
 }
 
+// SourcesUnattended are those configured that need nobody and cost nothing: no person is asked, and no PIN is tried.
+func (v *Volume) SourcesUnattended() []unlock.Source {
+	var sources []unlock.Source
+	for _, source := range v.config.Unlock {
+		if source.Passphrase == nil && (source.TPM2 == nil || !source.TPM2.WantsPIN()) {
+			sources = append(sources, v.source(source, nil))
+		}
+	}
+	return sources
+}
+
 // SourcesByHand are what a person at a terminal may have when the configured sources have failed: the PIN of a TPM key,
 // unless it was asked for already, and the recovery passphrase.
 func (v *Volume) SourcesByHand(ask Asker) []unlock.Source {

@@ -25,6 +25,9 @@ const staleAfter = 3
 // maxText bounds the text of a condition, which may quote what another program said, in bytes.
 const maxText = 400
 
+// subjectPlace in advice stands for what fails.
+const subjectPlace = "{subject}"
+
 func (s Status) String() string {
 	switch s {
 	case OK:
@@ -46,6 +49,7 @@ type Condition struct {
 	Reason    Reason // empty if the condition holds
 	Text      string // one line; what happened, or what was proven
 	Next      string // the command to type; empty if it holds or is unknown
+	Subject   string // the container or unit that fails, where it is one of several
 	DependsOn []Code
 	Cause     Code      // the failing condition that hides this one; empty if it is visible
 	Probed    bool      // by a probe, not by a lifecycle step
@@ -88,9 +92,7 @@ type Board struct {
 // entry is a condition as it was last reported, before staleness and dependencies are looked at.
 type entry struct {
 	definition
-	status  Status
-	reason  Reason
-	text    string
+	outcome
 	since   time.Time
 	checked time.Time
 	maxAge  time.Duration // 0: the outcome never gets stale
@@ -120,31 +122,42 @@ func NewBoard(options Options) *Board {
 // Set reports the outcome of a condition. A failure whose impact or reason only degrades becomes
 // a warning. A condition that the Board is without is ignored.
 func (b *Board) Set(code Code, status Status, reason Reason, text string) {
+	b.report(code, outcome{status: status, reason: reason, text: text})
+}
+
+// outcome is what is reported of a condition.
+type outcome struct {
+	status        Status
+	reason        Reason
+	text, subject string
+}
+
+func (b *Board) report(code Code, o outcome) {
 	b.reporting.Lock()
 	defer b.reporting.Unlock()
-	if changed, ok := b.set(code, status, reason, text); ok {
+	if changed, ok := b.set(code, o); ok {
 		b.options.OnChange(changed)
 	}
 }
 
 // set returns the condition if its status or reason is another than before.
-func (b *Board) set(code Code, status Status, reason Reason, text string) (Condition, bool) {
+func (b *Board) set(code Code, o outcome) (Condition, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	e := b.entry(code)
 	if e == nil {
 		return Condition{}, false
 	}
-	if status == OK || status == Unknown {
-		reason = ""
+	if o.status == OK || o.status == Unknown {
+		o.reason, o.subject = "", ""
 	}
-	status = e.soften(status, reason)
+	o.status, o.text = e.soften(o.status, o.reason), oneLine(o.text)
 	now := b.options.Now()
-	changed := status != e.status || reason != e.reason
+	changed := o.status != e.status || o.reason != e.reason
 	if changed {
 		e.since = now
 	}
-	e.status, e.reason, e.text, e.checked = status, reason, oneLine(text), now
+	e.outcome, e.checked = o, now
 	snapshot := b.snapshot()
 	i := slices.IndexFunc(snapshot, func(c Condition) bool { return c.Code == code })
 	return snapshot[i], changed
@@ -183,9 +196,9 @@ func (b *Board) snapshot() []Condition {
 	for _, e := range b.entries {
 		c := e.condition(now)
 		if c.Status == Warn || c.Status == Fail {
-			c.Next = b.options.Advise(c.Code, c.Reason)
+			c.Next = strings.ReplaceAll(b.options.Advise(c.Code, c.Reason), subjectPlace, c.Subject)
 		}
-		for _, on := range c.DependsOn {
+		for _, on := range e.causes(c.Status) {
 			if cause, failing := causes[on]; failing && !c.Hidden() {
 				c.Cause = cause
 			}
@@ -201,6 +214,14 @@ func (b *Board) snapshot() []Condition {
 	return snapshot
 }
 
+// causes are the conditions whose failure explains the status.
+func (d definition) causes(status Status) []Code {
+	if status == OK || status == Warn {
+		return d.dependsOn
+	}
+	return slices.Concat(d.dependsOn, d.follows)
+}
+
 // Ready says whether everything that readiness needs holds: volume mounted and writable, gate open.
 func (b *Board) Ready() bool { return b.Report(Readyz).Status != Fail }
 
@@ -214,7 +235,7 @@ func (b *Board) Worst() Status { return b.Report(Healthz).Status }
 func (e *entry) condition(now time.Time) Condition {
 	c := Condition{
 		Code: e.code, Title: e.title, Status: e.status, Impact: e.impact, Reason: e.reason, Text: e.text,
-		DependsOn: e.dependsOn, Probed: e.probed(), Since: e.since, Checked: e.checked,
+		Subject: e.subject, DependsOn: slices.Concat(e.dependsOn, e.follows), Probed: e.probed(), Since: e.since, Checked: e.checked,
 	}
 	last := e.checked
 	if last.Before(e.awaited) {

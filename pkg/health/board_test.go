@@ -41,7 +41,7 @@ func find(t *testing.T, b *Board, code Code) Condition {
 func TestTableIsClosed(t *testing.T) {
 	seen := map[Code]bool{}
 	for _, d := range conditions {
-		for _, on := range d.dependsOn {
+		for _, on := range slices.Concat(d.dependsOn, d.follows) {
 			if !seen[on] {
 				t.Errorf("%s depends on %s, which is not before it", d.code, on)
 			}
@@ -67,7 +67,10 @@ func TestImpact(t *testing.T) {
 		worst          Status
 	}{
 		{Container, "missing", false, false, Fail},
-		{Header, "refused", false, false, Fail},
+		{Header, ReasonPinMismatch, true, false, Fail}, // what is open stays usable; what is not fails Unlock
+		{Header, ReasonCopyDamaged, true, true, Warn},  // fault 50
+		{Header, ReasonKeyslotUnknown, true, true, Warn},
+		{Header, ReasonBackupOld, true, true, Warn},
 		{Unlock, "policy", false, false, Fail},
 		{Filesystem, "damaged", false, false, Fail},
 		{Mount, "busy", false, false, Fail},
@@ -75,6 +78,8 @@ func TestImpact(t *testing.T) {
 		{Store, ReasonPlaintext, true, true, Warn},
 		{Write, ReasonReadOnly, false, false, Fail},
 		{Write, ReasonTimeout, false, false, Fail},
+		{Write, ReasonEmergencyRO, false, false, Fail},
+		{Write, ReasonFilesystemErrors, true, true, Warn},
 		{Gate, "closed", false, false, Fail},
 		{Ciphertext, ReasonPlaintext, true, false, Fail},
 		{Ciphertext, ReasonNotMovedIn, true, true, Warn},
@@ -82,6 +87,10 @@ func TestImpact(t *testing.T) {
 		{Thumbnail, ReasonTimeout, true, false, Fail},
 		{Thumbnail, ReasonUnauthorized, true, false, Fail},
 		{Thumbnail, ReasonSynapseUnreachable, true, true, Warn}, // fault 73
+		{Thumbnail, ReasonPlaintextCopy, true, true, Warn},
+		{Containers, ReasonContainerStale, true, false, Fail}, // fault 67
+		{Space, ReasonLowSpace, true, true, Warn},             // fault 62
+		{Keys, ReasonUnproven, true, true, Warn},
 		{Protection, "key_same_disk", true, true, Warn},
 	}
 	for _, test := range tests {
@@ -148,6 +157,30 @@ func TestCauseHidesDependents(t *testing.T) {
 	}
 	if c := find(t, b, Unlock); c.Next != "luksmediad fix unlock" {
 		t.Errorf("next is %q", c.Next)
+	}
+}
+
+// What is open stays open below a header that has gone bad: only what fails follows from it.
+func TestHeaderExplainsOnlyFailures(t *testing.T) {
+	b := goodBoard(Options{})
+	b.Set(Header, Fail, ReasonHeaderDamaged, "both copies are damaged")
+	for _, code := range []Code{Unlock, Mount, Write, Gate, Keys} {
+		if c := find(t, b, code); c.Hidden() {
+			t.Errorf("%s is hidden by %s", code, c.Cause)
+		}
+	}
+	b.Set(Unlock, Unknown, "", "")
+	for _, code := range []Code{Unlock, Mount, Write, Gate} {
+		if c := find(t, b, code); c.Cause != Header {
+			t.Errorf("%s has cause %q, want header", code, c.Cause)
+		}
+	}
+	var text strings.Builder
+	if err := b.Report(Readyz).WriteText(&text, false); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(text.String(), "[-]header failed: header_damaged: both copies are damaged (0s ago)\n") {
+		t.Errorf("readyz does not name the cause:\n%s", &text)
 	}
 }
 

@@ -32,6 +32,8 @@ type CiphertextProbe struct {
 	DataOffset int64                  // bytes from its start to the data segment
 	Cipher     string                 // the pinned cipher, such as "aes-xts-plain64"
 	KeyBits    int                    // the pinned size of the volume key
+	// Stores are directories of the volume, some stored files of which each run looks at too, other ones each time.
+	Stores []string
 	// Mapping returns the cipher and the key size of the kernel's table for the open container.
 	Mapping func() (cipher string, keyBits int, err error)
 }
@@ -61,6 +63,13 @@ func (p *CiphertextProbe) Run(ctx context.Context) (string, error) {
 	if err := checkMagic(container); err != nil {
 		return "", unreadable(err)
 	}
+	sampled, err := p.checkSample(ctx, container)
+	if err != nil {
+		return "", unreadable(err)
+	}
+	if sampled > 0 {
+		proof += fmt.Sprintf(", and so are %d stored files", sampled)
+	}
 	return proof, p.checkMapping()
 }
 
@@ -73,7 +82,16 @@ func unreadable(err error) error {
 }
 
 func (p *CiphertextProbe) checkBlocks(ctx context.Context, container *rawReader) (string, error) {
-	name, spans, err := p.spans()
+	name, err := p.File()
+	if err != nil {
+		return "", err
+	}
+	return p.checkFile(ctx, container, name)
+}
+
+// checkFile compares a file with its blocks.
+func (p *CiphertextProbe) checkFile(ctx context.Context, container *rawReader, name string) (string, error) {
+	spans, err := p.spans(name)
 	if err != nil {
 		return "", err
 	}
@@ -109,25 +127,20 @@ func (p *CiphertextProbe) judge(name string, raw []byte, at int64, how string) (
 }
 
 // spans reads the beginning of the file and finds its blocks.
-func (p *CiphertextProbe) spans() (string, []span, error) {
-	name, err := p.File()
-	if err != nil {
-		return "", nil, err
-	}
+func (p *CiphertextProbe) spans(name string) ([]span, error) {
 	file, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return name, nil, err
+		return nil, err
 	}
 	defer file.Close()
 	device, err := p.Device()
 	if err != nil {
-		return name, nil, notMounted(err)
+		return nil, notMounted(err)
 	}
 	if err := requireDevice(file, device); err != nil {
-		return name, nil, err
+		return nil, err
 	}
-	spans, err := p.sample(file)
-	return name, spans, err
+	return p.sample(file)
 }
 
 func (p *CiphertextProbe) sample(file *os.File) ([]span, error) {

@@ -334,3 +334,69 @@ func TestEnsureCanary(t *testing.T) {
 	_, err := EnsureCanary(dir, constant(1))
 	requireReason(t, err, ReasonNotMounted)
 }
+
+// Beside the canary some stored files are looked at, other ones each time.
+func TestCiphertextSamplesStoredFiles(t *testing.T) {
+	d := newDisk(t, bytes.Repeat([]byte(canaryLine), 1000))
+	d.fill(t, encrypt(t))
+	store := filepath.Dir(d.file)
+	stored := filepath.Join(store, "local_content", "aa", "bb", "picture")
+	if err := os.MkdirAll(filepath.Dir(stored), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(stored, bytes.Repeat([]byte("in clear text "), 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(stored, filepath.Join(store, "local_content", "link")); err != nil {
+		t.Fatal(err)
+	}
+	// Where nothing was written to the image there are zeros: no ciphertext.
+	if err := os.Truncate(d.image, 1<<42); err != nil {
+		t.Fatal(err)
+	}
+	d.probe.Stores = []string{filepath.Join(store, "local_content")}
+	_, err := d.probe.Run(t.Context())
+	requireReason(t, err, ReasonNotRandom)
+
+	picture := &disk{file: stored, image: d.image, contents: bytes.Repeat([]byte("in clear text "), 1000)}
+	picture.fill(t, same)
+	_, err = d.probe.Run(t.Context())
+	requireReason(t, err, ReasonPlaintext)
+
+	picture.fill(t, encrypt(t))
+	proof, err := d.probe.Run(t.Context())
+	if err != nil || !strings.HasSuffix(proof, ", and so are 4 stored files") {
+		t.Errorf("%q, %v", proof, err)
+	}
+	if err := os.Truncate(stored, 0); err != nil {
+		t.Fatal(err)
+	}
+	if proof, err = d.probe.Run(t.Context()); err != nil || strings.Contains(proof, "stored files") {
+		t.Errorf("an empty file: %q, %v", proof, err)
+	}
+}
+
+// In time every file gets its turn.
+func TestCiphertextPicksAllFiles(t *testing.T) {
+	store := t.TempDir()
+	for _, name := range []string{"a/b/1", "a/c/2", "d/3", "4"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(store, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(store, name), []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	probe := &CiphertextProbe{Device: constant(deviceOf(t, store))}
+	picked := map[string]bool{}
+	for range 1000 {
+		name, err := probe.pick(store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		picked[name] = true
+	}
+	if len(picked) != 4 {
+		t.Errorf("picked %v", picked)
+	}
+}

@@ -1,6 +1,7 @@
 package health
 
 import (
+	"math"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -24,6 +25,8 @@ type Collector struct {
 	container  containerMetrics
 	protection *protectionMetrics
 	dropped    droppedMetric
+	keys       keyMetrics
+	forecast   prometheus.Gauge
 }
 
 // conditionGauge is 1 for each condition of which it is true.
@@ -36,6 +39,12 @@ type conditionGauge struct {
 type droppedMetric struct {
 	desc  *prometheus.Desc
 	count func() uint64
+}
+
+// keyMetrics have a series for each kind of key source.
+type keyMetrics struct {
+	proven          *prometheus.GaugeVec
+	failures, limit prometheus.Gauge
 }
 
 // boardGauge is 1 if its condition holds.
@@ -86,11 +95,14 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 		probes:    newProbeMetrics(),
 		unlocks:   newUnlockMetrics(),
 		container: newContainerMetrics(),
+		keys:      newKeyMetrics(),
+		forecast:  newGauge("full_seconds", "In how many seconds the volume is full at the rate of the last week: +Inf if it does not fill up, NaN while that is not known."),
 		protection: &protectionMetrics{desc: prometheus.NewDesc(namespace+"_protection", "What the keys protect the container against; all 0 while that is not known.",
 			[]string{"level"}, nil)},
 		dropped: droppedMetric{prometheus.NewDesc(namespace+"_log_dropped_total", "Events that did not reach the journal.", nil, nil),
 			func() uint64 { return 0 }},
 	}
+	c.forecast.Set(math.NaN())
 	for _, condition := range board.Snapshot() {
 		if condition.Probed {
 			c.probes.initialise(condition.Code)
@@ -203,6 +215,21 @@ func newUnlockMetrics() unlockMetrics {
 	}
 }
 
+func newGauge(name, help string) prometheus.Gauge {
+	return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help})
+}
+
+func newKeyMetrics() keyMetrics {
+	bySource := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, []string{"source"})
+	}
+	return keyMetrics{
+		proven:   bySource("key_proven_timestamp_seconds", "When a key of this source was last seen to open the container, 0 if never."),
+		failures: newGauge("tpm_lockout_failures", "Failures that the TPM has counted towards its lockout, unclean power-offs among them."),
+		limit:    newGauge("tpm_lockout_limit", "At how many failures the TPM locks itself, 0 while that is not known."),
+	}
+}
+
 func newContainerMetrics() containerMetrics {
 	return containerMetrics{
 		size: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -273,6 +300,7 @@ func (c *Collector) parts() []prometheus.Collector {
 		c.probes.success, c.probes.runs, c.probes.failures, c.probes.duration, c.probes.lastRun, c.probes.lastSuccess,
 		c.unlocks.attempts, c.unlocks.failures, c.unlocks.duration,
 		c.container.size, c.container.info, c.container.keyslots, c.container.backup,
+		c.keys.proven, c.keys.failures, c.keys.limit, c.forecast,
 	}
 }
 
@@ -335,6 +363,27 @@ func (c *Collector) SetHeaderBackup(at time.Time) {
 
 // CountDropped gives the counter of events that did not reach the journal. It is called before the first scrape.
 func (c *Collector) CountDropped(count func() uint64) { c.dropped.count = count }
+
+// ExpectKeys gives the closed set of kinds of key sources. It is called before the first scrape.
+func (c *Collector) ExpectKeys(sources ...string) {
+	for _, source := range sources {
+		c.keys.proven.WithLabelValues(source)
+	}
+}
+
+// SetKey says when a key of a source was last seen to open the container; zero if never.
+func (c *Collector) SetKey(source string, proven time.Time) {
+	c.keys.proven.WithLabelValues(source).Set(float64(max(proven.Unix(), 0)))
+}
+
+// SetLockout says how many failures the TPM has counted, and at how many it locks itself.
+func (c *Collector) SetLockout(failures, limit uint32) {
+	c.keys.failures.Set(float64(failures))
+	c.keys.limit.Set(float64(limit))
+}
+
+// SetForecast says in how many seconds the volume is full.
+func (c *Collector) SetForecast(seconds float64) { c.forecast.Set(seconds) }
 
 // ExpectProtection gives the closed set of levels that SetProtection may be given. It is called before the first scrape.
 func (c *Collector) ExpectProtection(levels ...string) { c.protection.levels = levels }

@@ -19,6 +19,9 @@ const (
 	Gate       Code = "gate"
 	Ciphertext Code = "ciphertext"
 	Thumbnail  Code = "thumbnail"
+	Containers Code = "containers"
+	Space      Code = "space"
+	Keys       Code = "keys"
 	Protection Code = "protection"
 )
 
@@ -28,25 +31,52 @@ type Reason string
 
 // The reasons of the probes and of the Board itself.
 const (
-	ReasonCipherMismatch     Reason = "cipher_mismatch"     // the kernel's table names another cipher than the pin
-	ReasonError              Reason = "error"               // none of the others; the text says what
-	ReasonHole               Reason = "hole"                // the file has no blocks on the disk that could be checked
-	ReasonIO                 Reason = "io_error"            // EIO, or the bytes read back are not those written
-	ReasonMagicMissing       Reason = "magic_missing"       // the container does not begin with the LUKS magic
-	ReasonNoSpace            Reason = "no_space"            // ENOSPC, EDQUOT
-	ReasonNotImage           Reason = "not_image"           // Synapse's answer cannot be decoded
-	ReasonNotMounted         Reason = "not_mounted"         // the directory is not there, or not on the volume's device
-	ReasonNotMovedIn         Reason = "not_moved_in"        // the store still lies outside the volume
-	ReasonNotOnVolume        Reason = "not_on_volume"       // Synapse answered from files that are not on the volume
-	ReasonNotRandom          Reason = "not_random"          // the raw bytes are no ciphertext
-	ReasonPlaintext          Reason = "plaintext"           // the raw bytes are the file's own
-	ReasonReadOnly           Reason = "read_only"           // EROFS
-	ReasonRefused            Reason = "refused"             // Synapse answered with an error
-	ReasonStale              Reason = "stale"               // the last outcome is older than three intervals
-	ReasonSynapseUnreachable Reason = "synapse_unreachable" // no answer from Synapse
-	ReasonTimeout            Reason = "timeout"             // the deadline passed
-	ReasonUnauthorized       Reason = "unauthorized"        // Synapse does not take the token
-	ReasonUnreadable         Reason = "unreadable"          // the file, the container or the kernel's table cannot be read
+	ReasonBackupMissing      Reason = "header_backup_missing" // no copy of the header is kept beside it
+	ReasonBackupOld          Reason = "header_backup_old"     // the header has changed since its copy was made
+	ReasonCipherChanged      Reason = "cipher_changed"        // the header names another cipher than the pin
+	ReasonCipherMismatch     Reason = "cipher_mismatch"       // the kernel's table names another cipher than the pin
+	ReasonContainerStale     Reason = "container_stale_mount" // a container sees something else than the store
+	ReasonCopyDamaged        Reason = "header_copy_damaged"   // one of the two copies of the header
+	ReasonDrift              Reason = "tpm_drift"             // the TPM would not give a key any more
+	ReasonEmergencyRO        Reason = "emergency_ro"          // ext4 takes no more writes after an error
+	ReasonError              Reason = "error"                 // none of the others; the text says what
+	ReasonFilesystemErrors   Reason = "filesystem_errors"     // the filesystem has counted errors
+	ReasonFullSoon           Reason = "full_soon"             // at the rate of the last week
+	ReasonHeaderDamaged      Reason = "header_damaged"        // both copies of the header
+	ReasonHeaderRefused      Reason = "header_refused"        // the header is not one that luksmediad would open
+	ReasonHole               Reason = "hole"                  // the file has no blocks on the disk that could be checked
+	ReasonIO                 Reason = "io_error"              // EIO, or the bytes read back are not those written
+	ReasonKeyFailed          Reason = "key_failed"            // a key source would not open the container
+	ReasonKeyslotMissing     Reason = "keyslot_missing"       // a keyslot that luksmediad made is gone
+	ReasonKeyslotUnknown     Reason = "keyslot_unknown"       // a keyslot that nobody is known to have made
+	ReasonLocalStorageOff    Reason = "local_storage_off"     // Synapse does not keep media in the store
+	ReasonLockoutNear        Reason = "tpm_lockout_near"      // half of the failures that lock the TPM
+	ReasonLowInodes          Reason = "low_inodes"            // few inodes are left
+	ReasonLowSpace           Reason = "low_space"             // little space is left
+	ReasonMagicMissing       Reason = "magic_missing"         // the container does not begin with the LUKS magic
+	ReasonNoInodes           Reason = "no_inodes"             // ENOSPC for want of inodes
+	ReasonNoSpace            Reason = "no_space"              // ENOSPC, EDQUOT
+	ReasonNotImage           Reason = "not_image"             // Synapse's answer cannot be decoded
+	ReasonNotLUKS2           Reason = "not_luks2"             // the container has no LUKS2 header
+	ReasonNotMounted         Reason = "not_mounted"           // the directory is not there, or not on the volume's device
+	ReasonNotMovedIn         Reason = "not_moved_in"          // the store still lies outside the volume
+	ReasonNotOnVolume        Reason = "not_on_volume"         // Synapse answered from files that are not on the volume
+	ReasonNotRandom          Reason = "not_random"            // the raw bytes are no ciphertext
+	ReasonOneWayIn           Reason = "one_way_in"            // fewer than two independent ways in
+	ReasonPinMismatch        Reason = "pin_mismatch"          // the container is not the recorded one
+	ReasonPlaintext          Reason = "plaintext"             // the raw bytes are the file's own
+	ReasonPlaintextCopy      Reason = "plaintext_copy"        // Synapse keeps a second copy elsewhere
+	ReasonProcessStale       Reason = "process_stale_mount"   // a process that is in no container sees something else than the store
+	ReasonReadOnly           Reason = "read_only"             // EROFS
+	ReasonRefused            Reason = "refused"               // Synapse answered with an error
+	ReasonShutdown           Reason = "filesystem_shutdown"   // the filesystem stopped itself
+	ReasonStale              Reason = "stale"                 // the last outcome is older than three intervals
+	ReasonSynapseUnreachable Reason = "synapse_unreachable"   // no answer from Synapse
+	ReasonTimeout            Reason = "timeout"               // the deadline passed
+	ReasonTokenUnknown       Reason = "token_unknown"         // a token that nobody is known to have made
+	ReasonUnauthorized       Reason = "unauthorized"          // Synapse does not take the token
+	ReasonUnproven           Reason = "unproven"              // fewer than two independent ways in were proven of late
+	ReasonUnreadable         Reason = "unreadable"            // the file, the container or the kernel's table cannot be read
 )
 
 // Impact is what a condition costs when it fails.
@@ -65,6 +95,7 @@ type definition struct {
 	title     string
 	impact    Impact
 	dependsOn []Code   // causes: while one of these fails, this condition is hidden
+	follows   []Code   // causes of its failure only: what holds does so without them
 	reasons   []Reason // of a probe: everything it fails with; nil marks a lifecycle step
 	degrades  []Reason // with these reasons the failure is only a warning
 }
@@ -75,15 +106,30 @@ func (d definition) probed() bool { return d.reasons != nil }
 // command. Causes stand before what depends on them.
 var conditions = []definition{
 	{code: Container, title: "container attached", impact: FailsReady},
-	{code: Header, title: "header valid and pinned", impact: FailsReady, dependsOn: []Code{Container}},
-	{code: Unlock, title: "container unlocked", impact: FailsReady, dependsOn: []Code{Header}},
+	{
+		// A header that goes bad below an open volume keeps nobody from using it; one that keeps it closed fails Unlock.
+		code: Header, title: "header valid and pinned", impact: FailsHealth, dependsOn: []Code{Container},
+		reasons: []Reason{
+			ReasonBackupMissing, ReasonBackupOld, ReasonCipherChanged, ReasonCopyDamaged, ReasonError, ReasonHeaderDamaged,
+			ReasonHeaderRefused, ReasonIO, ReasonKeyslotMissing, ReasonKeyslotUnknown, ReasonNotLUKS2, ReasonPinMismatch,
+			ReasonTimeout, ReasonTokenUnknown, ReasonUnreadable,
+		},
+		degrades: []Reason{
+			ReasonBackupMissing, ReasonBackupOld, ReasonCopyDamaged, ReasonKeyslotMissing, ReasonKeyslotUnknown, ReasonTokenUnknown,
+		},
+	},
+	{code: Unlock, title: "container unlocked", impact: FailsReady, dependsOn: []Code{Container}, follows: []Code{Header}},
 	{code: Filesystem, title: "filesystem checked", impact: FailsReady, dependsOn: []Code{Unlock}},
 	{code: Mount, title: "volume and stores mounted", impact: FailsReady, dependsOn: []Code{Filesystem}},
 	{code: Guard, title: "bare mountpoints refuse writes", impact: FailsHealth},
 	{code: Store, title: "stores moved in", impact: Degrades, dependsOn: []Code{Mount}},
 	{
 		code: Write, title: "volume writable", impact: FailsReady, dependsOn: []Code{Mount},
-		reasons: []Reason{ReasonError, ReasonIO, ReasonNoSpace, ReasonNotMounted, ReasonReadOnly, ReasonTimeout},
+		reasons: []Reason{
+			ReasonEmergencyRO, ReasonError, ReasonFilesystemErrors, ReasonIO, ReasonNoInodes, ReasonNoSpace, ReasonNotMounted,
+			ReasonReadOnly, ReasonShutdown, ReasonTimeout,
+		},
+		degrades: []Reason{ReasonFilesystemErrors},
 	},
 	{code: Gate, title: "gate open", impact: FailsReady, dependsOn: []Code{Mount, Guard, Write}},
 	{
@@ -97,14 +143,38 @@ var conditions = []definition{
 	{
 		code: Thumbnail, title: "Synapse serves from the volume", impact: FailsHealth, dependsOn: []Code{Mount, Write},
 		reasons: []Reason{
-			ReasonError, ReasonIO, ReasonNoSpace, ReasonNotImage, ReasonNotMounted, ReasonNotMovedIn, ReasonNotOnVolume,
-			ReasonReadOnly, ReasonRefused, ReasonSynapseUnreachable, ReasonTimeout, ReasonUnauthorized,
+			ReasonError, ReasonIO, ReasonLocalStorageOff, ReasonNoInodes, ReasonNoSpace, ReasonNotImage, ReasonNotMounted,
+			ReasonNotMovedIn, ReasonNotOnVolume, ReasonPlaintextCopy, ReasonReadOnly, ReasonRefused, ReasonSynapseUnreachable,
+			ReasonTimeout, ReasonUnauthorized,
 		},
 		// Synapse's own state is not the volume's: it starts after the gate opens, and may be stopped.
-		degrades: []Reason{ReasonNotMovedIn, ReasonSynapseUnreachable},
+		degrades: []Reason{ReasonNotMovedIn, ReasonPlaintextCopy, ReasonSynapseUnreachable},
+	},
+	{
+		code: Containers, title: "services see the stores", impact: FailsHealth, dependsOn: []Code{Mount},
+		reasons: []Reason{ReasonContainerStale, ReasonError, ReasonNotMounted, ReasonProcessStale, ReasonTimeout},
+	},
+	{
+		code: Space, title: "room left", impact: Degrades, dependsOn: []Code{Mount},
+		reasons: []Reason{
+			ReasonError, ReasonFullSoon, ReasonIO, ReasonLowInodes, ReasonLowSpace, ReasonNotMounted, ReasonTimeout,
+		},
+	},
+	{
+		code: Keys, title: "two proven ways in", impact: Degrades, dependsOn: []Code{Container}, follows: []Code{Header},
+		reasons: []Reason{
+			ReasonDrift, ReasonError, ReasonIO, ReasonKeyFailed, ReasonLockoutNear, ReasonOneWayIn, ReasonTimeout, ReasonUnproven,
+			ReasonUnreadable,
+		},
 	},
 	{code: Protection, title: "keys apart from the container", impact: Degrades, dependsOn: []Code{Container}},
 }
+
+// runbook is the page with a section for each condition.
+const runbook = "docs/runbook.md"
+
+// Runbook names the section of the documentation about a condition: what it means, and what to type.
+func Runbook(code Code) string { return runbook + "#" + string(code) }
 
 // Codes returns every condition in the order in which they are reported.
 func Codes() []Code {

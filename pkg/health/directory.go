@@ -123,7 +123,17 @@ func (d *directory) names(name string) ([]string, error) {
 }
 
 // remove unlinks a file below the directory; it need not exist.
-func (d *directory) remove(name string) error {
+func (d *directory) remove(name string) error { return d.unlink(name, 0) }
+
+// removeEmpty removes a folder below the directory unless something is in it; it need not exist.
+func (d *directory) removeEmpty(name string) error {
+	if err := d.unlink(name, unix.AT_REMOVEDIR); !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
+}
+
+func (d *directory) unlink(name string, flags int) error {
 	parent, err := d.open(path.Dir(name), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -132,7 +142,7 @@ func (d *directory) remove(name string) error {
 		return err
 	}
 	defer parent.Close()
-	err = unix.Unlinkat(int(parent.Fd()), path.Base(name), 0)
+	err = unix.Unlinkat(int(parent.Fd()), path.Base(name), flags)
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
 	}

@@ -12,6 +12,12 @@ type Failure struct {
 	Err   error
 }
 
+// FailureOf is the failure of one of several things, such as a container.
+type FailureOf struct {
+	Failure
+	Name string // for "{subject}" in advice; it goes into a command line
+}
+
 func (f *Failure) Error() string { return f.Err.Error() }
 
 func (f *Failure) Unwrap() error { return f.Err }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -21,6 +22,11 @@ type Probe interface {
 	Run(ctx context.Context) (proof string, err error)
 }
 
+// Paced is a probe with an interval and a deadline of its own.
+type Paced interface {
+	Pace() (interval, deadline time.Duration)
+}
+
 // Result is the outcome of one run of a probe.
 type Result struct {
 	Probe    Code
@@ -33,12 +39,13 @@ type Result struct {
 
 // ProberOptions configure a Prober. Interval and Deadline must be positive.
 type ProberOptions struct {
-	Interval time.Duration // from the start of one run to the start of the next
+	Interval time.Duration // the longest time from the start of one run to the start of the next
 	Deadline time.Duration // after which a run is a failure
 	Observe  func(Result)  // called after each result, for several probes at once; must not block
 }
 
-// Prober runs probes on a timer and reports to a Board. No more than one run of a probe is
+// Prober runs probes on a timer, each a little earlier than it would have to so that they do not fall into step, and
+// reports to a Board. No more than one run of a probe is
 // outstanding: one that hangs in the kernel is reported as failed at its deadline, and again at
 // every interval, until it returns. Probes never wait for each other.
 type Prober struct {
@@ -49,9 +56,10 @@ type Prober struct {
 
 // slot keeps the outstanding run of one probe.
 type slot struct {
-	probe   Probe
-	mu      sync.Mutex
-	current *run
+	probe              Probe
+	interval, deadline time.Duration
+	mu                 sync.Mutex
+	current            *run
 }
 
 // run is one run of a probe, from its start until the probe returned.
@@ -68,7 +76,11 @@ func NewProber(board *Board, options ProberOptions, probes ...Probe) *Prober {
 	}
 	p := &Prober{board: board, options: options}
 	for _, probe := range probes {
-		p.slots = append(p.slots, &slot{probe: probe})
+		s := &slot{probe: probe, interval: options.Interval, deadline: options.Deadline}
+		if paced, ok := probe.(Paced); ok {
+			s.interval, s.deadline = paced.Pace()
+		}
+		p.slots = append(p.slots, s)
 	}
 	return p
 }
@@ -79,7 +91,7 @@ func NewProber(board *Board, options ProberOptions, probes ...Probe) *Prober {
 func (p *Prober) Run(ctx context.Context) {
 	var loops sync.WaitGroup
 	for _, s := range p.slots {
-		p.board.Expect(s.probe.Name(), p.options.Interval)
+		p.board.Expect(s.probe.Name(), s.interval)
 		loops.Go(func() { p.loop(ctx, s) })
 	}
 	loops.Wait()
@@ -102,18 +114,27 @@ func (p *Prober) RunNow(ctx context.Context, name Code) error {
 }
 
 func (p *Prober) loop(ctx context.Context, s *slot) {
-	ticker := time.NewTicker(p.options.Interval)
-	defer ticker.Stop()
 	for {
+		next := time.NewTimer(jittered(s.interval))
+
 		if r, begun := p.begin(ctx, s); !begun {
 			p.reportHung(s, r)
 		}
 		select {
 		case <-ctx.Done():
+			next.Stop()
 			return
-		case <-ticker.C:
+		case <-next.C:
 		}
 	}
+}
+
+// jitterPart of an interval is the most by which a run comes early.
+const jitterPart = 10
+
+func jittered(interval time.Duration) time.Duration {
+	early := max(interval/jitterPart, 1)
+	return interval - rand.N(early) //nolint:gosec // a timer has no secret
 }
 
 // begin starts a run unless one is outstanding; it returns the outstanding one.
@@ -130,16 +151,16 @@ func (p *Prober) begin(ctx context.Context, s *slot) (r *run, begun bool) {
 
 // execute keeps the slot until the probe has returned, but settles the run at its deadline.
 func (p *Prober) execute(ctx context.Context, s *slot, r *run) {
-	ctx, cancel := context.WithTimeout(ctx, p.options.Deadline)
+	ctx, cancel := context.WithTimeout(ctx, s.deadline)
 	defer cancel()
-	type outcome struct {
+	type end struct {
 		proof string
 		err   error
 	}
-	returned := make(chan outcome, 1)
+	returned := make(chan end, 1)
 	go func() {
 		proof, err := s.probe.Run(ctx)
-		returned <- outcome{proof, err}
+		returned <- end{proof, err}
 	}()
 	select {
 	case o := <-returned:
@@ -147,15 +168,15 @@ func (p *Prober) execute(ctx context.Context, s *slot, r *run) {
 		s.release()
 		close(r.settled)
 	case <-ctx.Done():
-		p.settle(ctx, s, r, "", p.overdue(ctx.Err()))
+		p.settle(ctx, s, r, "", s.overdue(ctx.Err()))
 		close(r.settled)
 		<-returned
 		s.release()
 	}
 }
 
-func (p *Prober) overdue(err error) error {
-	return fmt.Errorf("no outcome within %s: %w", p.options.Deadline, err)
+func (s *slot) overdue(err error) error {
+	return fmt.Errorf("no outcome within %s: %w", s.deadline, err)
 }
 
 // settle decides a run. An end of the Prober itself says nothing about the condition.
@@ -180,14 +201,21 @@ func (p *Prober) reportHung(s *slot, r *run) {
 func (p *Prober) report(s *slot, proof string, err error, took time.Duration) {
 	result := Result{
 		Probe: s.probe.Name(), Proof: proof, Err: err, Reason: s.reason(err),
-		Finished: time.Now(), Duration: min(took, p.options.Deadline),
+		Finished: time.Now(), Duration: min(took, s.deadline),
 	}
 	if err != nil {
-		p.board.Set(result.Probe, Fail, result.Reason, err.Error())
+		p.board.report(result.Probe, outcome{Fail, result.Reason, err.Error(), subjectOf(err)})
 	} else {
 		p.board.Set(result.Probe, OK, "", proof)
 	}
 	p.options.Observe(result)
+}
+
+func subjectOf(err error) string {
+	if failure, ok := errors.AsType[*FailureOf](err); ok {
+		return failure.Name
+	}
+	return ""
 }
 
 // reason folds an error into the probe's closed set.

@@ -88,6 +88,66 @@ func TestProberRunsOnItsTimer(t *testing.T) {
 	})
 }
 
+// paced is a probe with a pace of its own.
+type paced struct {
+	probeFunc
+	interval, deadline time.Duration
+}
+
+func (p paced) Pace() (time.Duration, time.Duration) { return p.interval, p.deadline }
+
+// Runs come no later than their interval, at most a tenth earlier, and not in step; a pace of its own holds for deadline and staleness too.
+func TestProberPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var runs []time.Time
+		var mu sync.Mutex
+		const interval = time.Hour
+		b := newBench(paced{probeFunc{Keys, func(ctx context.Context) (string, error) {
+			mu.Lock()
+			runs = append(runs, time.Now())
+			mu.Unlock()
+			if len(runs) < 100 {
+				return "", nil
+			}
+			<-ctx.Done()
+			return "", ctx.Err()
+		}}, interval, time.Minute})
+		b.start(t)
+		after(100 * interval)
+		gaps := map[time.Duration]bool{}
+		for i := range runs[:99] {
+			gap := runs[i+1].Sub(runs[i])
+			if gaps[gap] = true; gap > interval || gap < interval*9/10 {
+				t.Fatalf("run %d came after %v", i+1, gap)
+			}
+		}
+		if len(gaps) < 90 {
+			t.Errorf("%d different gaps", len(gaps))
+		}
+		var results []Result
+		b.mu.Lock()
+		results = append(results, b.results...)
+		b.mu.Unlock()
+		if last := results[99]; last.Reason != ReasonTimeout || last.Duration != time.Minute {
+			t.Errorf("a run that hangs: %+v", last)
+		}
+	})
+}
+
+// Advice names what has failed, if it is one of several.
+func TestSubject(t *testing.T) {
+	b := &bench{board: NewBoard(Options{Advise: func(Code, Reason) string { return "docker restart {subject}" }})}
+	failure := &FailureOf{Failure{ReasonContainerStale, errors.New("x")}, "synapse"}
+	b.prober = NewProber(b.board, ProberOptions{Interval: testInterval, Deadline: testDeadline},
+		probeFunc{Containers, func(context.Context) (string, error) { return "", failure }})
+	if err := b.prober.RunNow(t.Context(), Containers); !errors.Is(err, failure) {
+		t.Error(err)
+	}
+	if c := find(t, b.board, Containers); c.Reason != ReasonContainerStale || c.Subject != "synapse" || c.Next != "docker restart synapse" {
+		t.Errorf("%+v", c)
+	}
+}
+
 func TestProberReportsReasons(t *testing.T) {
 	tests := map[string]struct {
 		err  error

@@ -3,6 +3,7 @@ package health
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -38,8 +39,47 @@ func (r *rawReader) how() string {
 	return "O_DIRECT refused, page cache dropped"
 }
 
+// Raw reads a container past the page cache, at any offset: what another has written to the disk is not hidden by what was read
+// before. It implements io.ReaderAt.
+type Raw struct {
+	raw *rawReader
+	// Bytes is the size of the file or block device.
+	Bytes int64
+}
+
+// OpenRaw opens the file or block device at name for reading. An error has a reason.
+func OpenRaw(name string) (*Raw, error) {
+	raw, err := openRaw(name)
+	if err != nil {
+		return nil, unreadable(err)
+	}
+	size, err := raw.file.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, errors.Join(unreadable(err), raw.Close())
+	}
+	return &Raw{raw, size}, nil
+}
+
+// Close closes the container.
+func (r *Raw) Close() error { return r.raw.Close() }
+
+// ReadAt reads len(b) bytes, fewer only with io.EOF at the end of the container.
+func (r *Raw) ReadAt(b []byte, offset int64) (int, error) {
+	n := min(int64(len(b)), max(r.Bytes-offset, 0))
+	if err := r.raw.ReadAt(b[:n], offset); err != nil {
+		return 0, err
+	}
+	if n < int64(len(b)) {
+		return int(n), io.EOF
+	}
+	return int(n), nil
+}
+
 // ReadAt fills b from any offset.
 func (r *rawReader) ReadAt(b []byte, offset int64) error {
+	if len(b) == 0 {
+		return nil
+	}
 	start := offset / directAlign * directAlign
 	window, err := unix.Mmap(-1, 0, int(roundUp(offset+int64(len(b)), directAlign)-start),
 		unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS) // page aligned

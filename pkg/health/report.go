@@ -32,8 +32,9 @@ type Report struct {
 func (b *Board) Report(endpoint Endpoint, exclude ...string) Report {
 	r := Report{Endpoint: endpoint, Status: OK, At: b.options.Now()}
 	matched := map[string]bool{}
-	for _, c := range b.Snapshot() {
-		if !endpoint.covers(c) {
+	snapshot := b.Snapshot()
+	for _, c := range snapshot {
+		if !endpoint.covers(c) && !endpoint.explains(c, snapshot) {
 			continue
 		}
 		if slices.Contains(exclude, string(c.Code)) {
@@ -59,6 +60,13 @@ func (e Endpoint) covers(c Condition) bool {
 		return c.Impact == FailsReady
 	}
 	return false
+}
+
+// explains: the condition is the cause that hides one of the endpoint that does not hold.
+func (e Endpoint) explains(cause Condition, snapshot []Condition) bool {
+	return slices.ContainsFunc(snapshot, func(c Condition) bool {
+		return c.Cause == cause.Code && c.cost() == Fail && e.covers(c)
+	})
 }
 
 // StatusCode is 503 if the report fails and 200 otherwise.

@@ -30,14 +30,15 @@ type MediaServer interface {
 const (
 	maxPicture       = 1 << 20          // bytes of the canary or a thumbnail
 	maxThumbnailSide = 1024             // pixels; Synapse's largest default is 800×600
-	replaceAfter     = 10 * time.Minute // least time between two uploads while something is wrong
+	replaceAfter     = 10 * time.Minute // least time between two uploads, whatever happens
+	renewAfter       = 24 * time.Hour   // most time between two uploads
 )
 
 // thumbnailName is what Synapse calls the thumbnails of a PNG: width, height, type and method.
 var thumbnailName = regexp.MustCompile(`^(\d{1,4})-(\d{1,4})-image-png-(?:crop|scale)$`)
 
 // ThumbnailProbe proves that Synapse reads from and writes to the volume and can make thumbnails.
-// It uploads a canary once. Each run removes the canary's thumbnails below the volume's mount and
+// It uploads a canary at its start and daily, which takes the place of the one before. Each run removes the canary's thumbnails below the volume's mount and
 // asks Synapse for one: Synapse has to read the original and write the thumbnail again
 // (synapse/media/thumbnailer.py), which must then appear on the volume's device.
 type ThumbnailProbe struct {
@@ -50,6 +51,8 @@ type ThumbnailProbe struct {
 	// The last upload that Synapse took or refused in vain: even a refused one may leave a file behind.
 	attempted time.Time
 	failure   error
+	// fresh: this probe has uploaded a canary, or another has just before.
+	fresh bool
 }
 
 // Name returns Thumbnail.
@@ -127,13 +130,35 @@ func (p *ThumbnailProbe) canary(ctx context.Context, store, dir *directory) (*ca
 	if err != nil {
 		return nil, err
 	}
-	if c != nil {
-		err := checkOriginal(store, c)
-		if !errors.Is(err, fs.ErrNotExist) {
-			return c, err
-		}
+	if c == nil {
+		return p.upload(ctx, store, dir)
 	}
-	return p.upload(ctx, store, dir)
+	if err := checkOriginal(store, c); !errors.Is(err, fs.ErrNotExist) && (err != nil || !p.isDue(c)) {
+		return c, err
+	}
+	next, err := p.upload(ctx, store, dir)
+	if err != nil {
+		return nil, err
+	}
+	return next, removeCanary(store, c)
+}
+
+// isDue: it is time to upload another canary. A clock that was set back does not put it off for ever.
+func (p *ThumbnailProbe) isDue(c *canary) bool {
+	age := p.now().Sub(c.Uploaded)
+	if age >= 0 && age < replaceAfter {
+		p.fresh = true
+	}
+	return !p.fresh || age < 0 || age >= renewAfter
+}
+
+// removeCanary removes the files of the canary before. What Synapse's database knows of it stays, a row a day.
+func removeCanary(store *directory, c *canary) error {
+	thumbnails := path.Join("local_thumbnails", c.media)
+	if err := removeThumbnails(store, thumbnails); err != nil {
+		return err
+	}
+	return errors.Join(store.remove(c.original()), store.removeEmpty(thumbnails))
 }
 
 // upload repeats the last failure instead of uploading once more too early.
@@ -149,6 +174,7 @@ func (p *ThumbnailProbe) upload(ctx context.Context, store, dir *directory) (*ca
 	if err != nil {
 		return nil, err
 	}
+	p.fresh = true
 	return c, saveCanary(dir, *c)
 }
 

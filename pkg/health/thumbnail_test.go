@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 )
@@ -138,19 +139,55 @@ func (s *scene) requireUploads(t *testing.T, want int) {
 	}
 }
 
-func TestThumbnailUploadsOnce(t *testing.T) {
+// An upload at the start and one a day, each in place of the one before: the store does not grow.
+func TestThumbnailUploadsDaily(t *testing.T) {
 	s := newScene(t)
-	for range 5 {
+	s.mustRun(t)
+	first := s.files(t)
+	for range 1000 {
+		s.clock.advance(10 * time.Minute)
 		s.mustRun(t)
-		s.clock.advance(time.Hour)
 	}
-	s.requireUploads(t, 1)
-	// A restarted daemon finds the canary in the volume.
-	again := *s.probe
-	if _, err := again.Run(t.Context()); err != nil {
-		t.Fatal(err)
+	s.requireUploads(t, 1+1000/(24*6))
+	if now := s.files(t); len(now) != len(first) || slices.Equal(now, first) {
+		t.Errorf("at first %v, now %v", first, now)
 	}
-	s.requireUploads(t, 1)
+}
+
+// A restarted daemon uploads again, unless the one before just did: one that restarts in a loop uploads no more than six an hour.
+func TestThumbnailUploadsAtStart(t *testing.T) {
+	s := newScene(t)
+	s.mustRun(t)
+	for range 20 {
+		s.clock.advance(time.Minute)
+		s.restart()
+		s.mustRun(t)
+	}
+	s.requireUploads(t, 1+2)
+	s.clock.now = s.clock.now.Add(-48 * time.Hour) // fault 71: the clock jumps
+	s.restart()
+	s.mustRun(t)
+	s.requireUploads(t, 4)
+}
+
+func (s *scene) restart() {
+	s.probe = &ThumbnailProbe{Store: s.store, Dir: s.dir, Device: s.probe.Device, Server: s.server, Now: s.clock.Now}
+}
+
+// files are those below the store.
+func (s *scene) files(t *testing.T) []string {
+	t.Helper()
+	var names []string
+	err := filepath.WalkDir(s.store, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() {
+			names = append(names, path)
+		}
+		return err
+	})
+	if err != nil || len(names) == 0 {
+		t.Fatal(names, err)
+	}
+	return names
 }
 
 // The size that comes back is homeserver.yaml's choice.

@@ -49,6 +49,12 @@ func program(t *testing.T, name string, args ...string) string {
 // newVolume makes a volume; it is gone when the test ends.
 func newVolume(t *testing.T) *volume {
 	t.Helper()
+	return makeVolume(t, func(*volume) {})
+}
+
+// makeVolume may put something below the container before it is opened.
+func makeVolume(t *testing.T, below func(*volume)) *volume {
+	t.Helper()
 	dir := t.TempDir()
 	v := &volume{
 		container: filepath.Join(dir, "container"),
@@ -66,6 +72,7 @@ func newVolume(t *testing.T) *volume {
 		"--cipher", volumeCipher, "--key-size", strconv.Itoa(volumeKeyBits), "--sector-size", "4096",
 		"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", v.container)
 	v.attach(t)
+	below(v)
 	program(t, "cryptsetup", "open", "--type", "luks2", "--key-file", key, v.loop, v.mapping)
 	v.use(t)
 	return v
@@ -73,8 +80,9 @@ func newVolume(t *testing.T) *volume {
 
 func (v *volume) attach(t *testing.T) {
 	t.Helper()
-	v.loop = program(t, "losetup", "--find", "--show", "--sector-size", "4096", "--direct-io=on", v.container)
-	t.Cleanup(func() { program(t, "losetup", "--detach", v.loop) })
+	loop := program(t, "losetup", "--find", "--show", "--sector-size", "4096", "--direct-io=on", v.container)
+	v.loop = loop
+	t.Cleanup(func() { program(t, "losetup", "--detach", loop) })
 }
 
 // use makes a filesystem on the mapping and mounts it.
@@ -146,7 +154,12 @@ func TestCiphertextOnVolume(t *testing.T) {
 // there changes the file.
 func TestProbedBlocksAreTheFiles(t *testing.T) {
 	v := newVolume(t)
-	name, spans, err := v.probe(t).spans()
+	probe := v.probe(t)
+	name, err := probe.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spans, err := probe.spans(name)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +24,10 @@ const writeProbeBytes = 4096
 type WriteProbe struct {
 	Dir    string // a directory of the volume that belongs to root, <volume>/.luksmediad
 	Device Device // of the volume; the probe never writes anywhere else
+	// Flags says, with a reason, why the kernel's mount table shows the filesystem as one that takes no writes; nil if it is not asked.
+	Flags func() error
+	// ErrorCount is the file in which the kernel counts the filesystem's errors, /sys/fs/ext4/dm-N/errors_count; empty where there is none.
+	ErrorCount string
 }
 
 // Name returns Write.
@@ -30,6 +35,11 @@ func (p *WriteProbe) Name() Code { return Write }
 
 // Run does the write. Its errors have the reasons of the table of conditions.
 func (p *WriteProbe) Run(context.Context) (string, error) {
+	if p.Flags != nil {
+		if err := p.Flags(); err != nil {
+			return "", err
+		}
+	}
 	dir, err := openDirectory(p.Dir, p.Device)
 	if err != nil {
 		return "", err
@@ -42,9 +52,51 @@ func (p *WriteProbe) Run(context.Context) (string, error) {
 		err = readBack(dir, contents)
 	}
 	if err = errors.Join(err, dir.remove(writeProbeName)); err != nil {
-		return "", fmt.Errorf("cannot rely on the volume: %w", err)
+		return "", fmt.Errorf("cannot rely on the volume: %w", outOfInodes(dir, err))
+	}
+	if err := errors.Join(leftForOthers(dir), p.countErrors()); err != nil {
+		return "", err
 	}
 	return fmt.Sprintf("%d bytes written, synced and read back", writeProbeBytes), nil
+}
+
+// outOfInodes tells want of inodes from want of space, for which there is but one error number.
+func outOfInodes(dir *directory, err error) error {
+	var stat unix.Statfs_t
+	if ReasonOf(err) == ReasonNoSpace && unix.Fstatfs(int(dir.file.Fd()), &stat) == nil && stat.Files > 0 && stat.Ffree == 0 {
+		return &Failure{ReasonNoInodes, fmt.Errorf("no inode is left: %w", err)}
+	}
+	return err
+}
+
+// leastLeft is what a service needs at least to write anything, in bytes.
+const leastLeft = 64 << 10
+
+// leftForOthers fails where only root can still write: ext4 keeps 5 % for it (mke2fs(8), -m), and this probe is root.
+func leftForOthers(dir *directory) error {
+	var stat unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.file.Fd()), &stat); err != nil {
+		return fmt.Errorf("cannot tell what is left of the volume: %w", err)
+	}
+	if left := int64(stat.Bavail) * stat.Bsize; left < leastLeft {
+		return &Failure{ReasonNoSpace, fmt.Errorf("nobody but root can still write: %d bytes are left", left)}
+	}
+	return nil
+}
+
+// countErrors reads the number of errors since the last check of the filesystem; it is kept on the disk.
+func (p *WriteProbe) countErrors() error {
+	if p.ErrorCount == "" {
+		return nil
+	}
+	content, err := os.ReadFile(p.ErrorCount)
+	if err != nil {
+		return fmt.Errorf("cannot read the errors of the filesystem: %w", err)
+	}
+	if count := strings.TrimSpace(string(content)); count != "0" {
+		return &Failure{ReasonFilesystemErrors, fmt.Errorf("the filesystem has met %s errors since it was last checked", count)}
+	}
+	return nil
 }
 
 // readBack compares the file with what was written, from the disk and not from the page cache.

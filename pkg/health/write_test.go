@@ -135,3 +135,25 @@ func TestDirectoryDoesNotFollow(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What the kernel shows of the filesystem comes before a write that it may take for some time yet, and an error that it has counted after
+// one that succeeds.
+func TestWriteProbeAsksTheKernel(t *testing.T) {
+	dir := t.TempDir()
+	count := filepath.Join(t.TempDir(), "errors_count")
+	probe := &WriteProbe{Dir: dir, Device: constant(deviceOf(t, dir)), ErrorCount: count}
+	for content, want := range map[string]Reason{"0\n": "", "3\n": ReasonFilesystemErrors} {
+		if err := os.WriteFile(count, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := probe.Run(t.Context())
+		if want == "" && err != nil {
+			t.Error(err)
+		} else if want != "" {
+			requireReason(t, err, want)
+		}
+	}
+	probe.Flags = func() error { return &Failure{ReasonEmergencyRO, errors.New("emergency_ro")} }
+	_, err := probe.Run(t.Context())
+	requireReason(t, err, ReasonEmergencyRO)
+}

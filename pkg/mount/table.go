@@ -70,11 +70,13 @@ func newInfo(entry *mountinfo.Info) Info {
 		Options:      strings.Split(entry.Options, ","),
 		SuperOptions: strings.Split(entry.VFSOptions, ","),
 	}
-	info.ReadOnly = slices.Contains(info.Options, "ro") || slices.Contains(info.SuperOptions, "ro") ||
-		slices.Contains(info.SuperOptions, "emergency_ro")
+	info.ReadOnly = slices.Contains(info.Options, "ro") || slices.Contains(info.SuperOptions, "ro") || info.EmergencyReadOnly()
 	info.Shutdown = slices.Contains(info.SuperOptions, "shutdown")
 	return info
 }
+
+// EmergencyReadOnly tells whether ext4 takes no more writes after an error.
+func (i Info) EmergencyReadOnly() bool { return slices.Contains(i.SuperOptions, "emergency_ro") }
 
 // At returns the mount whose root one sees when opening path, nil if path is not the root of a mount. A mount that another
 // one hides, at path or above it, does not count.

@@ -66,6 +66,22 @@ func (b bus) explainLockout(refusal error) error {
 		values[tpm2.TPMPTLockoutCounter], values[tpm2.TPMPTMaxAuthFail], values[tpm2.TPMPTLockoutInterval])
 }
 
+// Lockout returns how many failures the TPM has counted, unclean power-offs among them, and at how many it refuses what is subject to its
+// dictionary-attack lockout.
+func (d *Device) Lockout(ctx context.Context) (failures, limit uint32, err error) {
+	tpm, end := d.begin(ctx)
+	defer end()
+	values, err := tpm.properties(tpm2.TPMPTLockoutCounter, 2)
+	if err != nil {
+		return 0, 0, fmt.Errorf("cannot read the failures that TPM %s has counted: %w", d.name, failure("read its properties", err))
+	}
+	limit, told := values[tpm2.TPMPTMaxAuthFail]
+	if !told {
+		return 0, 0, fmt.Errorf("cannot read the failures that TPM %s has counted: it does not tell: %w", d.name, ErrFailed)
+	}
+	return values[tpm2.TPMPTLockoutCounter], limit, nil
+}
+
 // properties reads count properties of the TPM from the first on.
 func (b bus) properties(first tpm2.TPMPT, count uint32) (map[tpm2.TPMPT]uint32, error) {
 	got, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(first), PropertyCount: count}.Execute(b)

@@ -1,0 +1,82 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/health"
+)
+
+// containersProbe looks whether all who have a store see the open volume there.
+type containersProbe struct {
+	opened *volume.Opened
+	engine Engine
+	proc   string // where the kernel shows processes
+}
+
+func (p *containersProbe) Name() health.Code { return health.Containers }
+
+func (p *containersProbe) Run(ctx context.Context) (string, error) {
+	mounts, err := p.engine.Mounts(ctx, p.carriesStore)
+	if err != nil {
+		return "", err
+	}
+	var binds []volume.Bind
+	for _, m := range mounts {
+		binds = append(binds, volume.Bind{Container: m.Container, PID: m.PID, Source: realPath(m.Source), Target: m.Target})
+	}
+	blinds, err := volume.Blinds(p.opened, binds, p.proc)
+	if err != nil {
+		return "", err
+	}
+	if len(blinds) > 0 {
+		return "", failureOf(blinds)
+	}
+	return fmt.Sprintf("%d mounts of a store in containers, all see the volume", len(binds)), nil
+}
+
+// carriesStore: the directory is a store, or one above it.
+func (p *containersProbe) carriesStore(source string) bool {
+	for _, store := range p.opened.Stores {
+		below, err := filepath.Rel(realPath(source), store.Path)
+		if err == nil && below != ".." && !strings.HasPrefix(below, "../") {
+			return true
+		}
+	}
+	return false
+}
+
+// realPath resolves the links of a path that is there.
+func realPath(path string) string {
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved
+	}
+	return path
+}
+
+// failureOf tells of all, and names the first that can be started again.
+func failureOf(blinds []volume.Blind) error {
+	failure := &health.FailureOf{Failure: health.Failure{Class: health.ReasonProcessStale}}
+	var texts []string
+	for _, b := range blinds {
+		name := fmt.Sprintf("process %d", b.PID)
+		switch {
+		case b.Container != "":
+			name = "container " + b.Container
+			if failure.Class == health.ReasonProcessStale {
+				failure.Class, failure.Name = health.ReasonContainerStale, b.Container
+			}
+		case b.Unit != "":
+			name = b.Unit
+			if failure.Name == "" {
+				failure.Name = b.Unit
+			}
+		}
+		texts = append(texts, fmt.Sprintf("%s has in place of store %s %s", name, b.Store, b.Text))
+	}
+	failure.Err = fmt.Errorf("%s", strings.Join(texts, "; "))
+	return failure
+}

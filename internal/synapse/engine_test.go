@@ -1,0 +1,139 @@
+package synapse
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// engine is Docker's side of the socket: the two calls as Docker 20.10 to 29 answers them, cut to what is read.
+func engine(t *testing.T, answers map[string]string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "engine") // not t.TempDir: its name may be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "docker.sock")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer, there := answers[r.URL.Path]
+		switch {
+		case r.Method != http.MethodGet:
+			t.Errorf("%s %s", r.Method, r.URL)
+		case !there:
+			http.Error(w, `{"message":"No such container"}`, http.StatusNotFound)
+		case answer == "":
+			http.Error(w, `{"message":"broken"}`, http.StatusInternalServerError)
+		default:
+			_, _ = w.Write([]byte(answer))
+		}
+	})}
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(func() { server.Close() })
+	return socket
+}
+
+const listed = `[
+ {"Id":"aa11","Names":["/synapse"],"Image":"x","Mounts":[{"Type":"bind","Source":"/srv/data","Destination":"/data","Mode":"rw","RW":true,"Propagation":"rprivate"},
+  {"Type":"volume","Name":"v","Source":"","Destination":"/v","Driver":"local"}]},
+ {"Id":"bb22","Names":["/gone"],"Mounts":[{"Type":"bind","Source":"/srv/data","Destination":"/d"}]},
+ {"Id":"cc33","Names":["/stopping"],"Mounts":[{"Type":"bind","Source":"/srv/data","Destination":"/d"}]},
+ {"Id":"dd44","Names":["/other"],"Mounts":[{"Type":"bind","Source":"/srv/other","Destination":"/d"}]}]`
+
+func wantedData(source string) bool { return source == "/srv/data" }
+
+// Of the containers with a wanted directory those are told that run; of others nothing is asked.
+func TestEngineMounts(t *testing.T) {
+	socket := engine(t, map[string]string{
+		"/containers/json":      listed,
+		"/containers/aa11/json": `{"Id":"aa11","Name":"/synapse","State":{"Status":"running","Pid":4242,"StartedAt":"2026-01-01T00:00:00Z"}}`,
+		"/containers/cc33/json": `{"Id":"cc33","Name":"/stopping","State":{"Status":"exited","Pid":0}}`,
+		"/containers/dd44/json": "",
+	})
+	got, err := NewEngine(socket).Mounts(t.Context(), wantedData)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]Mount{{Container: "synapse", PID: 4242, Source: "/srv/data", Target: "/data"}}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// fault 72: no Docker is no failure; one that answers badly, or not in time, is.
+func TestEngineFailures(t *testing.T) {
+	got, err := NewEngine(filepath.Join(t.TempDir(), "docker.sock")).Mounts(t.Context(), wantedData)
+	if err != nil || got != nil {
+		t.Errorf("no Docker: %v, %v", got, err)
+	}
+	for name, answers := range map[string]map[string]string{
+		"broken":     {"/containers/json": ""},
+		"no JSON":    {"/containers/json": "<html>"},
+		"inspection": {"/containers/json": listed, "/containers/aa11/json": ""},
+		"too much":   {"/containers/json": `[{"Id":"` + strings.Repeat("a", maxContainerJSON) + `"}]`},
+	} {
+		if _, err := NewEngine(engine(t, answers)).Mounts(t.Context(), wantedData); err == nil || !strings.Contains(err.Error(), "of Docker") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := NewEngine(engine(t, map[string]string{"/containers/json": listed})).Mounts(ctx, wantedData); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
+}
+
+func TestReadMediaPlaces(t *testing.T) {
+	tests := map[string]struct {
+		content string
+		want    MediaPlaces
+	}{
+		"default":     {"server_name: hs.test\nmedia_store_path: /data/media_store\ndynamic_thumbnails: true\n", MediaPlaces{}},
+		"local":       {"enable_local_media_storage: true\n", MediaPlaces{}},
+		"off":         {"enable_local_media_storage: false\n", MediaPlaces{StoreOff: true}},
+		"backup path": {"backup_media_store_path: /backup/media\n", MediaPlaces{Copies: []string{"/backup/media"}}},
+		"providers": {"media_storage_providers:\n- module: file_system\n  store_local: true\n  config:\n    directory: /mnt/other\n" +
+			"- module: s3_storage_provider.S3StorageProviderBackend\n  config:\n    bucket: media\n    secret_access_key: hunter2\n",
+			MediaPlaces{Copies: []string{"file_system /mnt/other", "s3_storage_provider.S3StorageProviderBackend media"}}},
+		"none": {"media_storage_providers: []\n", MediaPlaces{}},
+		"null": {"media_storage_providers:\n", MediaPlaces{}},
+	}
+	for name, test := range tests {
+		path := filepath.Join(t.TempDir(), "homeserver.yaml")
+		if err := os.WriteFile(path, []byte(test.content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := ReadMediaPlaces(path)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if diff := cmp.Diff(test.want, got); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+// What cannot be read is not quoted: it is full of secrets.
+func TestUnreadableHomeserver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "homeserver.yaml")
+	if _, err := ReadMediaPlaces(path); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+	if err := os.WriteFile(path, []byte("macaroon_secret_key: hunter2: [\nmedia_storage_providers: hunter2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadMediaPlaces(path); err == nil || strings.Contains(err.Error(), "hunter2") {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,160 @@
+package volume
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"luksmediad/pkg/unlock/luks2"
+	"luksmediad/pkg/unlock/secret"
+)
+
+// look is what CheckHeader says of the container as it is.
+func (r *ring) look() error {
+	r.t.Helper()
+	file, err := os.Open(r.container())
+	r.must(err)
+	defer file.Close()
+	info, err := file.Stat()
+	r.must(err)
+	text, err := r.CheckHeader(file, info.Size())
+	if (err == nil) != strings.HasPrefix(text, "as recorded: ") {
+		r.t.Errorf("%q, %v", text, err)
+	}
+	return err
+}
+
+func (r *ring) requireLook(want error) {
+	r.t.Helper()
+	if err := r.look(); !errors.Is(err, want) {
+		r.t.Errorf("got %v, want %v", err, want)
+	}
+}
+
+// backUp is what luksmediad header backup does.
+func (r *ring) backUp() {
+	r.t.Helper()
+	path, err := r.BackUpHeader(r.t.Context())
+	r.must(err)
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm()&0o077 != 0 {
+		r.t.Errorf("copy of the header: %v, %v", info, err)
+	}
+}
+
+// What is in the header without luksmediad having put it there is told from what was there when the header was last recorded.
+func TestCheckHeader(t *testing.T) {
+	r := newRing(t)
+	r.requireLook(ErrBackupMissing)
+	r.backUp()
+	r.requireLook(nil)
+
+	r.addForeign(5, "one more")
+	r.requireLook(ErrKeyslotUnknown)
+	// A change of other keys does not make it known.
+	r.add(EnrolKeyFile{Path: r.path("key")})
+	r.requireLook(ErrKeyslotUnknown)
+	r.run("luksKillSlot", "--key-file="+r.path("passphrase"), r.container(), "5")
+	r.requireLook(ErrBackupOld)
+	r.backUp()
+	r.requireLook(nil)
+
+	r.add(EnrolRecovery{Deliver: func(*secret.Key) error { return nil }})
+	r.requireLook(nil)
+	r.must(r.remove(3))
+	r.requireLook(nil)
+
+	r.run("token", "import", "--json-file="+r.write("token", `{"type":"clevis","keyslots":["1"],"jwe":{}}`), r.container())
+	r.requireLook(ErrTokenUnknown)
+	r.backUp()
+	r.requireLook(nil)
+
+	// The keyslot that luksmediad made is somebody else's now.
+	r.run("luksKillSlot", "--key-file="+r.path("passphrase"), r.container(), "2")
+	r.requireLook(ErrKeyslotMissing)
+	r.addForeign(2, "in its place")
+	r.requireLook(ErrKeyslotUnknown)
+}
+
+// fault 50: a damaged copy, fault 51: both, and copies of the header that are none.
+func TestCheckHeaderDamage(t *testing.T) {
+	r := newRing(t)
+	r.backUp()
+	path := r.backupPath(r.header().UUID)
+	r.must(os.Truncate(path, 4096))
+	r.requireLook(ErrBackupMissing)
+	r.must(os.Remove(path))
+	r.requireLook(ErrBackupMissing)
+	r.backUp()
+
+	r.scribble(100)
+	r.requireLook(ErrHeaderDamaged)
+	if _, err := r.BackUpHeader(t.Context()); !errors.Is(err, ErrHeaderDamaged) {
+		t.Errorf("a damaged header was copied: %v", err)
+	}
+	r.scribble(16384 + 100)
+	r.requireLook(luks2.ErrDamaged)
+}
+
+// scribble changes a byte of a header.
+func (r *ring) scribble(at int64) {
+	r.t.Helper()
+	file, err := os.OpenFile(r.container(), os.O_WRONLY, 0)
+	r.must(err)
+	defer file.Close()
+	_, err = file.WriteAt([]byte{0xff}, at)
+	r.must(err)
+}
+
+// Another container, and one whose cipher was changed, are two things.
+func TestCheckHeaderPin(t *testing.T) {
+	for cipher, want := range map[string]error{"aes-xts-plain64": luks2.ErrPinMismatch, "serpent-xts-plain64": ErrCipherChanged} {
+		r := newRing(t)
+		record, err := r.Record()
+		r.must(err)
+		if want == luks2.ErrPinMismatch {
+			record.Pin.VolumeKeyDigest = "another"
+		} else {
+			record.Pin.Cipher = cipher
+		}
+		r.must(r.saveRecord(record))
+		r.requireLook(want)
+	}
+}
+
+// A change that was interrupted behind its record has left a keyslot of luksmediad, which the next one makes known.
+func TestKnownAfterInterruption(t *testing.T) {
+	r := newRing(t)
+	r.backUp()
+	before := r.header()
+	r.addForeign(4, "begun")
+	record, err := r.Record()
+	r.must(err)
+	record.Keyslots = append(record.Keyslots, Keyslot{4, sourceKeyFile})
+	r.must(r.saveRecord(record))
+	r.must(r.states.Save(r.keyChangeName(), keyChangeVersion, &keyChange{UUID: before.UUID,
+		Added: &addedKeyslot{Keyslot: 4, Source: sourceKeyFile, Sequence: before.SequenceID, Salt: r.header().Metadata.Keyslots[4].KDF.Salt}}))
+	r.requireLook(ErrBackupOld)
+	if _, err := r.BackUpHeader(t.Context()); !errors.Is(err, ErrUnfinished) {
+		t.Errorf("an interrupted change was made known: %v", err)
+	}
+	r.add(EnrolPassphrase{Key: newSecret(t, "another")})
+	r.requireLook(nil)
+}
+
+func TestProofs(t *testing.T) {
+	r := newRing(t)
+	r.add(EnrolKeyFile{Path: r.path("key")})
+	r.must(r.NoteProof(r.header(), 0, sourceRecovery))
+	proven, err := r.Proofs(r.header())
+	r.must(err)
+	if len(proven) != 2 || proven[0].Keyslot != 2 || proven[0].Source != sourceKeyFile || proven[1].Keyslot != 0 || proven[1].Time.IsZero() {
+		t.Errorf("%+v", proven)
+	}
+	// A keyslot that is filled anew is not proven.
+	r.run("luksKillSlot", "--key-file="+r.path("passphrase"), r.container(), "2")
+	r.addForeign(2, "in its place")
+	if proven, err = r.Proofs(r.header()); err != nil || len(proven) != 1 {
+		t.Errorf("%+v, %v", proven, err)
+	}
+}

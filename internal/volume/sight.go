@@ -1,0 +1,150 @@
+package volume
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"luksmediad/pkg/mount"
+)
+
+// Bind is a directory of the host that a running container has.
+type Bind struct {
+	// Container is its name, PID its first process.
+	Container string
+	PID       int
+	// Source is the directory on the host, Target where the container has it.
+	Source, Target string
+}
+
+// Blind is a container, a service or a process that sees something else than the store where it should see it.
+type Blind struct {
+	// Container or Unit is its name, both empty for a process of neither.
+	Container, Unit string
+	PID             int
+	Store           string
+	// Text says what it sees, and where.
+	Text string
+}
+
+// Blinds are the containers with a store, or a directory above it, that do not see the mount of the open volume there: they were started
+// before it, have a stale or a renamed directory, or the mount does not propagate. Beside those of binds, which a container engine
+// tells, they are found by what the kernel shows of every process below proc. It looks into no filesystem.
+func Blinds(opened *Opened, binds []Bind, proc string) ([]Blind, error) {
+	host, err := mount.ReadTable()
+	if err != nil {
+		return nil, err
+	}
+	views, err := mount.Views(proc)
+	if err != nil {
+		return nil, err
+	}
+	return blinds(opened, host, binds, views), nil
+}
+
+func blinds(opened *Opened, host mount.Table, binds []Bind, views []mount.View) []Blind {
+	var found []Blind
+	for _, store := range opened.Stores {
+		if store.State != StoreEncrypted {
+			continue
+		}
+		look := &looking{store: store, device: opened.Mapping.Device, host: host}
+		for _, bind := range binds {
+			found = look.through(found, bind, views)
+		}
+		for _, view := range views {
+			if !slices.ContainsFunc(found, func(b Blind) bool { return slices.Contains(view.Processes, b.PID) }) {
+				found = look.into(found, view)
+			}
+		}
+	}
+	return found
+}
+
+// looking is for what others see of one store.
+type looking struct {
+	store  StoreStatus
+	device uint64
+	host   mount.Table
+}
+
+// through looks where a container engine says that the store is.
+func (l *looking) through(found []Blind, bind Bind, views []mount.View) []Blind {
+	below, err := filepath.Rel(bind.Source, l.store.Path)
+	if err != nil || below == ".." || strings.HasPrefix(below, "../") {
+		return found
+	}
+	for _, view := range views {
+		if !slices.Contains(view.Processes, bind.PID) {
+			continue
+		}
+		if text := l.wrong(view.Table, filepath.Join(bind.Target, below)); text != "" {
+			found = append(found, Blind{Container: bind.Container, PID: bind.PID, Store: l.store.Name, Text: text})
+		}
+	}
+	return found
+}
+
+// into looks where a namespace has the directory below the mount of the store, which nothing but a bind puts there.
+func (l *looking) into(found []Blind, view mount.View) []Blind {
+	under := l.host.Covering(filepath.Dir(l.store.Path))
+	if under == nil {
+		return found
+	}
+	inside, err := filepath.Rel(under.Target, l.store.Path)
+	if err != nil {
+		return found
+	}
+	directory := filepath.Join(under.Root, inside)
+	for _, mounted := range view.Table.OfDevice(under.Major, under.Minor) {
+		// Who has the whole filesystem, as services of systemd and exporters of metrics do, uses no store by that.
+		below, err := filepath.Rel(mounted.Root, directory)
+		if err != nil || strings.HasPrefix(below, "..") || mounted.Root == under.Root {
+			continue
+		}
+		text := l.wrong(view.Table, filepath.Join(mounted.Target, below))
+		if text == "" {
+			continue
+		}
+		blind := Blind{PID: view.PID, Store: l.store.Name, Text: text}
+		blind.Container, blind.Unit = namesOfCgroup(view.Cgroup)
+		return append(found, blind)
+	}
+	return found
+}
+
+// wrong says what is seen at path in place of the store; empty if it is the store.
+func (l *looking) wrong(table mount.Table, path string) string {
+	seen := table.Covering(path)
+	switch {
+	case seen == nil:
+		return fmt.Sprintf("nothing at %s", path)
+	case deviceOf(seen) == l.device && seen.Root == "/stores/"+l.store.Name && seen.Target == path:
+		return ""
+	case deviceOf(seen) == l.device:
+		return fmt.Sprintf("another directory of the volume at %s, %s", path, seen.Root)
+	case strings.HasSuffix(seen.Root, "//deleted"):
+		return fmt.Sprintf("a directory at %s that is deleted", path)
+	}
+	below, err := filepath.Rel(seen.Target, path)
+	if err != nil {
+		below = ""
+	}
+	return fmt.Sprintf("the directory %s of %s at %s, outside the volume", filepath.Join(seen.Root, below), seen.Source, path)
+}
+
+// namesOfCgroup are the container or the unit of a cgroup: /system.slice/docker-ID.scope or /docker/ID, and /system.slice/NAME.service. An
+// engine takes the first twelve digits of an ID for a name.
+func namesOfCgroup(cgroup string) (container, unit string) {
+	if id := regexp.MustCompile(`\b[0-9a-f]{64}\b`).FindString(cgroup); id != "" {
+		return id[:12], ""
+	}
+	for part := range strings.SplitSeq(cgroup, "/") {
+		if strings.HasSuffix(part, ".service") {
+			return "", part
+		}
+	}
+	return "", ""
+}

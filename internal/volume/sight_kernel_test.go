@@ -1,0 +1,91 @@
+//go:build kernel
+
+package volume
+
+import (
+	"bufio"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/pkg/unlock"
+)
+
+// inNamespace starts a process in a mount namespace of its own, from which mounts neither come nor go, once script has run there.
+func inNamespace(t *testing.T, script string) int {
+	t.Helper()
+	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", script+" && echo ready && read end")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		stdin.Close()
+		_ = cmd.Wait() // read(1) ends with 1 at the end of its input
+	})
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "ready\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	return cmd.Process.Pid
+}
+
+func mountUntilEnd(t *testing.T, source, target, kind string, flags uintptr) {
+	t.Helper()
+	if err := unix.Mount(source, target, kind, flags, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(target, 0); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// fault 67: what started before the mount has the directory below it, what started after it the store.
+func TestBlindsOfRealProcesses(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"volume", "data/media_store", "early", "late"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mountUntilEnd(t, "blinds", filepath.Join(dir, "volume"), "tmpfs", 0)
+	folder := filepath.Join(dir, "volume/stores/media")
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	bind := "mount --rbind " + filepath.Join(dir, "data") + " "
+	early := inNamespace(t, bind+filepath.Join(dir, "early"))
+	store := filepath.Join(dir, "data/media_store")
+	mountUntilEnd(t, folder, store, "", unix.MS_BIND)
+	var stat unix.Stat_t
+	if err := unix.Stat(store, &stat); err != nil {
+		t.Fatal(err)
+	}
+	opened := &Opened{Mapping: &unlock.Mapping{Device: stat.Dev}, Stores: []StoreStatus{{Name: "media", Path: store, State: StoreEncrypted}}}
+	late := inNamespace(t, bind+filepath.Join(dir, "late"))
+
+	found, err := Blinds(opened, nil, "/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(found) != 1 || found[0].PID != early || !strings.HasSuffix(found[0].Text, " at "+filepath.Join(dir, "early/media_store")+", outside the volume") {
+		t.Errorf("early %d, late %d: %+v", early, late, found)
+	}
+	binds := []Bind{{"first", early, filepath.Join(dir, "data"), filepath.Join(dir, "early")}, {"second", late, filepath.Join(dir, "data"), filepath.Join(dir, "late")}}
+	if found, err = Blinds(opened, binds, "/proc"); err != nil || len(found) != 1 || found[0].Container != "first" {
+		t.Errorf("%+v, %v", found, err)
+	}
+}

@@ -1,0 +1,150 @@
+package health
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	usageEvery = time.Hour          // at least between two samples
+	usageSpan  = 7 * 24 * time.Hour // of the samples that are kept
+	usageLeast = 12 * time.Hour     // of samples that tell a rate
+)
+
+// Usage is how much of the volume was in use.
+type Usage struct {
+	Time  time.Time `json:"time"`
+	Bytes int64     `json:"bytes"`
+}
+
+// A UsageKeeper keeps samples for the next process.
+type UsageKeeper interface {
+	LoadUsage() ([]Usage, error)
+	SaveUsage([]Usage) error
+}
+
+// SpaceProbe tells whether there is room in the volume, and for how long.
+type SpaceProbe struct {
+	Dir    string           // a directory of the volume
+	Device Device           // of the volume
+	WarnAt float64          // the share in use, 0 to 1, from which on it is little
+	Within time.Duration    // the time within which the volume must not become full
+	Keeper UsageKeeper      // where samples are kept
+	Now    func() time.Time // time.Now if nil
+	// Forecast takes how long the volume will do: +Inf if it does not fill up, NaN while that is not known.
+	Forecast func(seconds float64)
+
+	samples []Usage
+	loaded  bool
+}
+
+// Name returns Space.
+func (p *SpaceProbe) Name() Code { return Space }
+
+// Run looks. Its errors have the reasons of the table of conditions.
+func (p *SpaceProbe) Run(context.Context) (string, error) {
+	dir, err := openDirectory(p.Dir, p.Device)
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	var stat unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.file.Fd()), &stat); err != nil {
+		return "", fmt.Errorf("cannot tell what is left of the volume: %w", err)
+	}
+	now := time.Now
+	if p.Now != nil {
+		now = p.Now
+	}
+	room := roomOf(stat)
+	p.remember(Usage{now(), room.used})
+	left := timeLeft(append(slices.Clone(p.samples), Usage{now(), room.used}), room.left)
+	if p.Forecast != nil {
+		p.Forecast(left)
+	}
+	return p.judge(room, left)
+}
+
+// room is what statfs(2) tells, as others than root see it.
+type room struct {
+	used, left         int64 // bytes
+	inodes, inodesLeft uint64
+}
+
+func roomOf(stat unix.Statfs_t) room {
+	return room{used: int64(stat.Blocks-stat.Bfree) * stat.Bsize, left: int64(stat.Bavail) * stat.Bsize,
+		inodes: stat.Files, inodesLeft: stat.Ffree}
+}
+
+func share(used, left float64) float64 {
+	if used+left == 0 {
+		return 0
+	}
+	return used / (used + left)
+}
+
+func (p *SpaceProbe) judge(r room, left float64) (string, error) {
+	bytes, inodes := share(float64(r.used), float64(r.left)), share(float64(r.inodes-r.inodesLeft), float64(r.inodesLeft))
+	text := fmt.Sprintf("%.0f %% of the space and %.0f %% of the inodes in use, %d MiB left%s", 100*bytes, 100*inodes, r.left>>20, inWords(left))
+	switch {
+	case bytes >= p.WarnAt:
+		return "", &Failure{ReasonLowSpace, fmt.Errorf("little space: %s", text)}
+	case inodes >= p.WarnAt:
+		return "", &Failure{ReasonLowInodes, fmt.Errorf("few inodes: %s", text)}
+	case left < p.Within.Seconds():
+		return "", &Failure{ReasonFullSoon, fmt.Errorf("not for long: %s", text)}
+	}
+	return text, nil
+}
+
+// inWords says for how long the volume will do, if that is worth a word.
+func inWords(left float64) string {
+	hours := left / time.Hour.Seconds()
+	switch {
+	case math.IsNaN(left), hours > 365*24:
+		return ""
+	case hours > 48:
+		return fmt.Sprintf(", full in %.0f days as it goes", hours/24)
+	}
+	return fmt.Sprintf(", full in %.0f hours as it goes", hours)
+}
+
+// remember takes a sample every now and then. What is not of the last week, or not of the past, does not count.
+func (p *SpaceProbe) remember(now Usage) {
+	if !p.loaded {
+		p.samples, _ = p.Keeper.LoadUsage() // without them the forecast begins anew
+		p.loaded = true
+	}
+	p.samples = slices.DeleteFunc(p.samples, func(u Usage) bool {
+		return u.Time.After(now.Time) || now.Time.Sub(u.Time) > usageSpan
+	})
+	if n := len(p.samples); n > 0 && now.Time.Sub(p.samples[n-1].Time) < usageEvery {
+		return
+	}
+	p.samples = append(p.samples, now)
+	_ = p.Keeper.SaveUsage(p.samples) // what is not kept is missing after the next start
+}
+
+// timeLeft is how many seconds the bytes left will do at the rate of the samples, by the method of least squares.
+func timeLeft(samples []Usage, left int64) float64 {
+	first, last := samples[0], samples[len(samples)-1]
+	if last.Time.Sub(first.Time) < usageLeast {
+		return math.NaN()
+	}
+	var sumX, sumY, sumXX, sumXY float64
+	for _, u := range samples {
+		x, y := u.Time.Sub(first.Time).Seconds(), float64(u.Bytes-first.Bytes)
+		sumX, sumY, sumXX, sumXY = sumX+x, sumY+y, sumXX+x*x, sumXY+x*y
+	}
+	n := float64(len(samples))
+	rate := (n*sumXY - sumX*sumY) / (n*sumXX - sumX*sumX) // bytes a second
+	if rate <= 0 {
+		return math.Inf(1)
+	}
+	return float64(left) / rate
+}
