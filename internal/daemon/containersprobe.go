@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -77,6 +78,9 @@ func failureOf(blinds []volume.Blind) error {
 		}
 		texts = append(texts, fmt.Sprintf("%s has in place of store %s %s", name, b.Store, b.Text))
 	}
-	failure.Err = fmt.Errorf("%s", strings.Join(texts, "; "))
+	if failure.Name == "" {
+		failure.Name = fmt.Sprintf("$(ps -o unit= %d)", blinds[0].PID)
+	}
+	failure.Err = errors.New(strings.Join(texts, "; "))
 	return failure
 }

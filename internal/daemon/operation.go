@@ -54,6 +54,9 @@ func (d *Daemon) proveWrite(ctx context.Context) error {
 	if health.ReasonOf(err) == health.ReasonNotMounted {
 		err = d.Prober.RunNow(ctx, health.Write)
 	}
+	if health.OnlyDegrades(health.Write, health.ReasonOf(err)) {
+		return nil // it was written
+	}
 	return err
 }
 

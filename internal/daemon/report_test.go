@@ -313,3 +313,18 @@ func TestThumbnailProbeLooksInTheStore(t *testing.T) {
 		t.Errorf("looks at %q", got)
 	}
 }
+
+// A filesystem that was written to opens the gate, whatever errors it has counted before.
+func TestCountedErrorsKeepNothingClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.write.runs.set(func(context.Context) error {
+			return &health.Failure{Class: health.ReasonFilesystemErrors, Err: errBroken}
+		})
+		s.volume.gives(opened())
+		s.start(t)
+		if phase := s.phaseNow(t); phase != api.PhaseServing || !s.Board.Ready() || s.Board.Worst() != health.Warn {
+			t.Errorf("%s, ready %t, worst %v", phase, s.Board.Ready(), s.Board.Worst())
+		}
+	})
+}

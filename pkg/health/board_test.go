@@ -90,6 +90,7 @@ func TestImpact(t *testing.T) {
 		{Thumbnail, ReasonPlaintextCopy, true, true, Warn},
 		{Containers, ReasonContainerStale, true, false, Fail}, // fault 67
 		{Space, ReasonLowSpace, true, true, Warn},             // fault 62
+		{Space, ReasonNoSpace, true, false, Fail},
 		{Keys, ReasonUnproven, true, true, Warn},
 		{Protection, "key_same_disk", true, true, Warn},
 	}

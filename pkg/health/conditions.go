@@ -155,10 +155,12 @@ var conditions = []definition{
 		reasons: []Reason{ReasonContainerStale, ReasonError, ReasonNotMounted, ReasonProcessStale, ReasonTimeout},
 	},
 	{
-		code: Space, title: "room left", impact: Degrades, dependsOn: []Code{Mount},
+		code: Space, title: "room left", impact: FailsHealth, dependsOn: []Code{Mount},
 		reasons: []Reason{
-			ReasonError, ReasonFullSoon, ReasonIO, ReasonLowInodes, ReasonLowSpace, ReasonNotMounted, ReasonTimeout,
+			ReasonError, ReasonFullSoon, ReasonIO, ReasonLowInodes, ReasonLowSpace, ReasonNoInodes, ReasonNoSpace, ReasonNotMounted,
+			ReasonTimeout,
 		},
+		degrades: []Reason{ReasonFullSoon, ReasonLowInodes, ReasonLowSpace},
 	},
 	{
 		code: Keys, title: "two proven ways in", impact: Degrades, dependsOn: []Code{Container}, follows: []Code{Header},
@@ -175,6 +177,16 @@ const runbook = "docs/runbook.md"
 
 // Runbook names the section of the documentation about a condition: what it means, and what to type.
 func Runbook(code Code) string { return runbook + "#" + string(code) }
+
+// OnlyDegrades tells whether a condition that fails for a reason costs no more than a warning.
+func OnlyDegrades(code Code, reason Reason) bool {
+	for _, d := range conditions {
+		if d.code == code {
+			return d.impact == Degrades || slices.Contains(d.degrades, reason)
+		}
+	}
+	return false
+}
 
 // Codes returns every condition in the order in which they are reported.
 func Codes() []Code {

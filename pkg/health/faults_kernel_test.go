@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -153,19 +154,21 @@ func TestHealthzOnSuspendedDisk(t *testing.T) {
 	go func() { prober.Run(ctx); close(ended) }()
 	program(t, "dmsetup", "suspend", "--noflush", "--nolockfs", below)
 	healthz, metrics := board.Handler(Healthz), MetricsHandler(NewRegistry(collector))
-	var slowest time.Duration
-	requests := 0
-	for began := time.Now(); time.Since(began) < 3*time.Second; requests++ {
+	var took []time.Duration
+	for began := time.Now(); time.Since(began) < 3*time.Second; {
 		asked := time.Now()
 		get(t, healthz, "/healthz?verbose")
+		took = append(took, time.Since(asked))
 		get(t, metrics, "/metrics")
-		slowest = max(slowest, time.Since(asked))
 	}
+	slices.Sort(took)
+	// What hangs does so until the end; a machine with other work to do is late now and then.
+	usual, slowest := took[len(took)*9/10], took[len(took)-1]
 	answer := get(t, healthz, "/healthz")
 	program(t, "dmsetup", "resume", below)
-	t.Logf("%d requests, the slowest took %v", requests, slowest)
-	if slowest > 100*time.Millisecond {
-		t.Errorf("the slowest of %d took %v", requests, slowest)
+	t.Logf("%d requests, nine of ten took at most %v, the slowest %v", len(took), usual, slowest)
+	if usual > 100*time.Millisecond || slowest > time.Second {
+		t.Errorf("of %d requests nine of ten took up to %v, the slowest %v", len(took), usual, slowest)
 	}
 	for _, line := range []string{"[-]write failed: timeout: ", "[-]ciphertext failed: timeout: "} {
 		if answer.Code != http.StatusServiceUnavailable || !strings.Contains(answer.Body.String(), line) {
@@ -180,7 +183,11 @@ func TestHealthzOnSuspendedDisk(t *testing.T) {
 	cancel()
 	<-ended
 	for _, code := range []Code{Write, Ciphertext, Space} { // what was under way comes to its end
-		if err := prober.RunNow(t.Context(), code); err != nil {
+		err := prober.RunNow(t.Context(), code)
+		for deadline := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(deadline); {
+			err = prober.RunNow(t.Context(), code)
+		}
+		if err != nil {
 			t.Error(err)
 		}
 	}
@@ -198,14 +205,12 @@ func TestWriteProbeOnFullFilesystem(t *testing.T) {
 	if err := os.WriteFile(fill, bytes.Repeat([]byte{1}, int(int64(stat.Bavail)*stat.Bsize)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := probe.Run(t.Context())
-	requireReason(t, err, ReasonNoSpace)
-	if !strings.Contains(err.Error(), "nobody but root") {
+	if _, err := probe.Run(t.Context()); err != nil {
 		t.Errorf("root cannot write either: %v", err)
 	}
 	space := &SpaceProbe{Dir: v.mount, Device: probe.Device, WarnAt: 0.9, Keeper: &kept{}}
-	_, err = space.Run(t.Context())
-	requireReason(t, err, ReasonLowSpace)
+	_, err := space.Run(t.Context())
+	requireReason(t, err, ReasonNoSpace)
 	if err := os.Remove(fill); err != nil {
 		t.Fatal(err)
 	}
@@ -223,5 +228,5 @@ func TestWriteProbeOnFullFilesystem(t *testing.T) {
 	_, err = probe.Run(t.Context())
 	requireReason(t, err, ReasonNoInodes)
 	_, err = space.Run(t.Context())
-	requireReason(t, err, ReasonLowInodes)
+	requireReason(t, err, ReasonNoInodes)
 }

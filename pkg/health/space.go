@@ -14,6 +14,7 @@ const (
 	usageEvery = time.Hour          // at least between two samples
 	usageSpan  = 7 * 24 * time.Hour // of the samples that are kept
 	usageLeast = 12 * time.Hour     // of samples that tell a rate
+	leastLeft  = 64 << 10           // bytes that a service needs at least to write anything
 )
 
 // Usage is how much of the volume was in use.
@@ -92,6 +93,11 @@ func (p *SpaceProbe) judge(r room, left float64) (string, error) {
 	bytes, inodes := share(float64(r.used), float64(r.left)), share(float64(r.inodes-r.inodesLeft), float64(r.inodesLeft))
 	text := fmt.Sprintf("%.0f %% of the space and %.0f %% of the inodes in use, %d MiB left%s", 100*bytes, 100*inodes, r.left>>20, inWords(left))
 	switch {
+	// ext4 keeps 5 % for root (mke2fs(8), -m), so that the write probe may still succeed.
+	case r.left < leastLeft:
+		return "", &Failure{ReasonNoSpace, fmt.Errorf("nobody but root can write: %s", text)}
+	case r.inodes > 0 && r.inodesLeft == 0:
+		return "", &Failure{ReasonNoInodes, fmt.Errorf("no file can be made: %s", text)}
 	case bytes >= p.WarnAt:
 		return "", &Failure{ReasonLowSpace, fmt.Errorf("little space: %s", text)}
 	case inodes >= p.WarnAt:

@@ -64,12 +64,14 @@ func TestSpaceJudgement(t *testing.T) {
 		left float64
 		want Reason
 	}{
-		"much":                  {room{10, 90, 100, 90}, math.NaN(), ""},
-		"no inodes to speak of": {room{10, 90, 0, 0}, math.Inf(1), ""},
-		"little":                {room{90, 10, 100, 90}, math.NaN(), ReasonLowSpace},
-		"few inodes":            {room{10, 90, 100, 10}, math.NaN(), ReasonLowInodes},
-		"not for long":          {room{50, 50, 100, 90}, hours(71), ReasonFullSoon},
-		"for long":              {room{50, 50, 100, 90}, hours(73), ""},
+		"much":                  {room{10, 90 << 20, 100, 90}, math.NaN(), ""},
+		"nothing":               {room{90 << 20, 4096, 100, 90}, math.NaN(), ReasonNoSpace},
+		"no inode":              {room{10 << 20, 90 << 20, 100, 0}, math.NaN(), ReasonNoInodes},
+		"no inodes to speak of": {room{10 << 20, 90 << 20, 0, 0}, math.Inf(1), ""},
+		"little":                {room{90 << 20, 10 << 20, 100, 90}, math.NaN(), ReasonLowSpace},
+		"few inodes":            {room{10 << 20, 90 << 20, 100, 10}, math.NaN(), ReasonLowInodes},
+		"not for long":          {room{50 << 20, 50 << 20, 100, 90}, hours(71), ReasonFullSoon},
+		"for long":              {room{50 << 20, 50 << 20, 100, 90}, hours(73), ""},
 	}
 	for name, test := range tests {
 		text, err := probe.judge(test.room, test.left)

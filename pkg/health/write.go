@@ -54,7 +54,7 @@ func (p *WriteProbe) Run(context.Context) (string, error) {
 	if err = errors.Join(err, dir.remove(writeProbeName)); err != nil {
 		return "", fmt.Errorf("cannot rely on the volume: %w", outOfInodes(dir, err))
 	}
-	if err := errors.Join(leftForOthers(dir), p.countErrors()); err != nil {
+	if err := p.countErrors(); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("%d bytes written, synced and read back", writeProbeBytes), nil
@@ -67,21 +67,6 @@ func outOfInodes(dir *directory, err error) error {
 		return &Failure{ReasonNoInodes, fmt.Errorf("no inode is left: %w", err)}
 	}
 	return err
-}
-
-// leastLeft is what a service needs at least to write anything, in bytes.
-const leastLeft = 64 << 10
-
-// leftForOthers fails where only root can still write: ext4 keeps 5 % for it (mke2fs(8), -m), and this probe is root.
-func leftForOthers(dir *directory) error {
-	var stat unix.Statfs_t
-	if err := unix.Fstatfs(int(dir.file.Fd()), &stat); err != nil {
-		return fmt.Errorf("cannot tell what is left of the volume: %w", err)
-	}
-	if left := int64(stat.Bavail) * stat.Bsize; left < leastLeft {
-		return &Failure{ReasonNoSpace, fmt.Errorf("nobody but root can still write: %d bytes are left", left)}
-	}
-	return nil
 }
 
 // countErrors reads the number of errors since the last check of the filesystem; it is kept on the disk.

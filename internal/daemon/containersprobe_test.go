@@ -1,0 +1,107 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"luksmediad/internal/synapse"
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/health"
+)
+
+// scriptedEngine has one container with each directory that it is asked about.
+type scriptedEngine struct {
+	sources []string
+	err     error
+}
+
+func (e scriptedEngine) Mounts(_ context.Context, wanted func(string) bool) ([]synapse.Mount, error) {
+	var mounts []synapse.Mount
+	for _, source := range e.sources {
+		if wanted(source) {
+			mounts = append(mounts, synapse.Mount{Container: "synapse", PID: 1 << 30, Source: source, Target: "/data"})
+		}
+	}
+	return mounts, e.err
+}
+
+// Only containers with a store, or a directory above it, by whatever path, are looked into.
+func TestContainersProbe(t *testing.T) {
+	dir := t.TempDir()
+	data := filepath.Join(dir, "data")
+	if err := errors.Join(os.MkdirAll(filepath.Join(data, "media_store"), 0o755), os.Symlink(data, filepath.Join(dir, "link"))); err != nil {
+		t.Fatal(err)
+	}
+	o := opened()
+	o.Stores[0].Path = filepath.Join(data, "media_store")
+	engine := scriptedEngine{sources: []string{data, filepath.Join(dir, "link"), "/", filepath.Join(data, "media_store2"), "/nowhere"}}
+	probe := &containersProbe{opened: o, engine: engine, proc: "/proc"}
+	if proof, err := probe.Run(t.Context()); err != nil || proof != "3 mounts of a store in containers, all see the volume" {
+		t.Errorf("%q, %v", proof, err)
+	}
+	probe.engine = scriptedEngine{err: context.DeadlineExceeded} // fault 72: Docker hangs
+	if _, err := probe.Run(t.Context()); health.ReasonOf(err) != health.ReasonTimeout {
+		t.Error(err)
+	}
+}
+
+// The name in the advice is that of something that can be started again.
+func TestFailureOfBlinds(t *testing.T) {
+	container, unit := volume.Blind{Container: "synapse", PID: 7, Store: "media", Text: "x"}, volume.Blind{Unit: "matrix-synapse.service", PID: 8, Store: "media", Text: "y"}
+	process := volume.Blind{PID: 9, Store: "media", Text: "z"}
+	tests := []struct {
+		blinds []volume.Blind
+		reason health.Reason
+		name   string
+		text   string
+	}{
+		{[]volume.Blind{container}, health.ReasonContainerStale, "synapse", "container synapse has in place of store media x"},
+		{[]volume.Blind{process, unit, container}, health.ReasonContainerStale, "synapse",
+			"process 9 has in place of store media z; matrix-synapse.service has in place of store media y; container synapse has in place of store media x"},
+		{[]volume.Blind{process, unit}, health.ReasonProcessStale, "matrix-synapse.service",
+			"process 9 has in place of store media z; matrix-synapse.service has in place of store media y"},
+		{[]volume.Blind{process}, health.ReasonProcessStale, "$(ps -o unit= 9)", "process 9 has in place of store media z"},
+	}
+	for _, test := range tests {
+		err := failureOf(test.blinds)
+		failure, ok := errors.AsType[*health.FailureOf](err)
+		if !ok || health.ReasonOf(err) != test.reason || failure.Name != test.name || err.Error() != test.text {
+			t.Errorf("%+v gives %q, %+v", test.blinds, err, failure)
+		}
+	}
+}
+
+// Where else Synapse keeps media is said beside what the probe itself has found.
+func TestPlacesProbe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "homeserver.yaml")
+	inner := &scriptedProbe{name: health.Thumbnail}
+	probe := &placesProbe{Probe: inner, homeserver: path}
+	for content, want := range map[string]health.Reason{
+		"media_store_path: /data\n":                                          "",
+		"enable_local_media_storage: false\n":                                health.ReasonLocalStorageOff,
+		"media_storage_providers: [{module: s3, config: {bucket: media}}]\n": health.ReasonPlaintextCopy,
+		"backup_media_store_path: /backup\n":                                 health.ReasonPlaintextCopy,
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := probe.Run(t.Context())
+		if want == "" && err != nil || want != "" && health.ReasonOf(err) != want {
+			t.Errorf("%q: %v, want %s", content, err, want)
+		}
+	}
+	if err := os.WriteFile(path, []byte("backup_media_store_path: /backup\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	inner.runs.set(func(context.Context) error { return context.DeadlineExceeded })
+	if _, err := probe.Run(t.Context()); health.ReasonOf(err) != health.ReasonTimeout {
+		t.Errorf("what the probe finds comes first: %v", err)
+	}
+	probe.homeserver = filepath.Join(t.TempDir(), "gone")
+	if _, err := probe.Run(t.Context()); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
