@@ -81,9 +81,11 @@ func TestEveryAnswerIsGiven(t *testing.T) {
 	}
 }
 
-// answersThatNeedMore: nothing makes the process unhealthy while it answers, and a scrape is refused only over TCP, see
-// TestReadOnlySideRefuses.
-func answersThatNeedMore() []string { return []string{"GET /livez 503", "GET /metrics default"} }
+// answersThatNeedMore: nothing makes the process unhealthy while it answers; a scrape is refused only over TCP, see
+// TestReadOnlySideRefuses, and one too many only by the handler of the metrics.
+func answersThatNeedMore() []string {
+	return []string{"GET /livez 503", "GET /metrics default", "GET /metrics 503"}
+}
 
 // describedAs is the key of a response: its status, or default.
 func (d *daemon) describedAs(t *testing.T, method, path string, status int) string {

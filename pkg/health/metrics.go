@@ -9,8 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// maxScrapes bounds scrapes at the same time; more are answered with 503.
-const maxScrapes = 8
+// maxScrapes bounds scrapes at the same time; more are answered with 503. Those that run share one look at the metrics.
+const maxScrapes = 64
 
 // NewRegistry makes a registry of the collector, the build, the Go runtime and the process.
 func NewRegistry(c *Collector) *prometheus.Registry {
@@ -29,6 +29,7 @@ func MetricsHandler(registry *prometheus.Registry) http.Handler {
 	return promhttp.InstrumentMetricHandler(registry, promhttp.HandlerFor(registry, promhttp.HandlerOpts{
 		Registry:            registry,
 		MaxRequestsInFlight: maxScrapes,
+		CoalesceGather:      true,
 		EnableOpenMetrics:   true,
 	}))
 }

@@ -27,7 +27,11 @@ func (f figure) row() string {
 
 // summary is the median with the extremes.
 func summary(values []float64) string {
-	return fmt.Sprintf("%.1f (%.1f–%.1f)", median(values), slices.Min(values), slices.Max(values))
+	digits := 1
+	if median(values) < 10 {
+		digits = 3
+	}
+	return fmt.Sprintf("%.*f (%.*f–%.*f)", digits, median(values), digits, slices.Min(values), digits, slices.Max(values))
 }
 
 func median(values []float64) float64 {
@@ -37,6 +41,12 @@ func median(values []float64) float64 {
 		return sorted[middle]
 	}
 	return (sorted[middle-1] + sorted[middle]) / 2
+}
+
+// percentile is the smallest value that a share of them does not exceed.
+func percentile(values []float64, share float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[min(len(sorted)-1, int(share*float64(len(sorted))))]
 }
 
 // printConditions says under which conditions the figures of a table hold.

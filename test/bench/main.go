@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 )
 
@@ -63,7 +64,28 @@ func measureGuest(binary string, runs int) ([]figure, error) {
 		return nil, err
 	}
 	unlocking, err := measureUnlock(runs)
-	return append(whole, unlocking...), err
+	if err != nil {
+		return nil, err
+	}
+	scraping, err := v.measureScraping(runs)
+	return slices.Concat(whole, unlocking, scraping), err
+}
+
+// measureScraping takes the figures of the daemon's HTTP side, with the volume open.
+func (v *volume) measureScraping(runs int) (_ []figure, err error) {
+	daemon, _, err := v.startDaemon()
+	if err != nil {
+		return nil, err
+	}
+	if err := end(daemon); err != nil {
+		return nil, err
+	}
+	figures, err := v.measureExporters(runs)
+	if err != nil {
+		return nil, err
+	}
+	suspended, err := v.measureSuspended(runs)
+	return append(figures, suspended), err
 }
 
 // measure opens and closes the volume by turns. The first turn warms the caches and does not count.
