@@ -201,12 +201,12 @@ func (c *copier) known() ([]*Manifest, error) {
 }
 
 // savePart makes what a part lists durable before the part.
-func (c *copier) savePart(entries []Entry) (run, error) {
+func (c *copier) savePart(entries stream) (run, error) {
 	if err := c.sync(); err != nil {
 		return nil, err
 	}
 	path := filepath.Join(c.o.State, fmt.Sprintf(partPattern, c.parts))
-	m, err := writeManifest(path, partOf, c.claim.From, &sliceStream{entries: entries})
+	m, err := writeManifest(path, partOf, c.claim.From, entries)
 	if err != nil {
 		return nil, err
 	}
