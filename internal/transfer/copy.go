@@ -132,10 +132,16 @@ func (c *copier) copy(ctx context.Context) (*Manifest, error) {
 	}
 	c.results.keep = c.savePart
 	c.meter.begin(PhaseCopy, c.o.Total.Entries, c.o.Total.Bytes)
+	var m *Manifest
 	if known == nil {
-		return c.copyAll(ctx)
+		m, err = c.copyAll(ctx)
+	} else {
+		m, err = c.resume(ctx, known)
 	}
-	return c.resume(ctx, known)
+	if err != nil && !c.claim.Lost {
+		err = errors.Join(err, c.results.flush()) // for the next Copy
+	}
+	return m, err
 }
 
 // begin claims an empty target, or gives what is known of one that was claimed before.
