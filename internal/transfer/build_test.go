@@ -167,7 +167,7 @@ func (m *move) timed() {
 		return err
 	}))
 	for i := len(paths) - 1; i >= 0; i-- {
-		times := []unix.Timespec{{Sec: 1_700_000_000, Nsec: int64(i)}, {Sec: 1_600_000_000 - int64(i)*40_000_000, Nsec: 999_999_999 - int64(i)}}
+		times := []unix.Timespec{{Sec: 1_700_000_000, Nsec: int64(i)}, {Sec: 1_600_000_000 - int64(i)*4_000_000, Nsec: 999_999_999 - int64(i)}}
 		check(m.t, unix.UtimesNanoAt(unix.AT_FDCWD, paths[i], times, unix.AT_SYMLINK_NOFOLLOW))
 	}
 }

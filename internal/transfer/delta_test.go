@@ -142,7 +142,9 @@ func TestUnchangedFindsEveryChange(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMove(t)
-			m.hostile()
+			m.file("-rf", "one")
+			m.file("plain", "two")
+			m.file("a/b", "three")
 			manifest := m.delta(m.copy())
 			check(t, Unchanged(context.Background(), m.from, manifest, m.options))
 			time.Sleep(clockTick)

@@ -176,7 +176,7 @@ func differs(stat *unix.Statx_t, e *Entry) string {
 	have := entryOf(e.Path, stat)
 	switch {
 	case have.Inode != e.Inode || have.Kind != e.Kind:
-		return "something else is there by now"
+		return errReplaced.Error()
 	case have.Kind != Folder && (have.Modified != e.Modified || have.Size != e.Size):
 		return "it was changed"
 	}
@@ -194,6 +194,9 @@ func (r *remover) unlink(folder int, e *Entry) error {
 		return nil
 	case errors.Is(err, unix.ENOTEMPTY):
 		r.left(e.Path, "there are other things in it")
+		return nil
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EISDIR): // since the look at it
+		r.left(e.Path, errReplaced.Error())
 		return nil
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EBUSY): // immutable, or a mount
 		r.left(e.Path, err.Error())

@@ -55,10 +55,10 @@ func TestRemoveLeavesWhatIsNotRecorded(t *testing.T) {
 	m.symlink(outside, "links")
 	removal := m.remove(manifest)
 	want := []Left{
-		{"-rf", "something else is there by now"},
+		{"-rf", "something else is there now"},
 		{"a", "there are other things in it"},
 		{"a!b", "it was changed"},
-		{"links", "something else is there by now"},
+		{"links", "something else is there now"},
 		{"links/second", "its folder is another by now"},
 		{"links/symbolic", "its folder is another by now"},
 		{"links/third", "its folder is another by now"},
