@@ -1,0 +1,156 @@
+package transfer
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"sync"
+)
+
+// spoolEntries is how many entries stay in memory; more go to disk, sorted. Of what is kept in another way it is twice as many.
+const spoolEntries = 32 << 10
+
+// run begins to read sorted entries anew.
+type run func() stream
+
+// spool sorts entries on disk.
+type spool struct {
+	dir     string
+	compare func(a, b *Entry) int
+	// keep, if it is there, stores a sorted run in a way of its own.
+	keep func(entries stream) (run, error)
+
+	mu      sync.Mutex
+	entries []Entry
+	runs    []run
+	files   []*os.File
+	storing sync.Mutex
+}
+
+func newSpool(dir string, compare func(a, b *Entry) int) *spool {
+	return &spool{dir: dir, compare: compare}
+}
+
+// add takes a copy of e.
+func (s *spool) add(e *Entry) error {
+	s.mu.Lock()
+	s.entries = append(s.entries, *e)
+	var full []Entry
+	if len(s.entries) >= s.limit() {
+		full, s.entries = s.entries, make([]Entry, 0, s.limit())
+	}
+	s.mu.Unlock()
+	if full == nil {
+		return nil
+	}
+	return s.store(full)
+}
+
+func (s *spool) limit() int {
+	if s.keep != nil {
+		return 2 * spoolEntries
+	}
+	return spoolEntries
+}
+
+// flush stores what is in memory.
+func (s *spool) flush() error {
+	s.mu.Lock()
+	entries := s.entries
+	s.entries = nil
+	s.mu.Unlock()
+	if len(entries) == 0 {
+		return nil
+	}
+	return s.store(entries)
+}
+
+// store is for one at a time, so that memory holds no more than two runs.
+func (s *spool) store(entries []Entry) error {
+	s.storing.Lock()
+	defer s.storing.Unlock()
+	run, err := s.storeRun(s.sort(entries))
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.runs = append(s.runs, run)
+	return nil
+}
+
+// sort leaves the entries where they are: they are large.
+func (s *spool) sort(entries []Entry) *sliceStream {
+	sorted := make([]*Entry, len(entries))
+	for i := range entries {
+		sorted[i] = &entries[i]
+	}
+	slices.SortFunc(sorted, s.compare)
+	return &sliceStream{entries: sorted}
+}
+
+func (s *spool) storeRun(entries *sliceStream) (run, error) {
+	if s.keep != nil {
+		return s.keep(entries)
+	}
+	file, err := os.CreateTemp(s.dir, ".spool")
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.files = append(s.files, file)
+	s.mu.Unlock()
+	if err := os.Remove(file.Name()); err != nil {
+		return nil, err
+	}
+	r := recorder{w: bufio.NewWriterSize(file, 256<<10)}
+	for _, e := range entries.entries {
+		if err := r.write(e); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.w.Flush(); err != nil {
+		return nil, err
+	}
+	size, err := file.Seek(0, io.SeekCurrent)
+	return func() stream {
+		return &fileStream{player: player{r: bufio.NewReaderSize(io.NewSectionReader(file, 0, size), 64<<10)}}
+	}, err
+}
+
+// sorted gives all entries. Nothing may be added any more, and the streams of several calls are independent.
+func (s *spool) sorted() (stream, error) {
+	rest := s.sort(s.entries)
+	if len(s.runs) == 0 {
+		return rest, nil
+	}
+	streams := make([]stream, 0, len(s.runs)+1)
+	for _, r := range s.runs {
+		streams = append(streams, r())
+	}
+	return merge(s.compare, append(streams, rest)...)
+}
+
+func (s *spool) close() error {
+	var faults []error
+	for _, file := range s.files {
+		faults = append(faults, file.Close())
+	}
+	return errors.Join(faults...)
+}
+
+// fileStream reads a run.
+type fileStream struct {
+	player player
+	entry  Entry
+}
+
+func (f *fileStream) next() (*Entry, error) {
+	flags, err := f.player.r.ReadByte()
+	if err != nil {
+		return nil, err
+	}
+	return &f.entry, f.player.next(flags, &f.entry)
+}
