@@ -1,0 +1,386 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/state"
+)
+
+// Options are the same for all operations.
+type Options struct {
+	// State is a folder of root's own, one for each move: the manifest, and while it is made, what is needed to go on after a crash.
+	// It may need as much room as the manifest, twice: some 150 bytes an entry.
+	State string
+	// Workers is how many entries are copied at a time; 0 is 16.
+	Workers int
+	// Progress, if it is there, is called every quarter of a second.
+	Progress func(Progress)
+	// Total is what a survey has found, for the time left.
+	Total Totals
+}
+
+const (
+	manifestName = "manifest"
+	claimName    = "claim"
+	partPattern  = "part-%06d"
+	stateVersion = 1
+)
+
+// ManifestPath is where the manifest lies once a copy has ended.
+func (o Options) ManifestPath() string { return filepath.Join(o.State, manifestName) }
+
+// claim says that a copy has begun, into a folder that was empty then: what is in it since then is ours.
+type claim struct {
+	From  Identity `json:"from"`
+	To    Identity `json:"to"`
+	Began Time     `json:"began"`
+	// Lost: a sync has failed, and nothing in the target can be relied on.
+	Lost bool `json:"lost"`
+}
+
+// copier takes a target to the state of a source.
+type copier struct {
+	from, to *tree
+	o        Options
+	*putter
+
+	results *spool // entries that were made
+	began   Time
+	claim   claim
+	// vanished is told of entries that are not there any more; Copy forgives it, the others do not.
+	vanished func(err error) error
+
+	mu    sync.Mutex
+	parts int
+	saved time.Time
+}
+
+// Copy copies a tree whose service may be running into a folder that is empty, or that an earlier Copy has filled: then what is right
+// is adopted. What vanishes or changes meanwhile is no error, and Delta's to put right. With the manifest, everything it lists is
+// durable.
+//
+// Errors: ErrRefused, ErrForeign, ErrRead, ErrWrite, ErrNoSpace, ErrUnsupported, and ErrSync, after which the target has to be made
+// anew and State removed.
+func Copy(ctx context.Context, from, to string, o Options) (*Manifest, error) {
+	c, err := newCopier(from, to, o)
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	c.settled.Seconds = c.began.Seconds - racySeconds
+	c.vanished = forgive
+	m, err := c.copy(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cannot copy %s: %w", from, err)
+	}
+	return m, nil
+}
+
+// forgive is for a source whose service runs.
+func forgive(err error) error {
+	if errors.Is(err, ErrChanging) {
+		return nil
+	}
+	return err
+}
+
+func newCopier(from, to string, o Options) (*copier, error) {
+	source, err := openTree(from)
+	if err != nil {
+		return nil, err
+	}
+	target, err := openTree(to)
+	if err != nil {
+		return nil, errors.Join(err, source.close())
+	}
+	c := &copier{from: source, to: target, o: o, began: now(), saved: time.Now()}
+	c.putter = newPutter(newMeter(o.Progress), c.began)
+	c.vanished = func(err error) error { return err }
+	c.results = newSpool(o.State, byPath)
+	return c, nil
+}
+
+func now() Time {
+	t := time.Now()
+	return Time{t.Unix(), uint32(t.Nanosecond())}
+}
+
+// never is later than every time.
+func never() Time { return Time{Seconds: math.MaxInt64} }
+
+func (c *copier) close() {
+	c.meter.end()
+	closeFD(c.from.fd)
+	closeFD(c.to.fd)
+	_ = c.results.close() // unlinked temporary files
+}
+
+func (c *copier) copy(ctx context.Context) (*Manifest, error) {
+	known, err := c.begin()
+	if err != nil {
+		return nil, err
+	}
+	c.results.keep = c.savePart
+	c.meter.begin(PhaseCopy, c.o.Total.Entries, c.o.Total.Bytes)
+	if known == nil {
+		return c.copyAll(ctx)
+	}
+	return c.resume(ctx, known)
+}
+
+// begin claims an empty target, or gives what is known of one that was claimed before.
+func (c *copier) begin() ([]*Manifest, error) {
+	store := state.Store{Dir: c.o.State}
+	err := store.Load(claimName, stateVersion, &c.claim)
+	ours := claim{From: identityOf(&c.from.root), To: identityOf(&c.to.root), Began: c.began}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := c.requireEmpty(); err != nil {
+			return nil, err
+		}
+		c.claim = ours
+		return nil, store.Save(claimName, stateVersion, ours)
+	case err != nil:
+		return nil, err
+	case c.claim.Lost:
+		return nil, fmt.Errorf("cannot go on with %s: %w before", c.to.path, ErrSync)
+	case c.claim.From != ours.From || c.claim.To != ours.To:
+		return nil, fmt.Errorf("cannot go on with %s: an earlier copy was of another folder, or to another: %w", c.to.path, ErrForeign)
+	}
+	return c.known()
+}
+
+// requireEmpty also takes away what new entries would inherit.
+func (c *copier) requireEmpty() error {
+	fd, err := c.to.folder("")
+	if err != nil {
+		return writeError("", err)
+	}
+	folder := os.NewFile(uintptr(fd), c.to.path)
+	defer folder.Close()
+	names, err := folder.Readdirnames(10)
+	if len(names) > 0 {
+		return fmt.Errorf("%w: %s holds %q", ErrForeign, c.to.path, names)
+	}
+	if err != nil && len(names) == 0 && err.Error() != "EOF" {
+		return writeError("", err)
+	}
+	return writeError("", holder{fd: fd}.write(nil, false))
+}
+
+// known gives the manifest and the parts of earlier copies, the latest last.
+func (c *copier) known() ([]*Manifest, error) {
+	known := []*Manifest{}
+	m, err := openManifest(c.o.ManifestPath(), wholeTree)
+	if err == nil {
+		known = append(known, m)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for {
+		m, err := openManifest(filepath.Join(c.o.State, fmt.Sprintf(partPattern, c.parts)), partOf)
+		if errors.Is(err, fs.ErrNotExist) {
+			return known, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		c.parts++
+		known = append(known, m)
+	}
+}
+
+// savePart makes what a part lists durable before the part.
+func (c *copier) savePart(entries []Entry) (run, error) {
+	if err := c.sync(); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(c.o.State, fmt.Sprintf(partPattern, c.parts))
+	m, err := writeManifest(path, partOf, c.claim.From, &sliceStream{entries: entries})
+	if err != nil {
+		return nil, err
+	}
+	c.parts++
+	return m.stream, nil
+}
+
+// sync remembers a failure, which the kernel reports only once.
+func (c *copier) sync() error {
+	err := c.to.sync()
+	if err == nil {
+		return nil
+	}
+	c.claim.Lost = true
+	return errors.Join(err, state.Store{Dir: c.o.State}.Save(claimName, stateVersion, c.claim))
+}
+
+// saveEvery bounds how much an interruption costs.
+const saveEvery = time.Minute
+
+// note notes an entry of the target.
+func (c *copier) note(e *Entry) error {
+	if err := c.results.add(e); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	due := c.results.keep != nil && time.Since(c.saved) > saveEvery
+	if due {
+		c.saved = time.Now()
+	}
+	c.mu.Unlock()
+	if !due {
+		return nil
+	}
+	return c.results.flush()
+}
+
+// finish makes everything durable, then the manifest, and removes the parts.
+func (c *copier) finish(unchanged stream) (*Manifest, error) {
+	c.meter.begin(PhaseSync, 0, 0)
+	if err := c.sync(); err != nil {
+		return nil, err
+	}
+	results, err := c.results.sorted()
+	if err != nil {
+		return nil, err
+	}
+	all, err := merge(byPath, unchanged, results)
+	if err != nil {
+		return nil, err
+	}
+	m, err := writeManifest(c.o.ManifestPath(), wholeTree, identityOf(&c.from.root), all)
+	if err != nil {
+		return nil, err
+	}
+	return m, c.removeParts()
+}
+
+// removeParts removes the last first: those that are left by a crash are found again.
+func (c *copier) removeParts() error {
+	for ; c.parts > 0; c.parts-- {
+		err := os.Remove(filepath.Join(c.o.State, fmt.Sprintf(partPattern, c.parts-1)))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyAll copies while it walks: there is nothing to compare with.
+func (c *copier) copyAll(ctx context.Context) (*Manifest, error) {
+	first := &firstPass{copier: c, links: newSpool(c.o.State, byInode), plan: newPlan(c.o.State)}
+	defer first.plan.close()
+	defer first.links.close()
+	c.made = true
+	err := walkTree(ctx, c.from, c.o.Workers, first)
+	c.made = false
+	if err == nil {
+		err = first.planLinks()
+	}
+	if err == nil {
+		err = c.apply(ctx, first.plan)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c.finish(none{})
+}
+
+// firstPass fills new folders. Hard links are for later, when it is known which is the first.
+type firstPass struct {
+	*copier
+	links *spool
+	plan  *plan
+}
+
+func (p *firstPass) planLinks() error {
+	sorted, err := p.links.sorted()
+	if err != nil {
+		return err
+	}
+	return eachLink(sorted, p.plan.make)
+}
+
+func (p *firstPass) failed(path string, err error) error { return p.vanished(readError(path, err)) }
+
+func (p *firstPass) enter(f *folder) (err error) {
+	if f.xattrs, err = (holder{fd: f.fd}).read(); err != nil {
+		return readError(f.path, err)
+	}
+	if f.in == nil {
+		f.target, err = p.to.folder("")
+		return writeError(f.path, err)
+	}
+	if err = unix.Mkdirat(f.in.target, f.name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		return writeError(f.path, err)
+	}
+	f.target, err = openBelow(f.in.target, f.name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	return writeError(f.path, err)
+}
+
+func (p *firstPass) visit(f *folder, names []name) error {
+	for _, n := range names {
+		if err := p.vanished(p.put(f, n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *firstPass) put(f *folder, n name) error {
+	path := join(f.path, n.name)
+	switch n.kind {
+	case unix.DT_REG:
+		return p.putFile(f, n.name, path)
+	case unix.DT_LNK:
+		e, err := p.symlink(f.fd, n.name, path, f.target)
+		if err != nil {
+			return err
+		}
+		return p.note(e)
+	}
+	return refuse(path, uint16(n.kind)<<12) // DTTOIF, dirent.h
+}
+
+func (p *firstPass) putFile(f *folder, name, path string) error {
+	if len(path) > maxPath {
+		return &PathError{"keep", path, ErrRefused, unix.ENAMETOOLONG}
+	}
+	s, err := openSource(f.fd, name, path)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if s.stat.Nlink > 1 {
+		f.linked.Store(true)
+		return p.links.add(&s.entry)
+	}
+	e, err := p.file(s, f.target, name)
+	if err != nil {
+		return err
+	}
+	return p.note(e)
+}
+
+func (p *firstPass) leave(f *folder) error {
+	e := entryOf(f.path, &f.stat)
+	if f.linked.Load() {
+		return p.plan.make(&e)
+	}
+	e.Xattrs, e.Unsettled = f.xattrs.digest(), p.unsettled(e.Changed)
+	if err := p.dressFolder(f.target, &e, f.xattrs); err != nil {
+		return writeError(f.path, err)
+	}
+	p.meter.count(0)
+	return p.note(&e)
+}

@@ -1,0 +1,261 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// resume takes a target that an earlier copy has filled, as far as it came, to what the source is now.
+func (c *copier) resume(ctx context.Context, known []*Manifest) (*Manifest, error) {
+	streams := make([]stream, len(known))
+	for i, m := range known {
+		defer m.Close()
+		streams[i] = m.stream()
+	}
+	before, err := merge(byPath, streams...)
+	if err != nil {
+		return nil, err
+	}
+	source, target := &scan{live: true, meter: c.meter}, &scan{meter: c.meter}
+	if err := scanTree(ctx, c.from, c.o, source); err != nil {
+		return nil, err
+	}
+	defer source.close()
+	if err := scanTree(ctx, c.to, c.o, target); err != nil {
+		return nil, err
+	}
+	defer target.close()
+	return c.carryOut(ctx, func(p *plan) error {
+		return zipSpools(func(found []*Entry) error { return c.planResume(p, found[0], found[1], found[2]) },
+			source.entries, target.entries, &unique{stream: before})
+	})
+}
+
+// zipSpools is zip of what is where: in the source, in the target, in the manifest.
+func zipSpools(f func(found []*Entry) error, source, target *spool, known stream) error {
+	s, err := source.sorted()
+	if err != nil {
+		return err
+	}
+	if target == nil {
+		return zip(f, s, known)
+	}
+	t, err := target.sorted()
+	if err != nil {
+		return err
+	}
+	return zip(f, s, t, known)
+}
+
+// planResume decides about one path: what the source has, what the target has, and what was known of it.
+func (c *copier) planResume(p *plan, source, target, known *Entry) error {
+	if target != nil && known == nil {
+		if err := c.requireOurs(target); err != nil {
+			return err
+		}
+	}
+	switch {
+	case source == nil && target == nil:
+		return nil
+	case source == nil:
+		return p.remove(target)
+	case target != nil && known != nil && !known.Unsettled && source.untouched(known) && target.sameLook(known):
+		c.meter.bytes.Add(known.Size)
+		return p.keep(known)
+	case target != nil && target.Kind != source.Kind && (target.Kind == Folder || source.Kind == Folder):
+		return errors.Join(p.remove(target), p.make(source))
+	}
+	return p.make(source)
+}
+
+// requireOurs refuses what is older than the copy: it was moved here. Nobody but root can have made it since.
+func (c *copier) requireOurs(e *Entry) error {
+	stat, err := c.to.status(e.Path)
+	if err != nil {
+		return writeError(e.Path, err)
+	}
+	began := Time{Seconds: c.claim.Began.Seconds - racySeconds}
+	if e.Path != "" && !timeOf(stat.Btime).after(began) {
+		return foreign(e.Path)
+	}
+	return nil
+}
+
+// keep leaves an entry as it is. Hard links are looked at all the same: the first of them may be made anew.
+func (p *plan) keep(e *Entry) error {
+	if e.First == "" {
+		return p.kept.add(e)
+	}
+	return errors.Join(p.kept.add(e), p.links.add(e))
+}
+
+// carryOut makes a plan and does it.
+func (c *copier) carryOut(ctx context.Context, decide func(p *plan) error) (*Manifest, error) {
+	p := newPlan(c.o.State)
+	defer p.close()
+	if err := decide(p); err != nil {
+		return nil, err
+	}
+	c.meter.begin(PhaseCopy, p.changes.Entries, p.changes.Bytes)
+	if err := c.apply(ctx, p); err != nil {
+		return nil, err
+	}
+	kept, err := p.kept.sorted()
+	if err != nil {
+		return nil, err
+	}
+	m, err := c.finish(kept)
+	if m != nil {
+		m.Changed = p.changes
+	}
+	return m, err
+}
+
+// Delta takes the target of a copy to what the source is now that its service has stopped, and gives the new manifest, which stays the
+// same file if nothing has changed. It compares the source with the manifest, and trusts that the target is as Copy has left it: after
+// an interruption, begin at Copy.
+//
+// Errors: those of Copy, and ErrChanging when the source changes all the same.
+func Delta(ctx context.Context, from, to string, known *Manifest, o Options) (*Manifest, error) {
+	return update(ctx, from, to, known, o, (*Entry).untouched)
+}
+
+// CarryBack takes the old copy, which a manifest describes, to what its successor is now: the way back of Delta. What has vanished
+// from the successor is removed. The manifest that it gives describes the successor. State is another folder than that of the move.
+//
+// Errors: those of Delta.
+func CarryBack(ctx context.Context, from, to string, known *Manifest, o Options) (*Manifest, error) {
+	return update(ctx, from, to, known, o, nil)
+}
+
+// alike compares with a manifest of the other side, which knows nothing of this side's inodes.
+func alike(e, known *Entry) bool {
+	return e.sameLook(known) && e.Xattrs == known.Xattrs && e.First == known.First
+}
+
+// update takes a target from what is known to what the source is now. Without untouched, entries are compared by all that shows.
+func update(ctx context.Context, from, to string, known *Manifest, o Options, untouched func(e, known *Entry) bool) (*Manifest, error) {
+	c, err := newCopier(from, to, o)
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	c.strict, c.settled = true, never()
+	m, err := c.update(ctx, known, untouched)
+	if err != nil {
+		return nil, fmt.Errorf("cannot copy what has changed in %s: %w", from, err)
+	}
+	return m, nil
+}
+
+func (c *copier) update(ctx context.Context, known *Manifest, untouched func(e, known *Entry) bool) (*Manifest, error) {
+	if untouched != nil && known.From != identityOf(&c.from.root) {
+		return nil, fmt.Errorf("%w: the manifest is of another folder", ErrForeign)
+	}
+	time.Sleep(clockTick) // so that what changes from here on is younger than what was found
+	source := &scan{xattrs: untouched == nil, meter: c.meter}
+	c.meter.begin(PhaseScan, known.Totals.Entries, 0)
+	if err := scanTree(ctx, c.from, c.o, source); err != nil {
+		return nil, err
+	}
+	defer source.close()
+	m, err := c.carryOut(ctx, func(p *plan) error {
+		err := zipSpools(func(found []*Entry) error {
+			return c.planUpdate(p, found[0], found[1], untouched)
+		}, source.entries, nil, known.stream())
+		if err == nil && p.changes.Entries == 0 && untouched != nil && known.Path() == c.o.ManifestPath() {
+			err = errNothing
+		}
+		return err
+	})
+	if errors.Is(err, errNothing) {
+		return Open(known.Path())
+	}
+	return m, err
+}
+
+// errNothing ends an update that has nothing to do.
+var errNothing = errors.New("nothing has changed")
+
+// planUpdate decides about one path: what the source has, and what the target is known to have.
+func (c *copier) planUpdate(p *plan, source, known *Entry, untouched func(e, known *Entry) bool) error {
+	if source == nil {
+		if err := c.requireKnown(known.Path, known, nil); err != nil {
+			return err
+		}
+		return p.remove(known)
+	}
+	if source.Changed.after(c.began) && !source.Changed.after(now()) {
+		return &PathError{"read", source.Path, ErrChanging, nil}
+	}
+	switch {
+	case known == nil:
+	case untouched == nil && alike(source, known):
+		source.SHA256 = known.SHA256
+		return p.keep(source)
+	case untouched != nil && !known.Unsettled && untouched(source, known):
+		return p.keep(known)
+	}
+	if err := c.requireKnown(source.Path, known, source); err != nil {
+		return err
+	}
+	if known != nil && known.Kind != source.Kind && (known.Kind == Folder || source.Kind == Folder) {
+		return errors.Join(p.remove(known), p.make(source))
+	}
+	return p.make(source)
+}
+
+// requireKnown refuses to replace what is neither as the manifest says nor as an interrupted run would have left it.
+func (c *copier) requireKnown(path string, ours ...*Entry) error {
+	stat, err := c.to.status(path)
+	if hasGone(err) {
+		return nil
+	}
+	if err != nil {
+		return writeError(path, err)
+	}
+	have := entryOf(path, &stat)
+	if !slices.ContainsFunc(ours, func(e *Entry) bool { return e != nil && resembles(&have, e) }) {
+		return foreign(path)
+	}
+	return nil
+}
+
+// resembles leaves out what a target that is not linked or dressed yet may lack.
+func resembles(have, e *Entry) bool {
+	return have.Kind == e.Kind && (e.Kind == Folder || have.Size == e.Size && have.Modified == e.Modified)
+}
+
+// Unchanged requires that the source is still as the manifest has it. Between Delta and the moment from which on the target counts,
+// nothing else can tell that somebody has written to it. Error: ErrChanging.
+func Unchanged(ctx context.Context, from string, m *Manifest, o Options) error {
+	t, err := openTree(from)
+	if err != nil {
+		return err
+	}
+	defer closeFD(t.fd)
+	meter := newMeter(o.Progress)
+	defer meter.end()
+	meter.begin(PhaseScan, m.Totals.Entries, 0)
+	s := &scan{meter: meter}
+	if err := scanTree(ctx, t, o, s); err != nil {
+		return fmt.Errorf("cannot compare %s with its manifest: %w", from, err)
+	}
+	defer s.close()
+	err = zipSpools(func(found []*Entry) error {
+		source, known := found[0], found[1]
+		if source != nil && known != nil && source.untouched(known) {
+			return nil
+		}
+		return &PathError{"read", pathOf(found), ErrChanging, nil}
+	}, s.entries, nil, m.stream())
+	if err != nil {
+		return fmt.Errorf("cannot compare %s with its manifest: %w", from, err)
+	}
+	return nil
+}
+
+func pathOf(found []*Entry) string { return leastPath(found).Path }

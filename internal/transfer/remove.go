@@ -1,0 +1,261 @@
+package transfer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Left is an entry that Remove has not removed.
+type Left struct {
+	Path string
+	Why  string // for people
+}
+
+// Removal is what Remove has done.
+type Removal struct {
+	Removed Totals
+	// Left are the first maxObstacles entries that are still there, and Count how many there are; of what lies in a folder of which
+	// nothing was known, only the folder counts.
+	Left  []Left
+	Count int
+}
+
+// Remove removes from an old copy what its manifest lists, as far as it is still the same: inode, size and time of change of content.
+// Anything else is left, with the folders it is in, and so is the root then. It may be interrupted and called again. It follows no
+// link, and does not claim that nothing of the content is left on the disk.
+//
+// Errors: ErrForeign, if root is another folder; ErrWrite; ErrSync; fs.ErrNotExist, if root is not there, as after an earlier call.
+func Remove(ctx context.Context, root string, m *Manifest, o Options) (*Removal, error) {
+	t, err := openTree(root)
+	if err != nil {
+		return nil, err
+	}
+	defer closeFD(t.fd)
+	if identityOf(&t.root) != m.From {
+		return nil, fmt.Errorf("cannot remove %s: %w: it is not the folder that was copied", root, ErrForeign)
+	}
+	r := &remover{tree: t, o: o, meter: newMeter(o.Progress), folders: newSpool(o.State, byPathDescending)}
+	defer r.folders.close()
+	defer r.meter.end()
+	r.meter.begin(PhaseRemove, m.Totals.Entries, m.Totals.Bytes)
+	if err := r.remove(ctx, m); err != nil {
+		return nil, fmt.Errorf("cannot remove %s: %w", root, err)
+	}
+	slices.SortFunc(r.done.Left, func(a, b Left) int { return comparePaths(a.Path, b.Path) })
+	return &r.done, nil
+}
+
+type remover struct {
+	tree    *tree
+	o       Options
+	meter   *meter
+	folders *spool
+
+	mu   sync.Mutex
+	done Removal
+}
+
+func (r *remover) remove(ctx context.Context, m *Manifest) error {
+	if err := r.removeFiles(ctx, m.stream()); err != nil {
+		return err
+	}
+	if err := r.removeFolders(ctx); err != nil {
+		return err
+	}
+	if err := r.tree.sync(); err != nil {
+		return err
+	}
+	if r.done.Count > 0 {
+		return nil
+	}
+	return r.removeRoot()
+}
+
+// removeFiles removes everything but folders.
+func (r *remover) removeFiles(ctx context.Context, entries stream) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	batches := make(chan []Entry)
+	var workers sync.WaitGroup
+	for range cmp.Or(r.o.Workers, defaultWorkers) {
+		workers.Go(func() {
+			if err := r.work(ctx, batches); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	err := r.dispatch(ctx, entries, batches)
+	close(batches)
+	workers.Wait()
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	return err
+}
+
+func (r *remover) dispatch(ctx context.Context, entries stream, batches chan<- []Entry) error {
+	var batch []Entry
+	for {
+		e, err := entries.next()
+		if err != nil && err != io.EOF {
+			return err
+		}
+		ended := err == io.EOF
+		switch {
+		case ended:
+		case e.Kind == Folder:
+			if err := r.folders.add(e); err != nil {
+				return err
+			}
+		default:
+			batch = append(batch, *e)
+		}
+		if !ended && len(batch) < batchNames {
+			continue
+		}
+		select {
+		case batches <- batch:
+			batch = nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if ended {
+			return nil
+		}
+	}
+}
+
+func (r *remover) work(ctx context.Context, batches <-chan []Entry) error {
+	at := &place{tree: r.tree}
+	defer at.leave()
+	for batch := range batches {
+		for i := range batch {
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
+			if err := r.removeOne(at, &batch[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// removeOne removes one entry, unless it is another by now. The folder it is in cannot be swapped for another meanwhile.
+func (r *remover) removeOne(at *place, e *Entry) error {
+	folder, err := at.enter(parent(e.Path))
+	var stat unix.Statx_t
+	if err == nil {
+		stat, err = status(folder, base(e.Path))
+	}
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil // an earlier call was here
+	case hasGone(err), errors.Is(err, unix.EXDEV):
+		r.left(e.Path, "its folder is another by now")
+		return nil
+	case err != nil:
+		return writeError(e.Path, err)
+	}
+	if why := differs(&stat, e); why != "" {
+		r.left(e.Path, why)
+		return nil
+	}
+	return r.unlink(folder, e)
+}
+
+func differs(stat *unix.Statx_t, e *Entry) string {
+	have := entryOf(e.Path, stat)
+	switch {
+	case have.Inode != e.Inode || have.Kind != e.Kind:
+		return "something else is there by now"
+	case have.Kind != Folder && (have.Modified != e.Modified || have.Size != e.Size):
+		return "it was changed"
+	}
+	return ""
+}
+
+func (r *remover) unlink(folder int, e *Entry) error {
+	flags := 0
+	if e.Kind == Folder {
+		flags = unix.AT_REMOVEDIR
+	}
+	err := unix.Unlinkat(folder, base(e.Path), flags)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	case errors.Is(err, unix.ENOTEMPTY):
+		r.left(e.Path, "there are other things in it")
+		return nil
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EBUSY): // immutable, or a mount
+		r.left(e.Path, err.Error())
+		return nil
+	case err != nil:
+		return writeError(e.Path, err)
+	}
+	r.meter.count(e.Size)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.done.Removed.add(e)
+	return nil
+}
+
+func (r *remover) left(path, why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.done.Count++; r.done.Count <= maxObstacles {
+		r.done.Left = append(r.done.Left, Left{path, why})
+	}
+}
+
+// removeFolders removes the deepest first.
+func (r *remover) removeFolders(ctx context.Context) error {
+	folders, err := r.folders.sorted()
+	if err != nil {
+		return err
+	}
+	at := &place{tree: r.tree}
+	defer at.leave()
+	for {
+		e, err := folders.next()
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return endOfStream(err)
+		}
+		if e.Path == "" {
+			continue
+		}
+		if err := r.removeOne(at, e); err != nil {
+			return err
+		}
+	}
+}
+
+// removeRoot removes the folder itself, if its name still leads to it.
+func (r *remover) removeRoot() error {
+	above, err := openTree(filepath.Dir(r.tree.path))
+	if err != nil {
+		return err
+	}
+	defer closeFD(above.fd)
+	stat, err := status(above.fd, filepath.Base(r.tree.path))
+	if err != nil || identityOf(&stat) != identityOf(&r.tree.root) {
+		r.left("", "it was renamed meanwhile")
+		return nil
+	}
+	e := entryOf(filepath.Base(r.tree.path), &stat)
+	if err := r.unlink(above.fd, &e); err != nil {
+		return err
+	}
+	return above.sync()
+}

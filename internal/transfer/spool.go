@@ -1,0 +1,140 @@
+package transfer
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"sync"
+)
+
+// spoolEntries is how many entries stay in memory; more go to disk, sorted.
+const spoolEntries = 32 << 10
+
+// run begins to read sorted entries anew.
+type run func() stream
+
+// spool sorts entries on disk.
+type spool struct {
+	dir     string
+	compare func(a, b *Entry) int
+	// keep, if it is there, stores a sorted run in a way of its own.
+	keep func(entries []Entry) (run, error)
+
+	mu      sync.Mutex
+	entries []Entry
+	runs    []run
+	files   []*os.File
+	storing sync.Mutex
+}
+
+func newSpool(dir string, compare func(a, b *Entry) int) *spool {
+	return &spool{dir: dir, compare: compare}
+}
+
+// add takes a copy of e.
+func (s *spool) add(e *Entry) error {
+	s.mu.Lock()
+	s.entries = append(s.entries, *e)
+	var full []Entry
+	if len(s.entries) >= spoolEntries {
+		full, s.entries = s.entries, make([]Entry, 0, spoolEntries)
+	}
+	s.mu.Unlock()
+	if full == nil {
+		return nil
+	}
+	return s.store(full)
+}
+
+// flush stores what is in memory.
+func (s *spool) flush() error {
+	s.mu.Lock()
+	entries := s.entries
+	s.entries = nil
+	s.mu.Unlock()
+	if len(entries) == 0 {
+		return nil
+	}
+	return s.store(entries)
+}
+
+// store is for one at a time, so that memory holds no more than two runs.
+func (s *spool) store(entries []Entry) error {
+	s.storing.Lock()
+	defer s.storing.Unlock()
+	slices.SortFunc(entries, func(a, b Entry) int { return s.compare(&a, &b) })
+	run, err := s.storeRun(entries)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.runs = append(s.runs, run)
+	return nil
+}
+
+func (s *spool) storeRun(entries []Entry) (run, error) {
+	if s.keep != nil {
+		return s.keep(entries)
+	}
+	file, err := os.CreateTemp(s.dir, ".spool")
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.files = append(s.files, file)
+	s.mu.Unlock()
+	if err := os.Remove(file.Name()); err != nil {
+		return nil, err
+	}
+	r := recorder{w: bufio.NewWriterSize(file, 256<<10)}
+	for i := range entries {
+		if err := r.write(&entries[i]); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.w.Flush(); err != nil {
+		return nil, err
+	}
+	size, err := file.Seek(0, io.SeekCurrent)
+	return func() stream {
+		return &fileStream{player: player{r: bufio.NewReaderSize(io.NewSectionReader(file, 0, size), 64<<10)}}
+	}, err
+}
+
+// sorted gives all entries. Nothing may be added any more, and the streams of several calls are independent.
+func (s *spool) sorted() (stream, error) {
+	slices.SortFunc(s.entries, func(a, b Entry) int { return s.compare(&a, &b) })
+	if len(s.runs) == 0 {
+		return &sliceStream{entries: s.entries}, nil
+	}
+	streams := make([]stream, 0, len(s.runs)+1)
+	for _, r := range s.runs {
+		streams = append(streams, r())
+	}
+	return merge(s.compare, append(streams, &sliceStream{entries: s.entries})...)
+}
+
+func (s *spool) close() error {
+	var faults []error
+	for _, file := range s.files {
+		faults = append(faults, file.Close())
+	}
+	return errors.Join(faults...)
+}
+
+// fileStream reads a run.
+type fileStream struct {
+	player player
+	entry  Entry
+}
+
+func (f *fileStream) next() (*Entry, error) {
+	flags, err := f.player.r.ReadByte()
+	if err != nil {
+		return nil, err
+	}
+	return &f.entry, f.player.next(flags, &f.entry)
+}
