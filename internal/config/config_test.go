@@ -167,12 +167,15 @@ func TestStoreProblems(t *testing.T) {
 		{"[{path: /a, owner: 991}]", `"991" is not a numeric user and group, UID:GID; for example 991:991`},
 		{"[{path: /a, owner: 'synapse:synapse'}]", `"synapse:synapse" is not a numeric user and group`},
 		{"[{path: /a, owner: '4294967295:1'}]", `"4294967295:1" is out of range; the largest id is 4294967294`},
-		{"[{path: /a, service: {}}]", `stores[0].service: needs exactly one of: docker, systemd; for example {docker: synapse}`},
+		{"[{path: /a, service: {}}]", `stores[0].service: needs exactly one of: docker, compose, systemd; for example {docker: synapse}`},
 		{"[{path: /a, service: {docker: a, systemd: b.service}}]", `stores[0].service: needs exactly one of`},
 		{"[{path: /a, service: {docker: a/b}}]", `"a/b" is not the name of a Docker container`},
 		{"[{path: /a, service: {docker: --help}}]", `"--help" is not the name of a Docker container`},
 		{"[{path: /a, service: {systemd: a.mount}}]", `"a.mount" is not the name of a systemd service or target`},
-		{"[{path: /a, service: {compose: {}}}]", `stores[0].service.compose: unknown key; known are: docker, systemd`},
+		{"[{path: /a, service: {compose: {}}}]", `stores[0].service.compose: needs a service, and exactly one of: project, file`},
+		{"[{path: /a, service: {compose: {project: a, file: /f, service: s}}}]", `stores[0].service.compose: needs a service, and exactly one of`},
+		{"[{path: /a, service: {compose: {project: a, service: s}, docker: a}}]", `stores[0].service: needs exactly one of`},
+		{"[{path: /a, service: {podman: a}}]", `stores[0].service: unknown key`},
 		{"[{path: /a, readonly: true}]", `stores[0].readonly: unknown key; known are: name, owner, path, service`},
 	}
 	for _, test := range tests {
