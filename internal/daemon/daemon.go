@@ -39,6 +39,14 @@ type Assessor interface {
 	Protection() volume.Protection
 }
 
+// Mover ends what an interrupted move of a store has left; [volume.Volume] does.
+type Mover interface {
+	// Pending tells whether it is undecided which copy of a store is the truth, which an opening decides, or a service was left stopped.
+	Pending() (undecided, stopped bool, err error)
+	// Restart starts what was left stopped.
+	Restart(ctx context.Context, observer volume.Observer) error
+}
+
 // Notifier tells the service manager how far the daemon is (sd_notify(3)).
 type Notifier interface {
 	Notify(state string)
@@ -59,6 +67,7 @@ type Parts struct {
 	Prober     *health.Prober
 	Collector  *health.Collector
 	Gate       Gate
+	Mover      Mover
 	Notifier   Notifier
 	Journal    Journal
 	// Live is where the daemon publishes the open volume, for the probes; nil while there is none.
@@ -81,6 +90,8 @@ type Daemon struct {
 	lockers atomic.Int32
 	// assessing: a look at where the keys lie is under way.
 	assessing atomic.Bool
+	// restarting: a service that a move has left stopped is being started.
+	restarting atomic.Bool
 	// verify and mapped look at the kernel's tables.
 	verify func(*volume.Opened) error
 	mapped func() bool
@@ -183,7 +194,7 @@ func (d *Daemon) Run(ctx context.Context) {
 		case <-pulse.C:
 			d.beat()
 		case <-patrol.C:
-			d.patrol()
+			d.patrol(operations)
 		case verdict := <-d.verdicts:
 			d.judge(operations, verdict)
 		}
@@ -294,6 +305,7 @@ func (d *Daemon) openGate(ctx context.Context) {
 		d.late = false
 		go d.resume(ctx)
 	}
+	d.mendMoves(ctx)
 }
 
 // lockIsWanted: somebody is about to lock the volume and must not find started what was stopped for it.

@@ -220,7 +220,7 @@ func makeOwn(path string, mode uint32) error {
 	return nil
 }
 
-func (m *mover) trial(ctx context.Context) error { return m.awaitService(ctx, m.options.Trial) }
+func (m *mover) trial(ctx context.Context) error { return m.awaitService(ctx) }
 
 func (m *mover) commit() error {
 	m.move.Phase, m.move.Stopped, m.move.Moved = phaseMoved, false, time.Now().UTC().Truncate(time.Second)

@@ -37,7 +37,7 @@ type MoveOptions struct {
 	Service func(config.Store) Service
 	// Trial, if it is there, proves that the service works on its store in the volume. It is tried again until Deadline has passed since the
 	// service was started.
-	Trial    func(context.Context, *Opened) error
+	Trial    func(context.Context, config.Store, *Opened) error
 	Deadline time.Duration
 	// Accept is asked before anything is changed; what it returns ends the move.
 	Accept func(*Plan) error
@@ -244,7 +244,6 @@ func (m *mover) startService(ctx context.Context) error {
 		return err
 	}
 	if err := m.service.Start(ctx); err != nil {
-		m.observer.Event(journal.ServicesFailed, journal.F("ERROR", err.Error()))
 		return err
 	}
 	m.standstill = time.Since(m.stoppedAt)
@@ -280,7 +279,7 @@ func (m *mover) bind(context.Context) error {
 const trialPause = 500 * time.Millisecond
 
 // awaitService waits until the service is well. One that was not running before is not started for that.
-func (m *mover) awaitService(ctx context.Context, trial func(context.Context, *Opened) error) error {
+func (m *mover) awaitService(ctx context.Context) error {
 	if m.service == nil {
 		return nil
 	}
@@ -290,7 +289,7 @@ func (m *mover) awaitService(ctx context.Context, trial func(context.Context, *O
 	ctx, cancel := context.WithTimeout(ctx, m.options.Deadline)
 	defer cancel()
 	for {
-		ailing := m.ailing(ctx, trial)
+		ailing := m.ailing(ctx)
 		if ailing == "" {
 			return nil
 		}
@@ -303,19 +302,19 @@ func (m *mover) awaitService(ctx context.Context, trial func(context.Context, *O
 }
 
 // ailing is empty if the service is well.
-func (m *mover) ailing(ctx context.Context, trial func(context.Context, *Opened) error) string {
+func (m *mover) ailing(ctx context.Context) string {
 	running, ailing, err := m.service.State(ctx)
 	switch {
 	case err != nil:
 		return err.Error()
 	case !running || ailing != "":
 		return ailing
-	case trial == nil:
+	case m.options.Trial == nil:
 		return ""
 	}
 	opened, err := m.openedNow()
 	if err == nil {
-		err = trial(ctx, opened)
+		err = m.options.Trial(ctx, m.store, opened)
 	}
 	if err != nil {
 		return err.Error()
