@@ -20,6 +20,7 @@ import (
 	"luksmediad/internal/daemon"
 	"luksmediad/internal/synapse"
 	"luksmediad/internal/volume"
+	"luksmediad/pkg/health"
 )
 
 type migrateCommand struct {
@@ -162,6 +163,17 @@ func (k moveKeeper) Pending() (undecided, stopped bool, err error) { return k.Pe
 
 func (k moveKeeper) Restart(ctx context.Context, observer volume.Observer) error {
 	return k.RestartServices(ctx, k.options, observer)
+}
+
+// Progress is what the process that moves a store has last written down.
+func (k moveKeeper) Progress() (health.Move, string) {
+	seen, err := readMoveStatus(k.Name())
+	if err != nil || seen.Ended || !seen.alive() {
+		return health.Move{}, ""
+	}
+	p := seen.progress()
+	return health.Move{Running: true, Entries: p.Files, TotalEntries: p.TotalFiles, Bytes: p.Bytes, TotalBytes: p.TotalBytes, Left: p.Left},
+		"moves a store: " + seen.Step + ", " + describeMove(p)
 }
 
 // serviceOf is nil where the configuration names no service.

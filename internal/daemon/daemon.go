@@ -45,6 +45,8 @@ type Mover interface {
 	Pending() (undecided, stopped bool, err error)
 	// Restart starts what was left stopped.
 	Restart(ctx context.Context, observer volume.Observer) error
+	// Progress is how far the move that is under way is, and what it does; empty if there is none.
+	Progress() (move health.Move, doing string)
 }
 
 // Notifier tells the service manager how far the daemon is (sd_notify(3)).
@@ -90,6 +92,8 @@ type Daemon struct {
 	lockers atomic.Int32
 	// assessing: a look at where the keys lie is under way.
 	assessing atomic.Bool
+	// moving is what was last said about a move; it belongs to the goroutine of Run.
+	moving string
 	// restarting: a service that a move has left stopped is being started.
 	restarting atomic.Bool
 	// verify and mapped look at the kernel's tables.
@@ -193,6 +197,7 @@ func (d *Daemon) Run(ctx context.Context) {
 			_ = d.advance(operations, open)
 		case <-pulse.C:
 			d.beat()
+			d.followMove()
 		case <-patrol.C:
 			d.patrol(operations)
 		case verdict := <-d.verdicts:

@@ -387,3 +387,23 @@ func TestInterruptedMove(t *testing.T) {
 		s.stopDaemon()
 	})
 }
+
+// A move that another process does is shown for as long as it lasts.
+func TestMoveIsShown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.start(t)
+		s.after(5 * time.Second)
+		s.mover.doing.set("moves a store: copy")
+		s.after(10 * time.Second)
+		if said := s.record.having("notify STATUS=serving; moves a store: copy"); len(said) == 0 {
+			t.Errorf("not shown:\n%s", s.record)
+		}
+		s.mover.doing.set("")
+		s.after(10 * time.Second)
+		if said := s.record.having("notify STATUS="); !strings.HasSuffix(said[len(said)-1], "STATUS=serving") {
+			t.Errorf("still shown: %s", said[len(said)-1])
+		}
+		s.stopDaemon()
+	})
+}

@@ -106,6 +106,7 @@ type scriptedMover struct {
 	record *record
 	pends  script[pending]
 	starts script[error]
+	doing  script[string]
 }
 
 type pending struct{ undecided, stopped bool }
@@ -122,6 +123,11 @@ func (m *scriptedMover) Restart(_ context.Context, observer volume.Observer) err
 	m.pends.set(pending{})
 	observer.Event(journal.ServiceStarted)
 	return nil
+}
+
+func (m *scriptedMover) Progress() (health.Move, string) {
+	doing := m.doing.get()
+	return health.Move{Running: doing != ""}, doing
 }
 
 // adopted is what finding the volume open gives.

@@ -347,7 +347,7 @@ func TestMigrateRefused(t *testing.T) {
 	refuses(StepPreflight, ErrVolumeFull, s.moveOptions())
 	s.remove(filepath.Join(s.store, "big"))
 	s.expect()
-	release, err := s.lockMoves()
+	release, err := s.lockMoves(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

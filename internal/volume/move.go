@@ -160,10 +160,17 @@ func (v *Volume) fail(point string) error {
 	return v.failpoint(point)
 }
 
+// movesPatience outlasts the look of a daemon at what was interrupted.
+const movesPatience = 2 * time.Second
+
 // lockMoves keeps every other process from moving a store, for as long as that takes; the volume can be used meanwhile.
-func (v *Volume) lockMoves() (release func() error, err error) {
-	return state.Lock(filepath.Join(v.paths.Runtime, v.Name()+".migrate.lock"))
+func (v *Volume) lockMoves(ctx context.Context) (release func() error, err error) {
+	waiting, cancel := context.WithTimeout(ctx, movesPatience)
+	defer cancel()
+	return state.LockWait(waiting, v.movesLock())
 }
+
+func (v *Volume) movesLock() string { return filepath.Join(v.paths.Runtime, v.Name()+".migrate.lock") }
 
 // lockPatience is how long a move waits for another operation on the volume.
 const lockPatience = 2 * time.Minute

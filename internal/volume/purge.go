@@ -37,7 +37,7 @@ func (e *LeftError) Unwrap() error { return ErrLeftOver }
 func (v *Volume) Purge(ctx context.Context, options MoveOptions, observer Observer) (*Moved, error) {
 	m := v.newMover(options, observer)
 	defer m.close()
-	release, err := v.lockMoves()
+	release, err := v.lockMoves(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +151,7 @@ func (v *Volume) PendingMoves() (undecided, stopped bool, err error) {
 	if !undecided && !stopped {
 		return false, false, nil
 	}
-	release, err := v.lockMoves()
+	release, err := state.Lock(v.movesLock())
 	if errors.Is(err, state.ErrBusy) {
 		return false, false, nil
 	}
@@ -163,7 +163,7 @@ func (v *Volume) PendingMoves() (undecided, stopped bool, err error) {
 
 // RestartServices starts what an interrupted move has left stopped. It does nothing while one is under way.
 func (v *Volume) RestartServices(ctx context.Context, options MoveOptions, observer Observer) error {
-	release, err := v.lockMoves()
+	release, err := state.Lock(v.movesLock())
 	if errors.Is(err, state.ErrBusy) {
 		return nil
 	}

@@ -17,7 +17,7 @@ import (
 func (v *Volume) Rollback(ctx context.Context, options MoveOptions, observer Observer) (*Moved, error) {
 	m := v.newMover(options, observer)
 	defer m.close()
-	release, err := v.lockMoves()
+	release, err := v.lockMoves(ctx)
 	if err != nil {
 		return nil, err
 	}
