@@ -142,11 +142,15 @@ func moveOptions(loaded *config.Config) volume.MoveOptions {
 	options := volume.MoveOptions{Service: func(store config.Store) volume.Service { return serviceOf(store, docker) }}
 	if s := loaded.Probes.Synapse; s != nil {
 		server := synapse.NewClient(s.URL, s.TokenFile)
+		var probe *health.ThumbnailProbe // one for all tries: it remembers what it has uploaded
 		options.Trial = func(ctx context.Context, store config.Store, opened *volume.Opened) error {
 			if store.Name != s.Store {
 				return nil
 			}
-			_, err := daemon.ThumbnailProbe(loaded, opened, server).Run(ctx)
+			if probe == nil {
+				probe = daemon.ThumbnailProbe(loaded, opened, server)
+			}
+			_, err := probe.Run(ctx)
 			return err
 		}
 	}

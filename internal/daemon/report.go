@@ -102,7 +102,8 @@ func (d *Daemon) reportOpened(opened *volume.Opened) {
 
 func (d *Daemon) reportStores(stores []volume.StoreStatus) {
 	for _, store := range stores {
-		reason, text := health.Reason(""), ""
+		var reason health.Reason
+		var text string
 		switch {
 		case store.State == volume.StorePlaintext:
 			reason, text = reasonPlaintext, "store %s lies in clear text at %s"
@@ -116,7 +117,17 @@ func (d *Daemon) reportStores(stores []volume.StoreStatus) {
 		d.Board.Set(health.Store, health.Warn, reason, fmt.Sprintf(text, store.Name, store.Path))
 		return
 	}
-	d.Board.Set(health.Store, health.OK, "", "")
+	d.Board.Set(health.Store, health.OK, "", oldText(stores))
+}
+
+// oldText reminds of what still lies in clear text though it has moved in.
+func oldText(stores []volume.StoreStatus) string {
+	for _, store := range stores {
+		if store.Old {
+			return fmt.Sprintf("the old files of store %s are still there in clear text, until luksmediad migrate purge", store.Name)
+		}
+	}
+	return ""
 }
 
 func (d *Daemon) reportClosed(reason health.Reason) {

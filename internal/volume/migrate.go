@@ -165,8 +165,8 @@ func (m *mover) verifyAll(ctx context.Context) error {
 }
 
 // swap puts an empty directory in the place of the old one. The journal says first that both copies are complete.
-func (m *mover) swap(context.Context) error {
-	if err := m.makeAside(); err != nil {
+func (m *mover) swap(ctx context.Context) error {
+	if err := errors.Join(m.makeAside(), m.requireUnused(ctx, m.store.Path)); err != nil {
 		return err
 	}
 	m.move.Phase, m.move.Entries, m.move.Bytes = phaseVerified, m.manifest.Totals.Entries, m.manifest.Totals.Bytes
@@ -176,13 +176,26 @@ func (m *mover) swap(context.Context) error {
 	if at, err := m.move.look(); err != nil || at != placePlain {
 		return errors.Join(err, wrongf(ErrMoveUnclear, "cannot move store %s: another directory is at %s now", m.store.Name, m.store.Path))
 	}
-	if err := mount.Exchange(m.store.Path, filepath.Join(asidePath(m.move), filepath.Base(m.store.Path))); err != nil {
+	if err := m.exchange(filepath.Join(asidePath(m.move), filepath.Base(m.store.Path)), m.move.Plain); err != nil {
+		return err
+	}
+	return m.settleEncrypted(m.move, m.record)
+}
+
+// exchange swaps the directory at the path with the one aside, and wants the right one to be aside then: whoever owns the folder above may
+// have put another one there since it was looked at.
+func (m *mover) exchange(aside string, want mount.DirectoryID) error {
+	if err := mount.Exchange(m.store.Path, aside); err != nil {
 		return err
 	}
 	if err := m.fail("after exchange"); err != nil {
 		return err
 	}
-	return m.settleEncrypted(m.move, m.record)
+	if now, _, err := mount.IdentifyDirectory(aside); err != nil || !now.Is(want) {
+		return errors.Join(err, mount.Exchange(m.store.Path, aside),
+			wrongf(ErrMoveUnclear, "cannot move store %s: another directory has come to %s meanwhile", m.store.Name, m.store.Path))
+	}
+	return nil
 }
 
 // makeAside makes the folder that takes the old directory, with the empty one in it. The folder is root's alone: whoever may rename in the

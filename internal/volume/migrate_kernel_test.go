@@ -33,18 +33,18 @@ type standIn struct {
 }
 
 func (s standIn) running() string   { return filepath.Join(s.dir, "service.running") }
-func (s standIn) started() string   { return filepath.Join(s.dir, "service.starts") }
 func (s standIn) want() string      { return filepath.Join(s.dir, "service.wants") }
 func (s standIn) complaint() string { return filepath.Join(s.dir, "service.complains") }
 
 func (s standIn) State(context.Context) (bool, string, error) {
-	if _, err := os.Stat(s.running()); err != nil {
+	_, err := os.Stat(s.running())
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return false, "it is down", nil
-	}
-	if s.ill {
+	case err == nil && s.ill:
 		return true, "it is ill", nil
 	}
-	return true, "", nil
+	return true, "", err
 }
 
 func (s standIn) Stop(context.Context) error {
@@ -390,6 +390,14 @@ func TestMigrateRollsBack(t *testing.T) {
 	s.requireServing("rolled back")
 	s.requirePlain()
 	s.requireContent(filepath.Join(s.store, "local_content/while it was tried"), clearText+"while it was tried")
+	ill := s.standIn()
+	ill.ill = true
+	options = s.moveOptions()
+	options.Service = func(config.Store) Service { return ill }
+	_, err = s.Migrate(t.Context(), options, &watcher{})
+	s.requireError(err, StepTrial, ErrUnhealthy)
+	s.requireServing("rolled back once more")
+	s.requirePlain()
 	s.migrate()
 	s.requireServing("moved in after all")
 }

@@ -162,7 +162,7 @@ func (v *Volume) PendingMoves() (undecided, stopped bool, err error) {
 }
 
 // RestartServices starts what an interrupted move has left stopped. It does nothing while one is under way.
-func (v *Volume) RestartServices(ctx context.Context, options MoveOptions, observer Observer) error {
+func (v *Volume) RestartServices(ctx context.Context, options MoveOptions, observer Observer) (err error) {
 	release, err := state.Lock(v.movesLock())
 	if errors.Is(err, state.ErrBusy) {
 		return nil
@@ -171,11 +171,11 @@ func (v *Volume) RestartServices(ctx context.Context, options MoveOptions, obser
 		return err
 	}
 	defer release()
-	unlock, err := v.lockPatiently(ctx)
+	releaseVolume, err := v.lockPatiently(ctx)
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer func() { err = errors.Join(err, releaseVolume()) }()
 	var faults []error
 	for _, store := range v.config.Stores {
 		m := v.newMover(options, observer)

@@ -163,10 +163,7 @@ func (m *mover) swapBack(context.Context) error {
 	if at, err := m.move.look(); err != nil || at != placeBare {
 		return errors.Join(err, wrongf(ErrMoveUnclear, "cannot take store %s back: another directory is at %s now", m.store.Name, m.store.Path))
 	}
-	if err := mount.Exchange(m.store.Path, aside); err != nil {
-		return err
-	}
-	if err := m.fail("after exchange"); err != nil {
+	if err := m.exchange(aside, m.move.Bare); err != nil {
 		return err
 	}
 	return m.settlePlain(m.move, m.record)
