@@ -30,7 +30,7 @@ func TestMigrate(t *testing.T) {
 	if said := m.Run("luksmediad create --yes"); !strings.Contains(said, "luksmediad migrate media") {
 		t.Errorf("create says %s", said)
 	}
-	m.Run("systemctl enable --now luksmediad.service")
+	m.Run("systemctl enable --now luksmediad.service && sync") // the configuration, too
 	m.checkStore("plaintext")
 
 	m.Run("systemd-run --unit=migrate --property=Restart=no luksmediad migrate --yes")
