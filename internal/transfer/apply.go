@@ -195,7 +195,7 @@ func (c *copier) dispatch(ctx context.Context, p *plan, entries stream, batches 
 		case e.Kind == Folder:
 			err = makeFolder(to, e)
 		case e.First != "":
-			e.Unsettled = c.unsettled(e.Changed)
+			e.Unsettled, e.Xattrs = c.unsettled(e.Changed), Digest{}
 			err = errors.Join(p.links.add(e), c.note(e))
 		default:
 			batch = append(batch, *e)

@@ -132,10 +132,16 @@ func (c *copier) copy(ctx context.Context) (*Manifest, error) {
 	}
 	c.results.keep = c.savePart
 	c.meter.begin(PhaseCopy, c.o.Total.Entries, c.o.Total.Bytes)
+	var m *Manifest
 	if known == nil {
-		return c.copyAll(ctx)
+		m, err = c.copyAll(ctx)
+	} else {
+		m, err = c.resume(ctx, known)
 	}
-	return c.resume(ctx, known)
+	if err != nil && !c.claim.Lost {
+		err = errors.Join(err, c.results.flush()) // for the next Copy
+	}
+	return m, err
 }
 
 // begin claims an empty target, or gives what is known of one that was claimed before.
@@ -201,12 +207,12 @@ func (c *copier) known() ([]*Manifest, error) {
 }
 
 // savePart makes what a part lists durable before the part.
-func (c *copier) savePart(entries []Entry) (run, error) {
+func (c *copier) savePart(entries stream) (run, error) {
 	if err := c.sync(); err != nil {
 		return nil, err
 	}
 	path := filepath.Join(c.o.State, fmt.Sprintf(partPattern, c.parts))
-	m, err := writeManifest(path, partOf, c.claim.From, &sliceStream{entries: entries})
+	m, err := writeManifest(path, partOf, c.claim.From, entries)
 	if err != nil {
 		return nil, err
 	}

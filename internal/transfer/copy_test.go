@@ -3,9 +3,14 @@ package transfer
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -76,5 +81,217 @@ func TestCopyRefusesForeignTarget(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(m.to, "plain")); err == nil {
 		t.Error("it was copied all the same")
+	}
+}
+
+// fault 14: what an interrupted copy has done is adopted, what it had begun is done anew.
+func TestCopyGoesOn(t *testing.T) {
+	m := newMove(t)
+	m.hostile()
+	for i := range 2000 {
+		m.file(fmt.Sprintf("many/%d/%d", i%26, i), "x")
+	}
+	m.rest()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		for ctx.Err() == nil {
+			if folders, _ := os.ReadDir(filepath.Join(m.to, "many")); len(folders) > 5 {
+				cancel()
+			}
+		}
+	}()
+	if _, err := Copy(ctx, m.from, m.to, m.options); !errors.Is(err, context.Canceled) {
+		t.Fatalf("it was not interrupted: %v", err)
+	}
+	before := inodes(t, m.to)
+	manifest := m.copy()
+	requireSame(t, m.from, m.to)
+	m.verify(manifest)
+	adopted := 0
+	for path, inode := range inodes(t, m.to) {
+		if before[path] == inode {
+			adopted++
+		}
+	}
+	if adopted < len(before)-defaultWorkers || len(before) < 100 {
+		t.Errorf("%d of %d entries adopted", adopted, len(before))
+	}
+	if parts, _ := filepath.Glob(filepath.Join(m.options.State, "part-*")); len(parts) > 0 {
+		t.Errorf("left behind: %v", parts)
+	}
+}
+
+func inodes(t testing.TB, root string) map[string]uint64 {
+	t.Helper()
+	all := map[string]uint64{}
+	check(t, filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var stat unix.Stat_t
+		err = unix.Lstat(path, &stat)
+		all[path] = stat.Ino
+		return err
+	}))
+	return all
+}
+
+// copyForChild is what TestCopyIsKilled kills.
+func copyForChild(from, to, state string) int {
+	m, err := Copy(context.Background(), from, to, Options{State: state})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	m.Close()
+	return 0
+}
+
+func TestMain(m *testing.M) {
+	if len(os.Args) == 5 && os.Args[1] == "copy" {
+		os.Exit(copyForChild(os.Args[2], os.Args[3], os.Args[4]))
+	}
+	os.Exit(m.Run())
+}
+
+// fault 14: killed at any moment, the next run converges, even when the source has lost what was half copied.
+func TestCopyIsKilled(t *testing.T) {
+	m := newMove(t)
+	m.hostile()
+	for i := range 3000 {
+		m.file(fmt.Sprintf("many/%d/%d", i%70, i), fmt.Sprint(i))
+	}
+	self, err := os.Executable()
+	check(t, err)
+	for i, pause := range []time.Duration{1, 10, 30, 60, 100, 200} {
+		child := exec.Command(self, "copy", m.from, m.to, m.options.State)
+		check(t, child.Start())
+		time.Sleep(pause * time.Millisecond)
+		check(t, child.Process.Kill())
+		_ = child.Wait()
+		check(t, os.RemoveAll(m.at(fmt.Sprintf("many/%d", i))))
+	}
+	manifest := m.copy()
+	requireSame(t, m.from, m.to)
+	m.verify(manifest)
+}
+
+// A copy goes on only between the two folders it began with.
+func TestCopyRefusesAnotherClaim(t *testing.T) {
+	m := newMove(t)
+	m.file("plain", "x")
+	m.copy()
+	other := newMove(t)
+	if _, err := Copy(context.Background(), m.from, other.to, m.options); !errors.Is(err, ErrForeign) {
+		t.Errorf("another target: %v", err)
+	}
+	if _, err := Copy(context.Background(), other.from, m.to, m.options); !errors.Is(err, ErrForeign) {
+		t.Errorf("another source: %v", err)
+	}
+}
+
+// What was moved into the target, and is older than the copy, is nobody's to replace or remove.
+func TestCopyRefusesWhatWasMovedIn(t *testing.T) {
+	m := newMove(t)
+	m.file("plain", "x")
+	check(t, os.WriteFile(filepath.Join(m.dir, "older"), []byte("precious"), 0o600))
+	m.rest()
+	m.copy()
+	inside := filepath.Join(m.to, "foreign")
+	check(t, os.Rename(filepath.Join(m.dir, "older"), inside))
+	_, err := Copy(context.Background(), m.from, m.to, m.options)
+	requirePath(t, err, ErrForeign, "foreign")
+	if content, err := os.ReadFile(inside); string(content) != "precious" {
+		t.Errorf("it holds %q: %v", content, err)
+	}
+}
+
+// Copy may run any number of times while the service does its work.
+func TestCopyFollowsTheSource(t *testing.T) {
+	m := newMove(t)
+	m.hostile()
+	m.copy()
+	m.change()
+	manifest := m.copy()
+	requireSame(t, m.from, m.to)
+	m.verify(manifest)
+}
+
+// While files come, grow, shrink and go, a copy is no error, and the next pass puts right what it has missed.
+func TestCopyOfALiveSource(t *testing.T) {
+	m := newMove(t)
+	m.hostile()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		m.live(stop)
+	}()
+	manifest := m.copy()
+	manifest = m.copy()
+	close(stop)
+	<-stopped
+	manifest = m.delta(manifest)
+	requireSame(t, m.from, m.to)
+	m.verify(manifest)
+	check(t, Unchanged(context.Background(), m.from, manifest, m.options))
+}
+
+// live does to the source what a service may do, until stop is closed.
+func (m *move) live(stop <-chan struct{}) {
+	random := rand.New(rand.NewPCG(3, 4))
+	at := func() string { return m.at(fmt.Sprintf("live/%d/%d", random.IntN(5), random.IntN(20))) }
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		path := at()
+		switch random.IntN(6) {
+		case 0:
+			_ = os.RemoveAll(filepath.Dir(path))
+		case 1:
+			_ = os.Remove(path)
+		case 2:
+			_ = os.Rename(path, at())
+		case 3:
+			_ = os.Link(path, at())
+		case 4:
+			_ = os.Truncate(path, int64(random.IntN(1000)))
+		default:
+			_ = os.MkdirAll(filepath.Dir(path), 0o755)
+			if file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644); err == nil {
+				_, _ = file.Write(make([]byte, random.IntN(200_000)))
+				file.Close()
+			}
+		}
+	}
+}
+
+func TestProgress(t *testing.T) {
+	m := newMove(t)
+	m.hostile()
+	inventory, err := Survey(context.Background(), m.from, m.options)
+	check(t, err)
+	var last Progress
+	m.options.Total = inventory.Totals
+	m.options.Progress = func(p Progress) { last = p }
+	meter := newMeter(func(p Progress) { last = p })
+	meter.begin(PhaseCopy, 100, 1000)
+	for range 50 {
+		meter.count(10)
+	}
+	time.Sleep(3 * progressEvery / 2)
+	meter.count(100)
+	time.Sleep(progressEvery)
+	meter.end()
+	if last.Files != 51 || last.Bytes != 600 || last.TotalBytes != 1000 || last.Rate <= 0 || last.Left <= 0 || last.Phase != PhaseCopy {
+		t.Errorf("%+v", last)
+	}
+	last = Progress{}
+	m.copy()
+	if last.Phase != PhaseSync {
+		t.Errorf("the last phase: %+v", last)
 	}
 }

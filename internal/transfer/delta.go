@@ -126,6 +126,9 @@ func Delta(ctx context.Context, from, to string, known *Manifest, o Options) (*M
 // CarryBack takes the old copy, which a manifest describes, to what its successor is now: the way back of Delta. What has vanished
 // from the successor is removed. The manifest that it gives describes the successor. State is another folder than that of the move.
 //
+// The manifest knows no inodes of the successor, so that a file counts as unchanged whose size, mode, owner, attributes and time of
+// modification are the same, as with rsync.
+//
 // Errors: those of Delta.
 func CarryBack(ctx context.Context, from, to string, known *Manifest, o Options) (*Manifest, error) {
 	return update(ctx, from, to, known, o, nil)
@@ -133,7 +136,7 @@ func CarryBack(ctx context.Context, from, to string, known *Manifest, o Options)
 
 // alike compares with a manifest of the other side, which knows nothing of this side's inodes.
 func alike(e, known *Entry) bool {
-	return e.sameLook(known) && e.Xattrs == known.Xattrs && e.First == known.First
+	return e.sameLook(known) && e.First == known.First && (e.First != "" || e.Xattrs == known.Xattrs)
 }
 
 // update takes a target from what is known to what the source is now. Without untouched, entries are compared by all that shows.
@@ -183,7 +186,8 @@ var errNothing = errors.New("nothing has changed")
 // planUpdate decides about one path: what the source has, and what the target is known to have.
 func (c *copier) planUpdate(p *plan, source, known *Entry, untouched func(e, known *Entry) bool) error {
 	if source == nil {
-		if err := c.requireKnown(known.Path, known, nil); err != nil {
+		have, err := c.requireKnown(known.Path, known)
+		if err != nil || have == 0 {
 			return err
 		}
 		return p.remove(known)
@@ -199,29 +203,32 @@ func (c *copier) planUpdate(p *plan, source, known *Entry, untouched func(e, kno
 	case untouched != nil && !known.Unsettled && untouched(source, known):
 		return p.keep(known)
 	}
-	if err := c.requireKnown(source.Path, known, source); err != nil {
+	have, err := c.requireKnown(source.Path, known, source)
+	if err != nil {
 		return err
 	}
-	if known != nil && known.Kind != source.Kind && (known.Kind == Folder || source.Kind == Folder) {
-		return errors.Join(p.remove(known), p.make(source))
+	if have != 0 && have != source.Kind && (have == Folder || source.Kind == Folder) {
+		gone := Entry{Path: source.Path, Kind: have}
+		return errors.Join(p.remove(&gone), p.make(source))
 	}
 	return p.make(source)
 }
 
-// requireKnown refuses to replace what is neither as the manifest says nor as an interrupted run would have left it.
-func (c *copier) requireKnown(path string, ours ...*Entry) error {
+// requireKnown refuses to replace what is neither as the manifest says nor as an interrupted run would have left it. It gives the kind
+// of what is there, 0 for nothing.
+func (c *copier) requireKnown(path string, ours ...*Entry) (Kind, error) {
 	stat, err := c.to.status(path)
 	if hasGone(err) {
-		return nil
+		return 0, nil
 	}
 	if err != nil {
-		return writeError(path, err)
+		return 0, writeError(path, err)
 	}
 	have := entryOf(path, &stat)
 	if !slices.ContainsFunc(ours, func(e *Entry) bool { return e != nil && resembles(&have, e) }) {
-		return foreign(path)
+		return 0, foreign(path)
 	}
-	return nil
+	return have.Kind, nil
 }
 
 // resembles leaves out what a target that is not linked or dressed yet may lack.

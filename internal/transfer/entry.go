@@ -45,7 +45,8 @@ type Entry struct {
 	Modified Time
 	SHA256   Digest // of a file's content
 	Xattrs   Digest // of all extended attributes, ACLs among them; zero if there are none
-	// Target is where a symbolic link points. First is, of files that are hard links of each other, the path of the first.
+	// Target is where a symbolic link points. First is, of files that are hard links of each other, the path of the first, which alone
+	// has the digests.
 	Target, First string
 
 	// Inode and Changed (st_ctime) are those of the side that was copied from: as long as both are the same, so is all the rest.

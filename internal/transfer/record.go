@@ -137,7 +137,7 @@ func (p *player) check(flags byte, e *Entry) error {
 		return fmt.Errorf("%w: path %q", ErrCorrupt, e.Path)
 	case flags&flagFirst != 0 && (e.Kind != File || e.First == "" || !cleanPath(e.First) || comparePaths(e.First, e.Path) >= 0):
 		return fmt.Errorf("%w: %q is a hard link of %q", ErrCorrupt, e.Path, e.First)
-	case flags&flagXattrs != 0 && e.Xattrs == Digest{}:
+	case flags&flagXattrs != 0 && e.Xattrs == (Digest{}):
 		return fmt.Errorf("%w: attributes of %q", ErrCorrupt, e.Path)
 	case e.Kind == Symlink && (e.Target == "" || strings.ContainsRune(e.Target, 0)):
 		return fmt.Errorf("%w: target of %q", ErrCorrupt, e.Path)

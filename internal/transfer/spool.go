@@ -9,7 +9,7 @@ import (
 	"sync"
 )
 
-// spoolEntries is how many entries stay in memory; more go to disk, sorted.
+// spoolEntries is how many entries stay in memory; more go to disk, sorted. Of what is kept in another way it is twice as many.
 const spoolEntries = 32 << 10
 
 // run begins to read sorted entries anew.
@@ -20,7 +20,7 @@ type spool struct {
 	dir     string
 	compare func(a, b *Entry) int
 	// keep, if it is there, stores a sorted run in a way of its own.
-	keep func(entries []Entry) (run, error)
+	keep func(entries stream) (run, error)
 
 	mu      sync.Mutex
 	entries []Entry
@@ -38,14 +38,21 @@ func (s *spool) add(e *Entry) error {
 	s.mu.Lock()
 	s.entries = append(s.entries, *e)
 	var full []Entry
-	if len(s.entries) >= spoolEntries {
-		full, s.entries = s.entries, make([]Entry, 0, spoolEntries)
+	if len(s.entries) >= s.limit() {
+		full, s.entries = s.entries, make([]Entry, 0, s.limit())
 	}
 	s.mu.Unlock()
 	if full == nil {
 		return nil
 	}
 	return s.store(full)
+}
+
+func (s *spool) limit() int {
+	if s.keep != nil {
+		return 2 * spoolEntries
+	}
+	return spoolEntries
 }
 
 // flush stores what is in memory.
@@ -64,8 +71,7 @@ func (s *spool) flush() error {
 func (s *spool) store(entries []Entry) error {
 	s.storing.Lock()
 	defer s.storing.Unlock()
-	slices.SortFunc(entries, func(a, b Entry) int { return s.compare(&a, &b) })
-	run, err := s.storeRun(entries)
+	run, err := s.storeRun(s.sort(entries))
 	if err != nil {
 		return err
 	}
@@ -75,7 +81,17 @@ func (s *spool) store(entries []Entry) error {
 	return nil
 }
 
-func (s *spool) storeRun(entries []Entry) (run, error) {
+// sort leaves the entries where they are: they are large.
+func (s *spool) sort(entries []Entry) *sliceStream {
+	sorted := make([]*Entry, len(entries))
+	for i := range entries {
+		sorted[i] = &entries[i]
+	}
+	slices.SortFunc(sorted, s.compare)
+	return &sliceStream{entries: sorted}
+}
+
+func (s *spool) storeRun(entries *sliceStream) (run, error) {
 	if s.keep != nil {
 		return s.keep(entries)
 	}
@@ -90,8 +106,8 @@ func (s *spool) storeRun(entries []Entry) (run, error) {
 		return nil, err
 	}
 	r := recorder{w: bufio.NewWriterSize(file, 256<<10)}
-	for i := range entries {
-		if err := r.write(&entries[i]); err != nil {
+	for _, e := range entries.entries {
+		if err := r.write(e); err != nil {
 			return nil, err
 		}
 	}
@@ -106,15 +122,15 @@ func (s *spool) storeRun(entries []Entry) (run, error) {
 
 // sorted gives all entries. Nothing may be added any more, and the streams of several calls are independent.
 func (s *spool) sorted() (stream, error) {
-	slices.SortFunc(s.entries, func(a, b Entry) int { return s.compare(&a, &b) })
+	rest := s.sort(s.entries)
 	if len(s.runs) == 0 {
-		return &sliceStream{entries: s.entries}, nil
+		return rest, nil
 	}
 	streams := make([]stream, 0, len(s.runs)+1)
 	for _, r := range s.runs {
 		streams = append(streams, r())
 	}
-	return merge(s.compare, append(streams, &sliceStream{entries: s.entries})...)
+	return merge(s.compare, append(streams, rest)...)
 }
 
 func (s *spool) close() error {

@@ -17,7 +17,7 @@ func (none) next() (*Entry, error) { return nil, io.EOF }
 
 // sliceStream gives the entries of a slice.
 type sliceStream struct {
-	entries []Entry
+	entries []*Entry
 	at      int
 }
 
@@ -26,7 +26,7 @@ func (s *sliceStream) next() (*Entry, error) {
 		return nil, io.EOF
 	}
 	s.at++
-	return &s.entries[s.at-1], nil
+	return s.entries[s.at-1], nil
 }
 
 // merged gives the entries of several sorted streams in their order; of equal ones, that of the later stream first.

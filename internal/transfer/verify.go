@@ -209,10 +209,10 @@ func faultOf(have, want *Entry) Fault {
 		return FaultModified
 	case have.Target != want.Target:
 		return FaultTarget
-	case have.Xattrs != want.Xattrs:
-		return FaultXattrs
 	case have.First != want.First:
 		return FaultLinks
+	case have.Xattrs != want.Xattrs && want.First == "":
+		return FaultXattrs
 	}
 	return ""
 }

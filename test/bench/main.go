@@ -1,10 +1,13 @@
 // Command bench measures luksmediad beside what it replaces, always both in one run, and prints a table.
 //
-//	bench host RUNS               what needs no privileges, on this machine
-//	bench guest LUKSMEDIAD RUNS   what changes the machine: test/bench/run starts it in one of its own
+//	bench host RUNS                  what needs no privileges, on this machine
+//	bench disk RUNS FILES ENTRIES    moving FILES files, and ENTRIES empty ones for the memory, on this machine's disk, as root
+//	bench guest LUKSMEDIAD RUNS      what changes the machine: test/bench/run starts it in one of its own
+//	bench crypt RUNS FILES           moving FILES files through dm-crypt, in a machine of its own too
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -18,7 +21,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: bench host RUNS | guest LUKSMEDIAD RUNS")
+var errUsage = errors.New("usage: bench host RUNS | disk RUNS FILES ENTRIES | guest LUKSMEDIAD RUNS | crypt RUNS FILES")
 
 func bench(args []string) error {
 	switch {
@@ -26,8 +29,37 @@ func bench(args []string) error {
 		return measured(args[1], measureHost)
 	case len(args) == 3 && args[0] == "guest":
 		return measured(args[2], func(runs int) ([]figure, error) { return measureGuest(args[1], runs) })
+	case len(args) == 4 && args[0] == "disk":
+		files, entries, err := counts(args[2], args[3])
+		if err != nil {
+			return err
+		}
+		return measured(args[1], func(runs int) ([]figure, error) { return measureDisk(runs, files, entries) })
+	case len(args) == 3 && args[0] == "crypt":
+		files, _, err := counts(args[2], "0")
+		if err != nil {
+			return err
+		}
+		return measured(args[1], func(runs int) ([]figure, error) { return measureCrypt(runs, files) })
+	case len(args) == 2 && args[0] == "job": // a child of this program
+		var j job
+		if err := json.Unmarshal([]byte(args[1]), &j); err != nil {
+			return err
+		}
+		return j.run()
 	}
 	return errUsage
+}
+
+func counts(files, entries string) (f, e int, err error) {
+	f, err = strconv.Atoi(files)
+	if err == nil {
+		e, err = strconv.Atoi(entries)
+	}
+	if err != nil || f < 1 || e < 0 {
+		return 0, 0, errUsage
+	}
+	return f, e, nil
 }
 
 // measured takes the figures and prints their table.

@@ -1,0 +1,231 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// change does one of each kind of change to a hostile source.
+func (m *move) change() {
+	m.t.Helper()
+	t := m.t
+	m.file("came/below/file", "new")
+	m.file("came/other", "new too")
+	m.inPlace("a!b")
+	check(t, os.Chmod(m.at("-rf"), 0o640))
+	check(t, unix.Setxattr(m.at("attributes/file"), "user.comment", []byte("another"), 0))
+	check(t, unix.Removexattr(m.at("big"), "user.long"))
+	program(t, "setfacl", "--modify", "u:777:r--", m.at("attributes/folder/inherits"))
+	check(t, os.Remove(m.at("new\nline/tab\t/quote\"'\\")))
+	check(t, os.RemoveAll(m.at("deep")))
+	check(t, os.Remove(m.at("empty")))
+	m.file("empty/is a folder now", "x")
+	check(t, os.RemoveAll(m.at("not utf-8 \xff\xfe")))
+	m.file("not utf-8 \xff\xfe", "a file now")
+	check(t, os.Remove(m.at("dangling")))
+	m.symlink("elsewhere", "dangling")
+	check(t, os.Remove(m.at("loop")))
+	m.file("loop", "no link any more")
+	check(t, os.Remove(m.at("links/second"))) // the first of three
+	m.link("holes", "links/holes")
+	check(t, os.Rename(m.at("attributes/folder"), m.at("attributes/renamed")))
+	check(t, os.Truncate(m.at("tail"), 8<<20))
+	check(t, os.Chmod(m.at("empty folder/below"), 0o700))
+}
+
+// inPlace writes other content of the same length and puts the time back: only the time of change tells.
+func (m *move) inPlace(path string) {
+	m.t.Helper()
+	var stat unix.Stat_t
+	check(m.t, unix.Stat(m.at(path), &stat))
+	file, err := os.OpenFile(m.at(path), os.O_WRONLY, 0)
+	check(m.t, err)
+	_, err = file.Write(m.bytes(int(stat.Size)))
+	check(m.t, errors.Join(err, file.Close()))
+	check(m.t, unix.UtimesNanoAt(unix.AT_FDCWD, m.at(path), []unix.Timespec{stat.Atim, stat.Mtim}, 0))
+}
+
+func TestDeltaFindsEveryChange(t *testing.T) {
+	m := newMove(t)
+	m.hostile()
+	m.rest()
+	manifest := m.copy()
+	m.change()
+	manifest = m.delta(manifest)
+	requireSame(t, m.from, m.to)
+	m.verify(manifest)
+	check(t, Unchanged(context.Background(), m.from, manifest, m.options))
+	if changed := manifest.Changed; changed.Entries < 720 || changed.Entries > 760 { // 700 of them the deep folders
+		t.Errorf("%d entries made and removed", changed.Entries)
+	}
+}
+
+// A change in the moment of the copy is younger than it, and found by that.
+func TestDeltaCopiesWhatWasYoung(t *testing.T) {
+	m := newMove(t)
+	m.file("young", "one")
+	manifest := m.copy()
+	if !entries(t, manifest)["young"].Unsettled {
+		t.Error("a file that is younger than the copy counts as settled")
+	}
+	manifest = m.delta(manifest)
+	if entries(t, manifest)["young"].Unsettled {
+		t.Error("it still does not after the service has stopped")
+	}
+}
+
+func TestDeltaOfNothing(t *testing.T) {
+	m := newMove(t)
+	m.hostile()
+	m.rest()
+	manifest := m.copy()
+	before := inodes(t, m.to)
+	var file, root unix.Stat_t
+	check(t, unix.Stat(manifest.Path(), &file))
+	check(t, unix.Stat(m.to, &root))
+	again := m.delta(manifest)
+	if again.Changed.Entries != 0 || fmt.Sprint(inodes(t, m.to)) != fmt.Sprint(before) {
+		t.Errorf("%d entries made or removed", again.Changed.Entries)
+	}
+	var now unix.Stat_t
+	check(t, unix.Stat(manifest.Path(), &now))
+	if now.Ino != file.Ino {
+		t.Error("the manifest was written again")
+	}
+	check(t, unix.Stat(m.to, &now))
+	if now.Ctim != root.Ctim {
+		t.Error("the target was touched")
+	}
+}
+
+// fault 15
+func TestDeltaOfAChangingSource(t *testing.T) {
+	m := newMove(t)
+	m.hostile()
+	manifest := m.copy()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.WriteFile(m.at("plain"), fmt.Append(nil, i), 0o644)
+			}
+		}
+	}()
+	_, err := Delta(context.Background(), m.from, m.to, manifest, m.options)
+	close(stop)
+	<-stopped
+	if !errors.Is(err, ErrChanging) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// fault 15: also after the last copy.
+func TestUnchangedFindsEveryChange(t *testing.T) {
+	for name, change := range map[string]func(m *move){
+		"content":   func(m *move) { m.inPlace("-rf") },
+		"new":       func(m *move) { m.file("came", "x") },
+		"removed":   func(m *move) { check(m.t, os.Remove(m.at("plain"))) },
+		"mode":      func(m *move) { check(m.t, os.Chmod(m.at("plain"), 0o600)) },
+		"attribute": func(m *move) { check(m.t, unix.Setxattr(m.at("a"), "user.x", []byte("y"), 0)) },
+		"link":      func(m *move) { m.link("a/b", "a/c") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMove(t)
+			m.hostile()
+			manifest := m.delta(m.copy())
+			check(t, Unchanged(context.Background(), m.from, manifest, m.options))
+			time.Sleep(clockTick)
+			change(m)
+			if err := Unchanged(context.Background(), m.from, manifest, m.options); !errors.Is(err, ErrChanging) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+func TestDeltaRefusesForeign(t *testing.T) {
+	m := newMove(t)
+	m.file("a/plain", "x")
+	m.file("a/goes", "x")
+	m.rest()
+	manifest := m.copy()
+	for _, name := range []string{"a/new", "a/plain", "a/goes"} {
+		path := filepath.Join(m.to, name)
+		kept, err := os.ReadFile(path)
+		if err != nil {
+			kept = nil
+		}
+		check(t, os.WriteFile(path, []byte("precious"), 0o644))
+		m.file("a/new", "new")
+		m.file("a/plain", "changed")
+		check(t, os.RemoveAll(m.at("a/goes")))
+		time.Sleep(clockTick)
+		_, err = Delta(context.Background(), m.from, m.to, manifest, m.options)
+		requirePath(t, err, ErrForeign, name)
+		if content, err := os.ReadFile(path); string(content) != "precious" {
+			t.Errorf("%s holds %q: %v", name, content, err)
+		}
+		if kept == nil {
+			check(t, os.Remove(path))
+			continue
+		}
+		check(t, os.WriteFile(path, kept, 0o644))
+		e := entries(t, manifest)[name]
+		check(t, unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{e.Modified.timespec(), e.Modified.timespec()}, 0))
+	}
+	m.delta(manifest)
+	requireSame(t, m.from, m.to)
+}
+
+// fault 27: the old copy gets what has come since, and loses what has gone.
+func TestCarryBack(t *testing.T) {
+	m := newMove(t)
+	m.hostile()
+	manifest := m.delta(m.copy())
+	m.from, m.to = m.to, m.from
+	m.change()
+	m.file("a!b", "other content") // the time of modification has to tell
+	time.Sleep(clockTick)
+	back := m.options
+	back.State = filepath.Join(m.dir, "back")
+	check(t, os.Mkdir(back.State, 0o700))
+	carried, err := CarryBack(context.Background(), m.from, m.to, manifest, back)
+	check(t, err)
+	defer carried.Close()
+	requireSame(t, m.from, m.to)
+	m.verify(carried)
+	check(t, Unchanged(context.Background(), m.from, carried, back))
+	// Once more, as after an interruption: the same.
+	again, err := CarryBack(context.Background(), m.from, m.to, manifest, back)
+	check(t, err)
+	defer again.Close()
+	requireSame(t, m.from, m.to)
+	m.verify(again)
+}
+
+func TestCarryBackRefusesForeign(t *testing.T) {
+	m := newMove(t)
+	m.file("plain", "x")
+	manifest := m.delta(m.copy())
+	check(t, os.WriteFile(m.at("new"), []byte("precious"), 0o600))
+	time.Sleep(clockTick)
+	check(t, os.WriteFile(filepath.Join(m.to, "new"), []byte("uploaded"), 0o600))
+	time.Sleep(clockTick)
+	back := Options{State: t.TempDir()}
+	_, err := CarryBack(context.Background(), m.to, m.from, manifest, back)
+	requirePath(t, err, ErrForeign, "new")
+	if content, err := os.ReadFile(m.at("new")); string(content) != "precious" {
+		t.Errorf("it holds %q: %v", content, err)
+	}
+}

@@ -1,0 +1,285 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/transfer"
+)
+
+// site is a source on the machine's own disk, and a filesystem to copy it to.
+type site struct {
+	dir, source, target, state, device string
+	turn                               int
+}
+
+// newSite makes the source and puts a filesystem on the device that attach gives.
+func newSite(dir string, files int) (*site, error) {
+	s := &site{dir: dir, source: filepath.Join(dir, "source"), target: filepath.Join(dir, "target")}
+	if err := os.Mkdir(s.target, 0o700); err != nil {
+		return nil, err
+	}
+	tree := store{path: s.source, files: files, large: files / 400}
+	return s, tree.make()
+}
+
+// attach puts a file container on a loop device with direct I/O. The caller detaches it.
+func attach(dir string, bytes int64) (loop string, err error) {
+	image := filepath.Join(dir, "image")
+	if err := run("fallocate", "--length", fmt.Sprint(bytes), image); err != nil {
+		return "", err
+	}
+	output, err := exec.Command("losetup", "--sector-size", "4096", "--direct-io=on", "--find", "--show", image).Output()
+	return strings.TrimSpace(string(output)), err
+}
+
+// renew gives an empty filesystem, which is written out already.
+func (s *site) renew() error {
+	s.turn++
+	s.state = filepath.Join(s.dir, fmt.Sprintf("state%d", s.turn))
+	if err := errors.Join(s.unmount(), os.Mkdir(s.state, 0o700)); err != nil {
+		return err
+	}
+	if err := s.format(); err != nil {
+		return err
+	}
+	return runAll([][]string{
+		{"mount", s.device, s.target},
+		{"mkdir", "--mode=0700", s.store()},
+		{"sync", "--file-system", s.target},
+	})
+}
+
+// format tries again for a while: a sync(2) of anybody holds a filesystem that is unmounted.
+func (s *site) format() (err error) {
+	for range 100 {
+		err = run("mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", s.device)
+		if err == nil {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return err
+}
+
+func (s *site) store() string { return filepath.Join(s.target, "store") }
+
+func (s *site) unmount() error {
+	err := unix.Unmount(s.target, unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EINVAL) { // nothing is mounted
+		return nil
+	}
+	return err
+}
+
+// cool drops the page cache and every inode that is not in use, of the whole machine (proc_sys_vm(5)).
+func cool() error {
+	unix.Sync()
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+}
+
+// child is one of luksmediad's operations in a process of its own, for its time and its memory.
+func (s *site) child(operation string) (maxRSS int64, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	job, err := json.Marshal(job{operation, s.source, s.store(), s.state, s.device})
+	if err != nil {
+		return 0, err
+	}
+	cmd := exec.Command(self, "job", string(job))
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("cannot %s: %w: %s", operation, err, output)
+	}
+	return cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10, nil
+}
+
+func (s *site) do(operation string) func() error {
+	return func() error {
+		_, err := s.child(operation)
+		return err
+	}
+}
+
+// job is what a child does.
+type job struct {
+	Operation, From, To, State, Device string
+}
+
+func (j job) run() error {
+	ctx := context.Background()
+	o := transfer.Options{State: j.State}
+	before := filepath.Join(j.State, "verified")
+	switch j.Operation {
+	case "copy":
+		_, err := transfer.Copy(ctx, j.From, j.To, o)
+		return err
+	case "copy and verify":
+		m, err := transfer.Copy(ctx, j.From, j.To, o)
+		if err != nil {
+			return err
+		}
+		return j.verify(ctx, m, nil)
+	case "delta":
+		m, err := transfer.Open(o.ManifestPath())
+		if err != nil {
+			return err
+		}
+		_, err = transfer.Delta(ctx, j.From, j.To, m, o)
+		return err
+	case "stop":
+		return j.stop(ctx, before)
+	}
+	return fmt.Errorf("no operation %q", j.Operation)
+}
+
+// stop is what happens while the service is stopped.
+func (j job) stop(ctx context.Context, before string) error {
+	o := transfer.Options{State: j.State}
+	if err := os.Link(o.ManifestPath(), before); err != nil {
+		return err
+	}
+	verified, err := transfer.Open(before)
+	if err != nil {
+		return err
+	}
+	m, err := transfer.Delta(ctx, j.From, j.To, verified, o)
+	if err != nil {
+		return err
+	}
+	if err := j.verify(ctx, m, verified); err != nil {
+		return err
+	}
+	return transfer.Unchanged(ctx, j.From, m, o)
+}
+
+func (j job) verify(ctx context.Context, m, verified *transfer.Manifest) error {
+	proof, err := transfer.Verify(ctx, j.To, m, transfer.VerifyOptions{
+		Options: transfer.Options{State: j.State}, Device: j.Device, Verified: verified,
+	})
+	if err == nil && proof.DeviceRefused != nil {
+		err = proof.DeviceRefused
+	}
+	return err
+}
+
+func (s *site) rsync(options ...string) error {
+	return run("rsync", append(options, s.source+"/", s.store()+"/")...)
+}
+
+func (s *site) rsyncAndSync() error {
+	return errors.Join(s.rsync("-aHAX"), run("sync", "--file-system", s.target))
+}
+
+// rsyncTwice drops the cache in between: without it, the second run would compare what is in memory.
+func (s *site) rsyncTwice() error {
+	return errors.Join(s.rsyncAndSync(), cool(), s.rsync("-aHAXcn", "--delete"))
+}
+
+// fresh is before every turn that copies.
+func (s *site) fresh() error { return errors.Join(s.renew(), cool()) }
+
+// measureTransfer takes the figures of moving in.
+func (s *site) measureTransfer(runs int) ([]figure, error) {
+	verified := figure{name: "copy and verify from the disk, beside rsync -aHAX, then rsync -aHAXcn --delete", unit: "ms"}
+	bare := figure{name: "the same, beside rsync -aHAX alone, which verifies nothing", unit: "ms"}
+	first := figure{name: "copy alone, beside rsync -aHAX", unit: "ms"}
+	for range runs {
+		for _, side := range []struct {
+			do   func() error
+			into []*[]float64
+		}{
+			{s.do("copy and verify"), []*[]float64{&verified.ours, &bare.ours}},
+			{s.rsyncTwice, []*[]float64{&verified.peer}},
+			{s.do("copy"), []*[]float64{&first.ours}},
+			{s.rsyncAndSync, []*[]float64{&bare.peer, &first.peer}},
+		} {
+			took, err := turns{prepare: s.fresh}.time(side.do)
+			if err != nil {
+				return nil, err
+			}
+			for _, values := range side.into {
+				*values = append(*values, took)
+			}
+		}
+	}
+	again, err := s.measureAgain(runs)
+	return append([]figure{verified, bare, first}, again...), err
+}
+
+// measureAgain takes the figures of the time in which the service is stopped, and of memory.
+func (s *site) measureAgain(runs int) ([]figure, error) {
+	warm := figure{name: "second pass, nothing changed, warm, beside rsync -aHAX --delete", unit: "ms"}
+	cold := figure{name: "second pass, nothing changed, cold, beside rsync -aHAX --delete", unit: "ms"}
+	if err := errors.Join(s.fresh(), s.do("copy")()); err != nil {
+		return nil, err
+	}
+	// What was younger than the copy is copied once more, whatever it is.
+	time.Sleep(3 * time.Second)
+	second := func() error { return s.rsync("-aHAX", "--delete") }
+	if err := errors.Join(s.do("delta")(), (turns{}).compare(&warm, runs, s.do("delta"), second)); err != nil {
+		return nil, err
+	}
+	if err := (turns{prepare: cool}).compare(&cold, runs, s.do("delta"), second); err != nil {
+		return nil, err
+	}
+	stopped, err := s.measureStop(runs)
+	return []figure{warm, cold, stopped}, err
+}
+
+// measureStop compares the time in which the service is stopped with that of the whole move; a hundredth of the files is new.
+func (s *site) measureStop(runs int) (figure, error) {
+	f := figure{name: "delta, verification and last look with 1 % new files, beside the whole move", unit: "ms"}
+	for range runs {
+		whole, err := turns{prepare: s.fresh}.time(s.do("copy and verify"))
+		if err != nil {
+			return f, err
+		}
+		added := filepath.Join(s.source, "new")
+		tree := store{path: added, files: s.count() / 100}
+		if err := tree.make(); err != nil {
+			return f, err
+		}
+		time.Sleep(100 * time.Millisecond)
+		stopped, err := turns{}.time(s.do("stop"))
+		if err := errors.Join(err, os.RemoveAll(added)); err != nil {
+			return f, err
+		}
+		f.ours, f.peer = append(f.ours, stopped), append(f.peer, whole+stopped)
+	}
+	return f, nil
+}
+
+func (s *site) count() int {
+	m, err := transfer.Open(filepath.Join(s.state, "manifest"))
+	if err != nil {
+		return 0
+	}
+	defer m.Close()
+	return int(m.Totals.Files)
+}
+
+// measureMemory copies and verifies so many entries. The peer is rsync's largest process.
+func (s *site) measureMemory(entries int) (figure, error) {
+	f := figure{name: fmt.Sprintf("largest resident memory while %d entries are copied and verified", entries), unit: "MiB"}
+	source := s.source
+	defer func() { s.source = source }()
+	s.source = filepath.Join(s.dir, "many")
+	if err := errors.Join(os.Mkdir(s.source, 0o755), flat(s.source, entries), s.fresh()); err != nil {
+		return f, err
+	}
+	most, err := s.child("copy and verify")
+	f.ours = []float64{float64(most) / (1 << 20)}
+	return f, errors.Join(err, os.RemoveAll(s.source))
+}
