@@ -477,3 +477,20 @@ func checkProblems(t *testing.T, err error) {
 		}
 	}
 }
+
+// A Compose service is known by its project or by its file, and waits for Docker's unit.
+func TestComposeService(t *testing.T) {
+	for text, want := range map[string]Compose{
+		"{project: matrix, service: synapse}":        {Project: "matrix", Service: "synapse"},
+		"{file: /srv/compose.yml, service: synapse}": {File: "/srv/compose.yml", Service: "synapse"},
+	} {
+		c, err := Parse("config.yaml", []byte("stores: [{path: /a, service: {compose: "+text+"}}]"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		store := c.Stores[0]
+		if *store.Service.Compose != want || store.Unit() != "docker.service" || !strings.Contains(store.Service.String(), "synapse") {
+			t.Errorf("%s: %+v, unit %s", text, store.Service, store.Unit())
+		}
+	}
+}

@@ -22,27 +22,13 @@ import (
 // well takes the store back. What an interruption leaves the next Migrate goes on from; what it leaves undecided the next Open decides.
 // It fails with a [StepError].
 func (v *Volume) Migrate(ctx context.Context, options MoveOptions, observer Observer) (*Moved, error) {
-	m := v.newMover(options, observer)
-	defer m.close()
-	release, err := v.lockMoves(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	if err := runSteps(ctx, observer, []step{{StepRecord, m.begin}}); err != nil {
-		return nil, err
-	}
-	changed, err := m.migrate(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return m.moved(changed), nil
+	return v.moveStore(ctx, options, observer, (*mover).migrate)
 }
 
 // migrate goes on from wherever the journal says.
 func (m *mover) migrate(ctx context.Context) (changed bool, err error) {
 	if m.move != nil && m.move.Phase == phaseBack && !m.options.DryRun {
-		if err := m.finishBack(ctx); err != nil {
+		if err := m.underLock(ctx, m.abandon); err != nil { // a way back that was interrupted
 			return false, err
 		}
 	}
@@ -63,10 +49,8 @@ func (m *mover) moveIn(ctx context.Context) error {
 	if err := runSteps(ctx, m.observer, []step{{StepPreflight, m.preflight}}); err != nil || m.options.DryRun {
 		return err
 	}
-	if m.options.Accept != nil {
-		if err := m.options.Accept(&m.plan); err != nil {
-			return err
-		}
+	if err := m.accept(); err != nil {
+		return err
 	}
 	err := runSteps(ctx, m.observer, []step{{StepCopy, m.copy}, {StepVerify, m.verifyCopy}})
 	if err != nil {

@@ -435,16 +435,23 @@ func TestPurgeLeavesOthers(t *testing.T) {
 // exactly one store is complete, the service is started on no other, and the next run comes to its end.
 func TestMoveKilledAnywhere(t *testing.T) {
 	s := newPlaintext(t)
-	points := map[string]int{}
-	ended := map[string]bool{}
+	points := s.interruptEverywhere(s.killAt)
+	if points["migrate"] < 25 || points["rollback"] < 20 {
+		t.Errorf("only %v", points)
+	}
+}
+
+// interruptEverywhere moves the store in and back, each time interrupted a little later, and brings that to its end.
+func (s *site) interruptEverywhere(interrupt func(what string, point int) (where string)) map[string]int {
+	s.t.Helper()
+	points, ended := map[string]int{}, map[string]bool{}
 	for point := 1; !ended["migrate"] || !ended["rollback"]; point++ {
 		for _, what := range []string{"migrate", "rollback"} {
 			if what == "rollback" {
 				s.upload(fmt.Sprint("before rollback ", point))
 			}
 			if !ended[what] {
-				where := s.killAt(what, point)
-				if ended[what] = where == ""; !ended[what] {
+				if ended[what] = interrupt(what, point) == ""; !ended[what] {
 					points[what]++
 				}
 			}
@@ -452,10 +459,8 @@ func TestMoveKilledAnywhere(t *testing.T) {
 			s.requireServing(what + " once more")
 		}
 	}
-	t.Logf("points: %v", points)
-	if points["migrate"] < 25 || points["rollback"] < 20 {
-		t.Errorf("only %v", points)
-	}
+	s.t.Logf("points: %v", points)
+	return points
 }
 
 // killAt does not let the operation come further than the point, and wants the service to run on a complete store all the same.
@@ -541,25 +546,11 @@ func (s *site) complete(what string) {
 // its end.
 func TestMoveFailsAnywhere(t *testing.T) {
 	s := newPlaintext(t)
-	points := map[string]int{}
-	ended := map[string]bool{}
-	for point := 1; !ended["migrate"] || !ended["rollback"]; point++ {
-		for _, what := range []string{"migrate", "rollback"} {
-			if what == "rollback" {
-				s.upload(fmt.Sprint("before rollback ", point))
-			}
-			if !ended[what] {
-				where := s.failAt(what, point, []error{unix.ENOSPC, unix.EIO}[point%2])
-				if ended[what] = where == ""; !ended[what] {
-					points[what]++
-				}
-				s.recoverFrom(fmt.Sprintf("%s failed at point %d, %s", what, point, where), false)
-			}
-			s.complete(what)
-			s.requireServing(what + " once more")
-		}
-	}
-	t.Logf("points: %v", points)
+	s.interruptEverywhere(func(what string, point int) string {
+		where := s.failAt(what, point, []error{unix.ENOSPC, unix.EIO}[point%2])
+		s.recoverFrom(fmt.Sprintf("%s failed at point %d, %s", what, point, where), false)
+		return where
+	})
 }
 
 // failAt has the operation fail at the point, once, and tells where that was.

@@ -93,6 +93,34 @@ type mover struct {
 	standstill         time.Duration
 }
 
+// moveStore does something with a store while no other process does.
+func (v *Volume) moveStore(ctx context.Context, options MoveOptions, observer Observer, do func(*mover, context.Context) (changed bool, err error),
+) (*Moved, error) {
+	m := v.newMover(options, observer)
+	defer m.close()
+	release, err := v.lockMoves(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if err := runSteps(ctx, observer, []step{{StepRecord, m.begin}}); err != nil {
+		return nil, err
+	}
+	changed, err := do(m, ctx)
+	if err != nil {
+		return nil, err
+	}
+	return m.moved(changed), nil
+}
+
+// accept asks before anything is changed.
+func (m *mover) accept() error {
+	if m.options.Accept == nil {
+		return nil
+	}
+	return m.options.Accept(&m.plan)
+}
+
 func (v *Volume) newMover(options MoveOptions, observer Observer) *mover {
 	return &mover{Volume: v, observer: observer, options: options}
 }

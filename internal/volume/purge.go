@@ -35,30 +35,17 @@ func (e *LeftError) Unwrap() error { return ErrLeftOver }
 // There is no way back from its first step on. It does not claim that nothing of them is left on the disk. What an interruption leaves the
 // next Purge goes on from. It fails with a [StepError].
 func (v *Volume) Purge(ctx context.Context, options MoveOptions, observer Observer) (*Moved, error) {
-	m := v.newMover(options, observer)
-	defer m.close()
-	release, err := v.lockMoves(ctx)
-	if err != nil {
-		return nil, err
+	return v.moveStore(ctx, options, observer, (*mover).purgeOld)
+}
+
+func (m *mover) purgeOld(ctx context.Context) (changed bool, err error) {
+	if err := runSteps(ctx, m.observer, []step{{StepPreflight, m.planPurge}}); err != nil || m.options.DryRun {
+		return false, err
 	}
-	defer release()
-	if err := runSteps(ctx, observer, []step{{StepRecord, m.begin}, {StepPreflight, m.planPurge}}); err != nil {
-		return nil, err
+	if err := m.accept(); err != nil {
+		return false, err
 	}
-	planned := m.moved(false)
-	if options.DryRun {
-		return planned, nil
-	}
-	if options.Accept != nil {
-		if err := options.Accept(&m.plan); err != nil {
-			return nil, err
-		}
-	}
-	if err := runSteps(ctx, observer, []step{{StepPurge, m.purge}, {StepDiscard, m.endPurge}}); err != nil {
-		return nil, err
-	}
-	planned.Changed, planned.Old = true, ""
-	return planned, nil
+	return true, runSteps(ctx, m.observer, []step{{StepPurge, m.purge}, {StepDiscard, m.endPurge}})
 }
 
 // planPurge wants the store to be seen in the volume, and the move to have come to its end.

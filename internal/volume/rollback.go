@@ -15,33 +15,21 @@ import (
 // service stands still; nothing is lost. It is possible until [Volume.Purge], and takes back a move that has not come to its end, too.
 // What an interruption leaves the next Rollback goes on from. It fails with a [StepError].
 func (v *Volume) Rollback(ctx context.Context, options MoveOptions, observer Observer) (*Moved, error) {
-	m := v.newMover(options, observer)
-	defer m.close()
-	release, err := v.lockMoves(ctx)
-	if err != nil {
-		return nil, err
+	return v.moveStore(ctx, options, observer, (*mover).rollback)
+}
+
+func (m *mover) rollback(ctx context.Context) (changed bool, err error) {
+	if err := runSteps(ctx, m.observer, []step{{StepPreflight, m.planBack}}); err != nil || m.options.DryRun {
+		return false, err
 	}
-	defer release()
-	if err := runSteps(ctx, observer, []step{{StepRecord, m.begin}, {StepPreflight, m.planBack}}); err != nil || options.DryRun {
-		return m.moved(false), err
-	}
-	if options.Accept != nil {
-		if err := options.Accept(&m.plan); err != nil {
-			return nil, err
-		}
+	if err := m.accept(); err != nil {
+		return false, err
 	}
 	switch m.move.Phase {
-	case phaseCopying:
-		err = m.underLock(ctx, m.abandon)
-	case phaseBack:
-		err = m.finishBack(ctx)
-	default:
-		err = m.underLock(ctx, m.takeBack)
+	case phaseCopying, phaseBack:
+		return true, m.underLock(ctx, m.abandon)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return m.moved(true), nil
+	return true, m.underLock(ctx, m.takeBack)
 }
 
 // planBack refuses where nothing is left to go back to.
@@ -63,13 +51,10 @@ func (m *mover) planBack(ctx context.Context) (err error) {
 	return err
 }
 
-// abandon gives up a copy that has never been the truth.
+// abandon gives up a copy that is not the truth, or not any more.
 func (m *mover) abandon(ctx context.Context) error {
 	return runSteps(ctx, m.observer, []step{{StepStart, m.startAgain}, {StepDiscard, m.discard}})
 }
-
-// finishBack ends a way back that was interrupted after the exchange.
-func (m *mover) finishBack(ctx context.Context) error { return m.underLock(ctx, m.abandon) }
 
 // takeBack is the whole way back. Whatever goes wrong in it, the service runs afterwards on a complete store.
 func (m *mover) takeBack(ctx context.Context) error {
