@@ -175,7 +175,7 @@ func TestStoreProblems(t *testing.T) {
 		{"[{path: /a, service: {compose: {}}}]", `stores[0].service.compose: needs a service, and exactly one of: project, file`},
 		{"[{path: /a, service: {compose: {project: a, file: /f, service: s}}}]", `stores[0].service.compose: needs a service, and exactly one of`},
 		{"[{path: /a, service: {compose: {project: a, service: s}, docker: a}}]", `stores[0].service: needs exactly one of`},
-		{"[{path: /a, service: {podman: a}}]", `stores[0].service: unknown key`},
+		{"[{path: /a, service: {podman: a}}]", `stores[0].service.podman: unknown key; known are: compose, docker, systemd`},
 		{"[{path: /a, readonly: true}]", `stores[0].readonly: unknown key; known are: name, owner, path, service`},
 	}
 	for _, test := range tests {
