@@ -59,7 +59,7 @@ func newRootCommand(a *app) *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.AddCommand(newRunCommand(a), newCreateCommand(a), newAdoptCommand(a), newUnlockCommand(a), newLockCommand(a), newStatusCommand(a),
-		newGrowCommand(a), newGateCommand(a), newWillBootCommand(a), newConfigCommand(a), newKeyCommand(a), newHeaderCommand(a), newVersionCommand(a))
+		newMigrateCommand(a), newGrowCommand(a), newGateCommand(a), newWillBootCommand(a), newConfigCommand(a), newKeyCommand(a), newHeaderCommand(a), newVersionCommand(a))
 	root.SetHelpCommand(newHelpCommand())
 	a.watchStart(root)
 	return root

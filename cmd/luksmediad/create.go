@@ -37,6 +37,8 @@ passphrase is the recovery passphrase.
 
 A key file on a disk of the container protects against nothing but a partial leak: create says so and asks.
 
+A store whose path has files already is left alone and may be in use: luksmediad migrate moves it in.
+
 What an interrupted create has left the next one finishes; what a failed one has made it removes.`,
 		Example: `  luksmediad create --size 100GiB
   pass show matrix/luks-media-passphrase | luksmediad create --passphrase-file -`,
@@ -98,6 +100,15 @@ func withoutKeyslot(loaded *config.Config) string {
 	return text
 }
 
+// outside says which stores were left as they are.
+func outside(stores []config.Store) string {
+	var text string
+	for _, store := range stores {
+		text += fmt.Sprintf("\nstore %s at %s has files already and stays as it is: type luksmediad migrate %s", store.Name, store.Path, store.Name)
+	}
+	return text
+}
+
 // pin is the PIN of the TPM keyslots to be made; nil if none wants one.
 func (c *createCommand) pin(ctx context.Context, loaded *config.Config) (*secret.Key, error) {
 	wanted := slices.ContainsFunc(loaded.Unlock, func(source config.KeySource) bool {
@@ -128,7 +139,7 @@ func (c *createCommand) create(ctx context.Context, loaded *config.Config, vol *
 	if err != nil {
 		return err
 	}
-	return c.succeed(fmt.Sprintf("volume %s is ready in %s%s", vol.Name(), record.Container, withoutKeyslot(loaded)))
+	return c.succeed(fmt.Sprintf("volume %s is ready in %s%s%s", vol.Name(), record.Container, withoutKeyslot(loaded), outside(vol.Outside(record))))
 }
 
 // accept asks before a key is put where the container is.

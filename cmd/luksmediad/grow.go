@@ -2,13 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
-	"luksmediad/internal/api"
 	"luksmediad/internal/config"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock"
@@ -95,15 +93,6 @@ func sizeFlag(name, text string) (int64, error) {
 		return 0, usageError{fmt.Errorf("cannot use %s %q: %w; for example 50GiB", name, text, err)}
 	}
 	return int64(size), nil
-}
-
-// tellDaemon has the daemon, if there is one, look at what it holds open once more.
-func (c *growCommand) tellDaemon(ctx context.Context) error {
-	_, err := c.client().Unlock(ctx)
-	if errors.Is(err, api.ErrNoDaemon) {
-		return nil
-	}
-	return err
 }
 
 // growResult is the last line that grow prints with --json.

@@ -14,6 +14,7 @@ import (
 	"luksmediad/internal/daemon"
 	"luksmediad/internal/state"
 	"luksmediad/internal/synapse"
+	"luksmediad/internal/transfer"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 	"luksmediad/pkg/mount"
@@ -57,6 +58,10 @@ func hints() []hint {
 		{synapse.ErrRefused, "refused", exitFailed, "docker logs --tail 50 synapse"},
 		{synapse.ErrNoSystemd, "no_systemd", exitFailed, "systemctl is-system-running"},
 		{synapse.ErrNoSuchUnit, "no_unit", exitFailed, "systemctl daemon-reload"},
+		{synapse.ErrNoDocker, "no_docker", exitFailed, "systemctl status docker.service"},
+		{synapse.ErrNoContainer, "no_container", exitFailed, "docker ps --all"},
+		{synapse.ErrContainers, "containers_ambiguous", exitFailed, "docker ps --all"},
+		{synapse.ErrDocker, "docker_refused", exitFailed, "docker ps --all"},
 		{synapse.ErrJobFailed, "unit_failed", exitFailed, "systemctl --failed"},
 
 		{config.ErrMissing, "config_missing", exitNotSetUp, "sudoedit " + config.DefaultPath},
@@ -89,6 +94,30 @@ func hints() []hint {
 		{volume.ErrTokenUnknown, "token_unknown", exitVerify, reviewHeader},
 		{volume.ErrBackupMissing, "header_backup_missing", exitFailed, backUpHeader},
 		{volume.ErrBackupOld, "header_backup_old", exitFailed, backUpHeader},
+		{transfer.ErrSync, "writes_lost", exitVerify, "journalctl -k --priority warning --since -1h; luksmediad migrate {store_name}"},
+		{volume.ErrObstacles, "store_obstacles", exitRefused, "luksmediad migrate --dry-run {store_name}"},
+		{volume.ErrVolumeFull, "volume_full", exitFailed, "luksmediad grow --by SIZE"},
+		{volume.ErrUnhealthy, "service_unwell", exitFailed, "journalctl -u luksmediad --since -1h; docker logs --tail 50 synapse"},
+		{volume.ErrInUse, "store_in_use", exitBusy, "fuser -vm {store}"},
+		{volume.ErrMoveUnclear, "move_unclear", exitRefused, "ls -la {store}; luksmediad migrate rollback {store_name}"},
+		{volume.ErrReturning, "move_returning", exitRefused, "luksmediad migrate rollback {store_name}"},
+		{volume.ErrNoWayBack, "no_way_back", exitRefused, "luksmediad status"},
+		{volume.ErrNothingOld, "nothing_old", exitRefused, "luksmediad status"},
+		{volume.ErrLeftOver, "left_over", exitRefused, "look at what is left, and luksmediad migrate purge {store_name} once more"},
+		{volume.ErrWhichStore, "which_store", exitUsage, "luksmediad status"},
+		{errMoveFailed, "move_failed", exitFailed, "luksmediad migrate"},
+		{errMoveGone, "move_gone", exitFailed, "luksmediad migrate"},
+		{transfer.ErrMismatch, "copy_differs", exitVerify, "luksmediad migrate {store_name}"},
+		{transfer.ErrChanging, "store_changes", exitBusy, "fuser -vm {store}"},
+		{transfer.ErrForeign, "copy_foreign", exitRefused, "luksmediad migrate rollback {store_name}"},
+		{transfer.ErrRefused, "store_obstacles", exitRefused, "luksmediad migrate --dry-run {store_name}"},
+		{transfer.ErrNoSpace, "volume_full", exitFailed, "luksmediad grow --by SIZE"},
+		{transfer.ErrUnsupported, "copy_unsupported", exitRefused, "getfattr -d -m - -R {store}"},
+		{transfer.ErrRead, "store_unreadable", exitFailed, "journalctl -k --priority warning --since -1h"},
+		{transfer.ErrWrite, "copy_unwritable", exitFailed, "journalctl -k --priority warning --since -1h"},
+		{transfer.ErrNewer, "state_newer", exitRefused, "install the newer luksmediad again"},
+		{transfer.ErrCorrupt, "manifest_corrupt", exitRefused, "luksmediad status"},
+
 		{volume.ErrHeaderDamaged, damagedCopy, exitRefused, repairHeader},
 		{volume.ErrKeyslotForeign, "keyslot_foreign", exitRefused, "luksmediad key list; luksmediad key remove N --foreign"},
 		{volume.ErrKeyslotMissing, "keyslot_missing", exitFailed, "luksmediad key list"},

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/term"
 
 	"luksmediad/internal/journal"
+	"luksmediad/internal/transfer"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock"
 )
@@ -23,6 +24,8 @@ type progress struct {
 	step volume.Step
 	bar  *progressbar.ProgressBar
 	last time.Time
+	// drawn: a line of a move stands on the terminal that has no end yet.
+	drawn bool
 }
 
 // progressInterval is the time between two lines where no bar can be drawn.
@@ -80,6 +83,56 @@ func (p *progress) Progress(done, total int64) {
 	}
 }
 
+// moveEvent is how far a move is, with --json.
+type moveEvent struct {
+	Type        string  `json:"type"`
+	Step        string  `json:"step"`
+	Phase       string  `json:"phase"`
+	Files       int64   `json:"done_files"`
+	TotalFiles  int64   `json:"total_files,omitempty"`
+	Done        int64   `json:"done_bytes"`
+	Total       int64   `json:"total_bytes,omitempty"`
+	Rate        float64 `json:"bytes_per_second"`
+	LeftSeconds float64 `json:"left_seconds,omitempty"`
+}
+
+// Move shows how far a move is.
+func (p *progress) Move(m transfer.Progress) {
+	switch {
+	case p.app.quiet || m.Phase == "":
+	case !p.app.json && term.IsTerminal(int(p.app.stderr.Fd())):
+		fmt.Fprintf(p.app.stderr, "\r\033[K%s: %s", p.step, describeMove(m))
+		p.drawn = true
+	case time.Since(p.last) < progressInterval:
+	case p.app.json:
+		p.last = time.Now()
+		p.app.printJSON(moveEvent{Type: "progress", Step: string(p.step), Phase: string(m.Phase), Files: m.Files, TotalFiles: m.TotalFiles,
+			Done: m.Bytes, Total: m.TotalBytes, Rate: m.Rate, LeftSeconds: m.Left.Seconds()})
+	default:
+		p.last = time.Now()
+		fmt.Fprintf(p.app.stderr, "%s: %s\n", p.step, describeMove(m))
+	}
+}
+
+// describeMove leaves out what is not known.
+func describeMove(m transfer.Progress) string {
+	text := fmt.Sprintf("%s, %d", m.Phase, m.Files)
+	if m.TotalFiles > 0 {
+		text += fmt.Sprintf(" of %d", m.TotalFiles)
+	}
+	text += " entries, " + units.BytesSize(float64(m.Bytes))
+	if m.TotalBytes > 0 {
+		text += " of " + units.BytesSize(float64(m.TotalBytes))
+	}
+	if m.Rate > 0 {
+		text += ", " + units.BytesSize(m.Rate) + "/s"
+	}
+	if m.Left >= time.Second {
+		text += ", " + m.Left.Round(time.Second).String() + " left"
+	}
+	return text
+}
+
 func (p *progress) draw(done, total int64) {
 	if p.bar == nil {
 		p.bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(p.app.stderr),
@@ -93,6 +146,10 @@ func (p *progress) finishBar() {
 		p.bar.Finish()
 		fmt.Fprintln(p.app.stderr)
 		p.bar = nil
+	}
+	if p.drawn {
+		fmt.Fprintln(p.app.stderr)
+		p.drawn = false
 	}
 }
 

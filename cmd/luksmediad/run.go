@@ -114,6 +114,7 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 		Prober:     prober,
 		Collector:  collector,
 		Gate:       synapse.Gate{Unit: gateUnit},
+		Mover:      moveKeeper{vol, moveOptions(loaded)},
 		Notifier:   serviceManager{},
 		Journal:    log,
 		Live:       live,

@@ -59,8 +59,28 @@ type Store struct {
 // Service is what uses a store; its unit must require the gate, as docker.service does by the installed drop-in. Exactly
 // one field is set.
 type Service struct {
-	Docker  string `yaml:"docker,omitempty"`  // container name
-	Systemd string `yaml:"systemd,omitempty"` // unit name with its suffix
+	Docker  string   `yaml:"docker,omitempty"`  // container name
+	Compose *Compose `yaml:"compose,omitempty"` // service of a Compose project
+	Systemd string   `yaml:"systemd,omitempty"` // unit name with its suffix
+}
+
+// Compose is a service of a Compose project, which is known by its name or by its file.
+type Compose struct {
+	Project string `yaml:"project,omitempty"`
+	File    string `yaml:"file,omitempty"` // as docker compose was given it, absolute
+	Service string `yaml:"service"`
+}
+
+func (s *Service) String() string {
+	switch {
+	case s == nil:
+		return ""
+	case s.Docker != "":
+		return "container " + s.Docker
+	case s.Compose != nil:
+		return "service " + s.Compose.Service + " of Compose project " + s.Compose.Project + s.Compose.File
+	}
+	return s.Systemd
 }
 
 // Unit is the systemd unit behind the gate that uses the store: Docker's own for a container, which Docker may start by
@@ -69,7 +89,7 @@ func (s Store) Unit() string {
 	switch {
 	case s.Service == nil:
 		return ""
-	case s.Service.Docker != "":
+	case s.Service.Docker != "", s.Service.Compose != nil:
 		return "docker.service"
 	}
 	return s.Service.Systemd

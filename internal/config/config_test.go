@@ -176,12 +176,15 @@ func TestStoreProblems(t *testing.T) {
 		{"[{path: /a, owner: 991}]", `"991" is not a numeric user and group, UID:GID; for example 991:991`},
 		{"[{path: /a, owner: 'synapse:synapse'}]", `"synapse:synapse" is not a numeric user and group`},
 		{"[{path: /a, owner: '4294967295:1'}]", `"4294967295:1" is out of range; the largest id is 4294967294`},
-		{"[{path: /a, service: {}}]", `stores[0].service: needs exactly one of: docker, systemd; for example {docker: synapse}`},
+		{"[{path: /a, service: {}}]", `stores[0].service: needs exactly one of: docker, compose, systemd; for example {docker: synapse}`},
 		{"[{path: /a, service: {docker: a, systemd: b.service}}]", `stores[0].service: needs exactly one of`},
 		{"[{path: /a, service: {docker: a/b}}]", `"a/b" is not the name of a Docker container`},
 		{"[{path: /a, service: {docker: --help}}]", `"--help" is not the name of a Docker container`},
 		{"[{path: /a, service: {systemd: a.mount}}]", `"a.mount" is not the name of a systemd service or target`},
-		{"[{path: /a, service: {compose: {}}}]", `stores[0].service.compose: unknown key; known are: docker, systemd`},
+		{"[{path: /a, service: {compose: {}}}]", `stores[0].service.compose: needs a service, and exactly one of: project, file`},
+		{"[{path: /a, service: {compose: {project: a, file: /f, service: s}}}]", `stores[0].service.compose: needs a service, and exactly one of`},
+		{"[{path: /a, service: {compose: {project: a, service: s}, docker: a}}]", `stores[0].service: needs exactly one of`},
+		{"[{path: /a, service: {podman: a}}]", `stores[0].service.podman: unknown key; known are: compose, docker, systemd`},
 		{"[{path: /a, readonly: true}]", `stores[0].readonly: unknown key; known are: name, owner, path, service`},
 	}
 	for _, test := range tests {
@@ -480,6 +483,23 @@ func checkProblems(t *testing.T, err error) {
 	for _, p := range all.Problems {
 		if p.Reason == "" || strings.ContainsAny(p.Error(), "\n\r\x1b\x00") {
 			t.Errorf("problem is not one line: %q", p.Error())
+		}
+	}
+}
+
+// A Compose service is known by its project or by its file, and waits for Docker's unit.
+func TestComposeService(t *testing.T) {
+	for text, want := range map[string]Compose{
+		"{project: matrix, service: synapse}":        {Project: "matrix", Service: "synapse"},
+		"{file: /srv/compose.yml, service: synapse}": {File: "/srv/compose.yml", Service: "synapse"},
+	} {
+		c, err := Parse("config.yaml", []byte("stores: [{path: /a, service: {compose: "+text+"}}]"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		store := c.Stores[0]
+		if *store.Service.Compose != want || store.Unit() != "docker.service" || !strings.Contains(store.Service.String(), "synapse") {
+			t.Errorf("%s: %+v, unit %s", text, store.Service, store.Unit())
 		}
 	}
 }

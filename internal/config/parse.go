@@ -99,9 +99,31 @@ func (service *Service) read(v value) {
 	v.mapping(fields{
 		"docker":  parsed(&service.Docker, "synapse", parseDocker),
 		"systemd": parsed(&service.Systemd, "matrix-synapse.service", parseUnit),
+		"compose": func(v value) {
+			service.Compose = &Compose{}
+			service.Compose.read(v)
+		},
 	})
-	if len(v.problems) == before && (service.Docker == "") == (service.Systemd == "") {
-		v.report(v.key, "{docker: synapse}", "needs exactly one of: docker, systemd")
+	set := 0
+	for _, is := range []bool{service.Docker != "", service.Systemd != "", service.Compose != nil} {
+		if is {
+			set++
+		}
+	}
+	if len(v.problems) == before && set != 1 {
+		v.report(v.key, "{docker: synapse}", "needs exactly one of: docker, compose, systemd")
+	}
+}
+
+func (compose *Compose) read(v value) {
+	before := len(v.problems)
+	v.mapping(fields{
+		"project": parsed(&compose.Project, "matrix", parseDocker),
+		"file":    parsed(&compose.File, "/home/ubuntu/app/docker-compose.yml", parsePath),
+		"service": parsed(&compose.Service, "synapse", parseDocker),
+	})
+	if len(v.problems) == before && (compose.Service == "" || (compose.Project == "") == (compose.File == "")) {
+		v.report(v.key, "{project: matrix, service: synapse}", "needs a service, and exactly one of: project, file")
 	}
 }
 

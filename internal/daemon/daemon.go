@@ -41,6 +41,16 @@ type Assessor interface {
 	Kept() volume.Kept
 }
 
+// Mover ends what an interrupted move of a store has left; [volume.Volume] does.
+type Mover interface {
+	// Pending tells whether it is undecided which copy of a store is the truth, which an opening decides, or a service was left stopped.
+	Pending() (undecided, stopped bool, err error)
+	// Restart starts what was left stopped.
+	Restart(ctx context.Context, observer volume.Observer) error
+	// Progress is how far the move that is under way is, and what it does; empty if there is none.
+	Progress() (move health.Move, doing string)
+}
+
 // Notifier tells the service manager how far the daemon is (sd_notify(3)).
 type Notifier interface {
 	Notify(state string)
@@ -61,6 +71,7 @@ type Parts struct {
 	Prober     *health.Prober
 	Collector  *health.Collector
 	Gate       Gate
+	Mover      Mover
 	Notifier   Notifier
 	Journal    Journal
 	// Live is where the daemon publishes the open volume, for the probes; nil while there is none.
@@ -83,6 +94,10 @@ type Daemon struct {
 	lockers atomic.Int32
 	// assessing: a look at where the keys lie is under way.
 	assessing atomic.Bool
+	// moving is what was last said about a move; it belongs to the goroutine of Run.
+	moving string
+	// restarting: a service that a move has left stopped is being started.
+	restarting atomic.Bool
 	// verify and mapped look at the kernel's tables.
 	verify func(*volume.Opened) error
 	mapped func() bool
@@ -184,8 +199,9 @@ func (d *Daemon) Run(ctx context.Context) {
 			_ = d.advance(operations, open)
 		case <-pulse.C:
 			d.beat()
+			d.followMove()
 		case <-patrol.C:
-			d.patrol()
+			d.patrol(operations)
 		case verdict := <-d.verdicts:
 			d.judge(operations, verdict)
 		}
@@ -296,6 +312,7 @@ func (d *Daemon) openGate(ctx context.Context) {
 		d.late = false
 		go d.resume(ctx)
 	}
+	d.mendMoves(ctx)
 }
 
 // closeGate tells once why what requires the gate does not start: whoever asks Docker's journal finds it there.

@@ -355,3 +355,55 @@ func TestWriteProbeBegunBefore(t *testing.T) {
 		}
 	})
 }
+
+// What a move was interrupted in is ended by itself: an opening decides which copy is the truth, then the service is started, once Docker
+// answers. faults 22, 24, 25 and 28
+func TestInterruptedMove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.mover.pends.set(pending{stopped: true})
+		s.mover.starts.set(errBroken)
+		s.start(t)
+		s.after(20 * time.Second)
+		if len(s.record.having("service_started")) > 0 {
+			t.Error("started without Docker")
+		}
+		s.mover.starts.set(nil)
+		s.after(5 * time.Second)
+		if len(s.record.having("service_started")) == 0 {
+			t.Errorf("not started:\n%s", s.record)
+		}
+		opens := 0
+		s.volume.opens.set(func(context.Context, volume.Observer) (*volume.Opened, error) {
+			opens++
+			s.mover.pends.set(pending{})
+			return adopted(), nil
+		})
+		s.mover.pends.set(pending{undecided: true})
+		s.after(2 * time.Minute)
+		if opens != 1 {
+			t.Errorf("opened %d times to decide a move", opens)
+		}
+		s.stopDaemon()
+	})
+}
+
+// A move that another process does is shown for as long as it lasts.
+func TestMoveIsShown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.start(t)
+		s.after(5 * time.Second)
+		s.mover.doing.set("moves a store: copy")
+		s.after(10 * time.Second)
+		if said := s.record.having("notify STATUS=serving; moves a store: copy"); len(said) == 0 {
+			t.Errorf("not shown:\n%s", s.record)
+		}
+		s.mover.doing.set("")
+		s.after(10 * time.Second)
+		if said := s.record.having("notify STATUS="); !strings.HasSuffix(said[len(said)-1], "STATUS=serving") {
+			t.Errorf("still shown: %s", said[len(said)-1])
+		}
+		s.stopDaemon()
+	})
+}

@@ -11,10 +11,15 @@ type observer struct {
 	*Daemon
 	// changed: something was not yet as an opening leaves it.
 	changed bool
+	// quiet: it is no opening or closing whose steps would be shown.
+	quiet bool
 }
 
 // Step shows which step runs.
 func (o *observer) Step(step volume.Step) {
+	if o.quiet {
+		return
+	}
 	o.view.setStep(step)
 	o.reportStatus()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"luksmediad/internal/journal"
@@ -38,10 +39,12 @@ func (d *Daemon) open(ctx context.Context) outcome {
 	return outcome{opened: opened, changed: observer.changed}
 }
 
-// publish shows probes and status what is open now. What was found as it had been left, and has not grown, stays the same volume
+// publish shows probes and status what is open now. What was found as it had been left, and has neither grown nor
+// another store in it, stays the same volume
 // to them.
 func (d *Daemon) publish(opened *volume.Opened, err error, changed bool) {
-	if before := d.Live.Load(); opened != nil && before != nil && !changed && before.Record.Pin == opened.Record.Pin {
+	if before := d.Live.Load(); opened != nil && before != nil && !changed && before.Record.Pin == opened.Record.Pin &&
+		slices.Equal(before.Stores, opened.Stores) {
 		return
 	}
 	d.Live.Store(opened)

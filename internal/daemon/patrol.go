@@ -2,21 +2,78 @@ package daemon
 
 import (
 	"context"
+	"time"
 
+	"luksmediad/internal/journal"
 	"luksmediad/pkg/health"
 	"luksmediad/pkg/unlock"
 )
 
 // patrol looks where the keys lie, and has a look at the mount table: neither an umount(8) by hand nor a renamed parent tells anybody. A look that
 // hangs is not begun a second time, and holds up nothing.
-func (d *Daemon) patrol() {
+func (d *Daemon) patrol(ctx context.Context) {
 	d.assess()
+	d.mendMoves(ctx)
 	opened := d.Live.Load()
 	if d.phase != serving || d.verifying || opened == nil {
 		return
 	}
 	d.verifying = true
 	go func() { d.verdicts <- verdict{opened, d.verify(opened)} }()
+}
+
+// mendMoves ends what an interrupted move has left: an opening decides where the store is, and then its service is started.
+func (d *Daemon) mendMoves(ctx context.Context) {
+	if d.phase != serving || d.lockIsWanted() {
+		return
+	}
+	undecided, stopped, err := d.Mover.Pending()
+	switch {
+	case err != nil:
+		d.Journal.Emit(journal.Failed, journal.F("ERROR", err.Error()))
+	case undecided:
+		_ = d.advance(ctx, open) // possible while serving
+	case stopped && d.restarting.CompareAndSwap(false, true):
+		go d.restart(ctx)
+	}
+}
+
+// followMove shows how far a move is, which another process does.
+func (d *Daemon) followMove() {
+	move, doing := d.Mover.Progress()
+	d.Collector.SetMove(move)
+	if doing != "" {
+		d.Notifier.Notify("STATUS=" + string(d.phase) + "; " + doing)
+	} else if d.moving != "" {
+		d.reportStatus()
+	}
+	d.moving = doing
+}
+
+const (
+	// restartPatience is how long Docker may take to answer, which at boot starts only when the gate is open.
+	restartPatience = 2 * time.Minute
+	restartPause    = 2 * time.Second
+)
+
+// restart tries again until the service manager of the service answers.
+func (d *Daemon) restart(ctx context.Context) {
+	defer d.restarting.Store(false)
+	deadline := time.Now().Add(restartPatience)
+	for {
+		err := d.Mover.Restart(ctx, &observer{Daemon: d, quiet: true})
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			d.Journal.Emit(journal.ServicesFailed, journal.F("ERROR", err.Error()))
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(restartPause):
+		}
+	}
 }
 
 // judge opens again what is not mounted any more; a verdict about what has been opened or closed since is void.

@@ -55,7 +55,7 @@ func Probes(parts ProbeParts) []health.Probe {
 	}
 	if parts.Config.Probes.Synapse != nil {
 		probes = append(probes, late(health.Thumbnail, func(o *volume.Opened) health.Probe {
-			return &placesProbe{Probe: thumbnailProbe(parts.Config, o, parts.Server), homeserver: parts.Config.Probes.Synapse.HomeserverConfig}
+			return &placesProbe{Probe: ThumbnailProbe(parts.Config, o, parts.Server), homeserver: parts.Config.Probes.Synapse.HomeserverConfig}
 		}))
 	}
 	return append(probes,
@@ -133,7 +133,7 @@ func ciphertextProbe(config *config.Config, o *volume.Opened) health.Probe {
 	return &health.CiphertextProbe{
 		File: func() (string, error) {
 			if config.Probes.Synapse != nil && movedIn(o, config.Probes.Synapse.Store) == nil {
-				if path, err := thumbnailProbe(config, o, nil).Original(); !errors.Is(err, fs.ErrNotExist) {
+				if path, err := ThumbnailProbe(config, o, nil).Original(); !errors.Is(err, fs.ErrNotExist) {
 					return path, err
 				}
 			}
@@ -166,7 +166,8 @@ func storesIn(o *volume.Opened) []string {
 	return folders
 }
 
-func thumbnailProbe(config *config.Config, o *volume.Opened, server health.MediaServer) *health.ThumbnailProbe {
+// ThumbnailProbe is the probe of the store that Synapse uses.
+func ThumbnailProbe(config *config.Config, o *volume.Opened, server health.MediaServer) *health.ThumbnailProbe {
 	store := config.Probes.Synapse.Store
 	return &health.ThumbnailProbe{
 		Store: o.StorePath(store),
@@ -181,7 +182,7 @@ func thumbnailProbe(config *config.Config, o *volume.Opened, server health.Media
 // movedIn fails for a store that still lies outside the volume.
 func movedIn(o *volume.Opened, name string) error {
 	for _, store := range o.Stores {
-		if store.Name == name && store.State == volume.StorePlaintext {
+		if store.Name == name && store.State != volume.StoreEncrypted {
 			return &health.Failure{Class: health.ReasonNotMovedIn, Err: fmt.Errorf("store %s lies outside the volume", name)}
 		}
 	}

@@ -17,6 +17,8 @@ const (
 	reasonLocked            health.Reason = "locked"
 	reasonNotOpen           health.Reason = "not_open"
 	reasonPlaintext         health.Reason = "store_plaintext"
+	reasonMoving            health.Reason = "store_moving"
+	reasonUnfinished        health.Reason = "store_unfinished"
 	reasonHeaderDamaged     health.Reason = "header_copy_damaged"
 	reasonKeySameDisk       health.Reason = "key_same_disk"
 	reasonProtectionUnknown health.Reason = "protection_unknown"
@@ -111,13 +113,32 @@ func (d *Daemon) reportOpened(opened *volume.Opened) {
 
 func (d *Daemon) reportStores(stores []volume.StoreStatus) {
 	for _, store := range stores {
-		if store.State == volume.StorePlaintext {
-			d.Board.Set(health.Store, health.Warn, reasonPlaintext,
-				fmt.Sprintf("store %s lies in clear text at %s", store.Name, store.Path))
-			return
+		var reason health.Reason
+		var text string
+		switch {
+		case store.State == volume.StorePlaintext:
+			reason, text = reasonPlaintext, "store %s lies in clear text at %s"
+		case store.State == volume.StoreMoving:
+			reason, text = reasonMoving, "store %s lies in clear text at %s, and is being moved in or was interrupted in it"
+		case store.Unfinished:
+			reason, text = reasonUnfinished, "store %s is in the volume at %s, and its move has not come to its end"
+		default:
+			continue
+		}
+		d.Board.Set(health.Store, health.Warn, reason, fmt.Sprintf(text, store.Name, store.Path))
+		return
+	}
+	d.Board.Set(health.Store, health.OK, "", oldText(stores))
+}
+
+// oldText reminds of what still lies in clear text though it has moved in.
+func oldText(stores []volume.StoreStatus) string {
+	for _, store := range stores {
+		if store.Old {
+			return fmt.Sprintf("the old files of store %s are still there in clear text, until luksmediad migrate purge", store.Name)
 		}
 	}
-	d.Board.Set(health.Store, health.OK, "", "")
+	return ""
 }
 
 func (d *Daemon) reportClosed(reason health.Reason) {

@@ -309,7 +309,7 @@ func TestWriteProbeOfAnOpenVolume(t *testing.T) {
 func TestThumbnailProbeLooksInTheStore(t *testing.T) {
 	c := settings()
 	c.Probes.Synapse = &config.Synapse{Store: "media"}
-	if got := thumbnailProbe(c, opened(), nil).Store; got != "/srv/synapse/media_store" {
+	if got := ThumbnailProbe(c, opened(), nil).Store; got != "/srv/synapse/media_store" {
 		t.Errorf("looks at %q", got)
 	}
 }

@@ -58,6 +58,7 @@ type site struct {
 	// mounts is what the mount table says against the open volume, mapping whether the kernel has it.
 	mounts  script[error]
 	mapping script[bool]
+	mover   *scriptedMover
 	end     context.CancelFunc
 	done    chan struct{}
 }
@@ -104,6 +105,35 @@ func (k *scriptedKeys) slow() {
 	})
 }
 
+// scriptedMover has what a move was interrupted in.
+type scriptedMover struct {
+	record *record
+	pends  script[pending]
+	starts script[error]
+	doing  script[string]
+}
+
+type pending struct{ undecided, stopped bool }
+
+func (m *scriptedMover) Pending() (undecided, stopped bool, err error) {
+	p := m.pends.get()
+	return p.undecided, p.stopped, nil
+}
+
+func (m *scriptedMover) Restart(_ context.Context, observer volume.Observer) error {
+	if err := m.starts.get(); err != nil {
+		return err
+	}
+	m.pends.set(pending{})
+	observer.Event(journal.ServiceStarted)
+	return nil
+}
+
+func (m *scriptedMover) Progress() (health.Move, string) {
+	doing := m.doing.get()
+	return health.Move{Running: doing != ""}, doing
+}
+
 // adopted is what finding the volume open gives.
 func adopted() *volume.Opened {
 	o := opened()
@@ -136,6 +166,7 @@ func newSite() *site {
 		thumb:  &scriptedProbe{name: health.Thumbnail},
 		record: record,
 		keys:   &scriptedKeys{},
+		mover:  &scriptedMover{record: record},
 		done:   make(chan struct{}),
 	}
 	s.keys.found.set(func() volume.Protection { return sealed() })
@@ -154,6 +185,7 @@ func newSite() *site {
 			&scriptedProbe{name: health.Keys}),
 		Collector: health.NewCollector(board, "some_class"),
 		Gate:      s.gate,
+		Mover:     s.mover,
 		Notifier:  record,
 		Journal:   record,
 		Live:      new(atomic.Pointer[volume.Opened]),

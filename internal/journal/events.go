@@ -47,6 +47,11 @@ const (
 	PinAccepted
 	ContainerAdopted
 	KeyslotLeft
+	MoveBegun
+	MovedIn
+	MoveFailed
+	MovedBack
+	Purged
 	eventCount
 )
 
@@ -264,5 +269,25 @@ var definitions = [eventCount]definition{
 	ContainerAdopted: {
 		"container_adopted", "8035cd306eed444cbd1a20f15c3eac65", Notice, cryptsetup, "container adopted",
 		"A LUKS2 container that luksmediad did not make is now its volume. Its keyslots were left as they are.",
+	},
+	MoveBegun: {
+		"move_begun", "1907700c738945d29295e509bb37ae88", Notice, noObject, "store begins to move in",
+		"The files of store @LUKSMEDIAD_STORE@ are being copied into the volume. Its service runs meanwhile.",
+	},
+	MovedIn: {
+		"moved_in", "ae7213ead78245018f8f68bd96bd25e2", Notice, noObject, "store moved in",
+		"Store @LUKSMEDIAD_STORE@ is in the volume now. The old files lie beside it in clear text until they are purged.",
+	},
+	MoveFailed: {
+		"move_failed", "13ae68b09ce14afd9e5ce0f2ef7e8d76", Error, noObject, "store not moved in",
+		"Store @LUKSMEDIAD_STORE@ could not be moved into the volume, or its service did not come up well on it.",
+	},
+	MovedBack: {
+		"moved_back", "df0bdc94b7f845728b344f9b45eb2dad", Warning, noObject, "store moved back",
+		"Store @LUKSMEDIAD_STORE@ lies in clear text outside the volume again. What had arrived in the volume was carried back.",
+	},
+	Purged: {
+		"purged", "e7b92ca1d600480fbff70ef34479c8cf", Notice, noObject, "old files of a store purged",
+		"The files that store @LUKSMEDIAD_STORE@ had in clear text were removed. Snapshots and backups may still hold them.",
 	},
 }

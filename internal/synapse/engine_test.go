@@ -14,8 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// engine is Docker's side of the socket: the two calls as Docker 20.10 to 29 answers them, cut to what is read.
-func engine(t *testing.T, answers map[string]string) string {
+// engineSocket is Docker's side of the socket: the two calls as Docker 20.10 to 29 answers them, cut to what is read.
+func engineSocket(t *testing.T, answers map[string]string) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "engine") // not t.TempDir: its name may be too long for a socket
 	if err != nil {
@@ -56,7 +56,7 @@ func wantedData(source string) bool { return source == "/srv/data" }
 
 // Of the containers with a wanted directory those are told that run; of others nothing is asked.
 func TestEngineMounts(t *testing.T) {
-	socket := engine(t, map[string]string{
+	socket := engineSocket(t, map[string]string{
 		"/containers/json":      listed,
 		"/containers/aa11/json": `{"Id":"aa11","Name":"/synapse","State":{"Status":"running","Pid":4242,"StartedAt":"2026-01-01T00:00:00Z"}}`,
 		"/containers/cc33/json": `{"Id":"cc33","Name":"/stopping","State":{"Status":"exited","Pid":0}}`,
@@ -83,13 +83,13 @@ func TestEngineFailures(t *testing.T) {
 		"inspection": {"/containers/json": listed, "/containers/aa11/json": ""},
 		"too much":   {"/containers/json": `[{"Id":"` + strings.Repeat("a", maxContainerJSON) + `"}]`},
 	} {
-		if _, err := NewEngine(engine(t, answers)).Mounts(t.Context(), wantedData); err == nil || !strings.Contains(err.Error(), "of Docker") {
+		if _, err := NewEngine(engineSocket(t, answers)).Mounts(t.Context(), wantedData); err == nil || !strings.Contains(err.Error(), "of Docker") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := NewEngine(engine(t, map[string]string{"/containers/json": listed})).Mounts(ctx, wantedData); !errors.Is(err, context.Canceled) {
+	if _, err := NewEngine(engineSocket(t, map[string]string{"/containers/json": listed})).Mounts(ctx, wantedData); !errors.Is(err, context.Canceled) {
 		t.Errorf("canceled: %v", err)
 	}
 }

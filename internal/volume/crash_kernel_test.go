@@ -30,6 +30,8 @@ func relive(what, folder string, c *crasher) error {
 		return regrow(folder, c)
 	case "adopt":
 		return readopt(folder, c)
+	case "migrate", "rollback", "purge":
+		return removing(what, folder, c)
 	default:
 		return reliveKeys(what, folder, c)
 	}

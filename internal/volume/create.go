@@ -58,7 +58,8 @@ type creating struct {
 	undoable bool
 }
 
-// Create makes the container, its keys, its filesystem and its stores, and records it. Until the last step there is
+// Create makes the container, its keys, its filesystem and its stores, and records it. A store that has files already is left alone, and
+// not recorded, until [Volume.Migrate]. Until the last step there is
 // no record and nothing is used. What a crash left is finished by the next Create; what a failure left is removed.
 func (v *Volume) Create(ctx context.Context, options CreateOptions, observer Observer) (*Record, error) {
 	c := &creating{Volume: v, observer: observer, options: options}
@@ -163,6 +164,13 @@ func (c *creating) fill(context.Context) error {
 		return err
 	}
 	for _, store := range c.config.Stores {
+		status, err := c.storeStatus(store, nil)
+		if err != nil {
+			return err
+		}
+		if status.State == StorePlaintext {
+			continue
+		}
 		if err := c.makeStore(store); err != nil {
 			return err
 		}

@@ -126,7 +126,6 @@ var createRefusals = map[string]createRefusal{
 	"no room":          {func(s *site) { s.config.Volume.Size = 1 << 40 }, mount.ErrNoSpace},
 	"no folder for it": {func(s *site) { s.config.Volume.Container = filepath.Join(s.dir, "a", "b") }, os.ErrNotExist},
 	// fault 58
-	"store not empty":   {func(s *site) { s.mkdir(s.store); s.write(filepath.Join(s.store, "picture"), "clear") }, ErrStoreNotEmpty},
 	"store is a link":   {func(s *site) { s.link(s.dir, s.store) }, mount.ErrSymlink},
 	"store is a file":   {func(s *site) { s.write(s.store, "") }, mount.ErrNotDirectory},
 	"store is mounted":  {func(s *site) { s.mkdir(s.store); s.mountTmpfs(s.store) }, ErrMountForeign},

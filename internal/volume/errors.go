@@ -61,6 +61,26 @@ var (
 	ErrShrink = errors.New("volumes only grow")
 	// ErrGrowDevice: a block device is as large as it is.
 	ErrGrowDevice = errors.New("a block device is enlarged by what made it, and then taken as it is")
+	// ErrObstacles: something in a store stands against moving it.
+	ErrObstacles = errors.New("it cannot be moved")
+	// ErrVolumeFull: a store does not fit into the volume.
+	ErrVolumeFull = errors.New("the volume is too small")
+	// ErrInUse: something that luksmediad was not told to stop uses a store.
+	ErrInUse = errors.New("something else uses it")
+	// ErrMoveUnclear: after an interrupted move, something that has no part in it is at the path of the store.
+	ErrMoveUnclear = errors.New("interrupted move unclear")
+	// ErrReturning: the way back of a store was interrupted and has to be finished first.
+	ErrReturning = errors.New("its way back was interrupted")
+	// ErrNoWayBack: the store has not moved in, or what it was is gone.
+	ErrNoWayBack = errors.New("there is no way back")
+	// ErrNothingOld: nothing of the store is left in clear text that luksmediad knows of.
+	ErrNothingOld = errors.New("there is nothing to purge")
+	// ErrUnhealthy: the service did not come up well on the new store.
+	ErrUnhealthy = errors.New("its service is not well")
+	// ErrLeftOver: entries that luksmediad did not move are left beside the old ones.
+	ErrLeftOver = errors.New("not everything is as it was moved")
+	// ErrWhichStore: it has to be said which store.
+	ErrWhichStore = errors.New("it is not said which store")
 	// ErrConfirmation: the caller would not go on.
 	ErrConfirmation = errors.New("not confirmed")
 )
@@ -92,10 +112,23 @@ const (
 	StepGrowFS Step = "grow filesystem"
 
 	StepPreflight Step = "preflight"
-	StepAllocate  Step = "allocate"
-	StepFormat    Step = "format"
-	StepKeys      Step = "keys"
-	StepMakeFS    Step = "make filesystem"
+	StepCopy      Step = "copy"
+	StepVerify    Step = "verify"
+	StepStop      Step = "stop service"
+	StepDelta     Step = "copy the rest"
+	StepVerifyAll Step = "verify all"
+	StepSwap      Step = "swap"
+	StepStart     Step = "start service"
+	StepTrial     Step = "trial"
+	StepCarryBack Step = "carry back"
+	StepSwapBack  Step = "swap back"
+	StepDiscard   Step = "discard the copy"
+	StepPurge     Step = "purge"
+
+	StepAllocate Step = "allocate"
+	StepFormat   Step = "format"
+	StepKeys     Step = "keys"
+	StepMakeFS   Step = "make filesystem"
 )
 
 // StepError says in which step an operation failed. It wraps the cause.

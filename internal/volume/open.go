@@ -61,7 +61,7 @@ func (v *Volume) Open(ctx context.Context, sources []unlock.Source, observer Obs
 	o := &opening{Volume: v, observer: observer, sources: sources}
 	defer o.release()
 	err := o.run(ctx, []step{
-		{StepRecord, o.loadRecord},
+		{StepRecord, o.resolveRecord},
 		{StepGuard, o.guard},
 		{StepContainer, o.open},
 		{StepHeader, o.readHeader},
@@ -83,7 +83,7 @@ func (v *Volume) Unlock(ctx context.Context, sources []unlock.Source, observer O
 	o := &opening{Volume: v, observer: observer, sources: sources}
 	defer o.release()
 	return o.run(ctx, []step{
-		{StepRecord, o.loadRecord},
+		{StepRecord, o.resolveRecord},
 		{StepGuard, o.guard},
 		{StepContainer, o.open},
 		{StepHeader, o.readHeader},
@@ -121,6 +121,18 @@ func (o *opening) loadRecord(context.Context) (err error) {
 		return err
 	}
 	return o.checkStores(o.opened.Record)
+}
+
+// resolveRecord first ends what an interrupted move has left undecided.
+func (o *opening) resolveRecord(ctx context.Context) error {
+	record, err := o.Volume.loadRecord()
+	if err == nil {
+		err = o.resolveMoves(record)
+	}
+	if err != nil {
+		return err
+	}
+	return o.loadRecord(ctx)
 }
 
 // guard makes the bare mount points useless before anything else can fail.

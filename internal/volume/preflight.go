@@ -34,7 +34,12 @@ func (c *creating) preflight(ctx context.Context) error {
 		mount.CheckGuardable(c.Root()),
 	}
 	for _, store := range c.config.Stores {
-		faults = append(faults, checkStorePath(store))
+		// What has files stays as it is until it is moved in.
+		if err := checkStorePath(store); !errors.Is(err, ErrStoreNotEmpty) {
+			faults = append(faults, err)
+		} else {
+			faults = append(faults, mount.CheckGuardable(store.Path))
+		}
 	}
 	for _, source := range c.config.Unlock {
 		faults = append(faults, c.checkSource(ctx, source))

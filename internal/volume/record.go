@@ -45,6 +45,11 @@ func (r *Record) isEncrypted(store config.Store) bool {
 	return slices.Contains(r.Encrypted, recorded(store))
 }
 
+// Outside are the configured stores that have not moved in.
+func (v *Volume) Outside(record *Record) []config.Store {
+	return slices.DeleteFunc(slices.Clone(v.config.Stores), record.isEncrypted)
+}
+
 func recorded(store config.Store) EncryptedStore {
 	return EncryptedStore{Name: store.Name, Path: store.Path}
 }

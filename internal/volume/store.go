@@ -23,6 +23,8 @@ const (
 	StoreNew StoreState = "new"
 	// StorePlaintext: files lie at the path that have not moved in; they are left alone.
 	StorePlaintext StoreState = "plaintext"
+	// StoreMoving: files lie at the path, and a move of them into the volume was begun.
+	StoreMoving StoreState = "moving"
 	// StoreEncrypted: the store is in the volume and never falls back.
 	StoreEncrypted StoreState = "encrypted"
 )
@@ -33,6 +35,8 @@ type StoreStatus struct {
 	State      StoreState
 	// Mounted: the volume's folder is bound at Path. Guarded: the bare mount point refuses writes.
 	Mounted, Guarded bool
+	// Unfinished: a move or a way back of this store was interrupted. Old: what was at the path before is still there, in clear text.
+	Unfinished, Old bool
 }
 
 // storeMode keeps other users out; Synapse is the owner.
@@ -207,5 +211,19 @@ func (v *Volume) storeStatus(store config.Store, record *Record) (StoreStatus, e
 	case state == mount.PointNotEmpty, state == mount.PointMounted:
 		status.State = StorePlaintext
 	}
-	return status, nil
+	return status, v.addMove(store, &status)
+}
+
+// addMove: an empty directory that is being moved is no new store.
+func (v *Volume) addMove(store config.Store, status *StoreStatus) error {
+	m, err := v.loadMove(store)
+	if err != nil || m == nil {
+		return err
+	}
+	status.Old = status.State == StoreEncrypted
+	status.Unfinished = m.Phase != phaseMoved
+	if status.State != StoreEncrypted {
+		status.State = StoreMoving
+	}
+	return nil
 }

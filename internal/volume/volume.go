@@ -47,6 +47,8 @@ type Volume struct {
 	paths      Paths
 	runner     Runner
 	cryptsetup unlock.Cryptsetup
+	// failpoint is called before and after every durable step of a move, and may end it: for tests only.
+	failpoint func(point string) error
 }
 
 // Paths are the folders that luksmediad owns.

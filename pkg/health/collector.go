@@ -27,6 +27,7 @@ type Collector struct {
 	dropped    droppedMetric
 	keys       keyMetrics
 	forecast   prometheus.Gauge
+	move       [moveGauges]prometheus.Gauge
 }
 
 // conditionGauge is 1 for each condition of which it is true.
@@ -45,6 +46,39 @@ type droppedMetric struct {
 type keyMetrics struct {
 	proven          *prometheus.GaugeVec
 	failures, limit prometheus.Gauge
+}
+
+// Move is how far the files of a store are on their way into the volume or out of it. Zero means that none moves, or that it is not known.
+type Move struct {
+	Running               bool
+	Entries, TotalEntries int64
+	Bytes, TotalBytes     int64
+	Left                  time.Duration
+}
+
+// moveGauges is how many gauges a Move has.
+const moveGauges = 6
+
+func newMoveGauges() [moveGauges]prometheus.Gauge {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: "move_" + name, Help: help})
+	}
+	return [moveGauges]prometheus.Gauge{
+		gauge("running", "Whether the files of a store are being moved."),
+		gauge("done_entries", "Entries that are done in the present phase of the move."),
+		gauge("entries", "Entries in all of the present phase of the move, 0 while it is unknown."),
+		gauge("done_bytes", "Bytes that are done in the present phase of the move."),
+		gauge("bytes", "Bytes in all of the present phase of the move, 0 while it is unknown."),
+		gauge("left_seconds", "Estimate of the time that the present phase of the move still takes, 0 while it is unknown."),
+	}
+}
+
+// SetMove says how far a move is.
+func (c *Collector) SetMove(m Move) {
+	for i, value := range [moveGauges]float64{number01(m.Running), float64(m.Entries), float64(m.TotalEntries), float64(m.Bytes),
+		float64(m.TotalBytes), m.Left.Seconds()} {
+		c.move[i].Set(value)
+	}
 }
 
 // boardGauge is 1 if its condition holds.
@@ -97,6 +131,7 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 		container: newContainerMetrics(),
 		keys:      newKeyMetrics(),
 		forecast:  newGauge("full_seconds", "In how many seconds the volume is full at the rate of the last week: +Inf if it does not fill up, NaN while that is not known."),
+		move:      newMoveGauges(),
 		protection: &protectionMetrics{desc: prometheus.NewDesc(namespace+"_protection", "What the keys protect the container against; all 0 while that is not known.",
 			[]string{"level"}, nil)},
 		dropped: droppedMetric{prometheus.NewDesc(namespace+"_log_dropped_total", "Events that did not reach the journal.", nil, nil),
@@ -296,12 +331,16 @@ func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
 }
 
 func (c *Collector) parts() []prometheus.Collector {
-	return []prometheus.Collector{
+	parts := []prometheus.Collector{
 		c.probes.success, c.probes.runs, c.probes.failures, c.probes.duration, c.probes.lastRun, c.probes.lastSuccess,
 		c.unlocks.attempts, c.unlocks.failures, c.unlocks.duration,
 		c.container.size, c.container.info, c.container.keyslots, c.container.backup,
 		c.keys.proven, c.keys.failures, c.keys.limit, c.forecast,
 	}
+	for _, gauge := range c.move {
+		parts = append(parts, gauge)
+	}
+	return parts
 }
 
 // ObserveProbe counts a result of a Prober.

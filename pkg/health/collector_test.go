@@ -48,6 +48,7 @@ func TestMetrics(t *testing.T) {
 	c.ExpectProtection("none_same_disk", "snapshot")
 	c.SetProtection("none_same_disk")
 	c.SetProtection("snapshot")
+	c.SetMove(Move{Running: true, Entries: 3, TotalEntries: 20, Bytes: 1 << 20, TotalBytes: 1 << 30, Left: 90 * time.Second})
 	c.ObserveUnlock(1300*time.Millisecond, "tpm_policy")
 	c.ObserveUnlock(40*time.Millisecond, "")
 	for _, r := range []Result{

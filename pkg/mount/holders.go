@@ -59,6 +59,11 @@ func (e *BusyError) Unwrap() error { return ErrBusy }
 // DeviceHolders returns one process for each other mount namespace that has a filesystem of the device mounted, such as a container
 // that was started while it was: the device stays in use there after it is unmounted here.
 func DeviceHolders(major, minor int) ([]Holder, error) {
+	return holdersElsewhere(major, minor, func(Info) bool { return true })
+}
+
+// holdersElsewhere is DeviceHolders for the mounts that count.
+func holdersElsewhere(major, minor int, counts func(Info) bool) ([]Holder, error) {
 	own, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
 		return nil, err
@@ -76,7 +81,9 @@ func DeviceHolders(major, minor int) ([]Holder, error) {
 			continue
 		}
 		for _, info := range table.OfDevice(major, minor) {
-			holders = append(holders, Holder{PID: pid, Command: command(pid), Use: UseMount, Path: info.Target})
+			if counts(info) {
+				holders = append(holders, Holder{PID: pid, Command: command(pid), Use: UseMount, Path: info.Target})
+			}
 		}
 	}
 	return holders, nil

@@ -46,7 +46,6 @@ var refusals = []refusal{
 	{"container is a symlink", func(s *site) { s.link(s.config, s.container) }, "container_foreign", 15},
 	{"mountpoint is a symlink", func(s *site) { s.link("/scratch", s.store) }, "symlink", 15}, // fault 58
 	{"mountpoint is a file", func(s *site) { s.write(s.store, "") }, "not_directory", 15},
-	{"mountpoint not empty", (*site).fillStore, "store_not_empty", 15},
 	{"mountpoint mounted", (*site).mountOverStore, "mount_foreign", 15},
 	{"key file readable", func(s *site) { s.makeKeyFile(0o644, 0) }, "key_unsafe", 15}, // fault 47
 	{"key file of another owner", func(s *site) { s.makeKeyFile(0o400, 1000) }, "key_unsafe", 15},

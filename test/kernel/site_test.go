@@ -23,6 +23,8 @@ type site struct {
 	// dir holds everything of this site but the state of the daemon.
 	dir, config, container, keyFile, store string
 	volume, filesystem, size, sources      string
+	// service is what uses the store, as YAML with a comma before it.
+	service string
 	// recovery is the recovery key that create has printed.
 	recovery string
 }
@@ -60,6 +62,8 @@ func withTPM(tpm *swtpm.TPM) setting {
 	return func(s *site) { s.sources = tpmSource(tpm.TCTI()) + s.sources }
 }
 
+func withContainer(s *site) { s.service = ", service: {docker: synapse}" }
+
 func withXFS(s *site) { s.filesystem, s.size = "xfs", "320MiB" }
 
 // below puts the container into a folder.
@@ -88,10 +92,10 @@ func (s *site) configure() {
   size: %s
   filesystem: %s
 stores:
-  - {name: media, path: %s, owner: "991:991"}
+  - {name: media, path: %s, owner: "991:991"%s}
 unlock:
 %sprobes: {interval: %v}
-`, s.volume, s.container, s.size, s.filesystem, s.store, s.sources, probeInterval))
+`, s.volume, s.container, s.size, s.filesystem, s.store, s.service, s.sources, probeInterval))
 }
 
 func (s *site) write(path, content string) {

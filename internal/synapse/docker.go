@@ -1,0 +1,232 @@
+package synapse
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// The classes of failure of a container.
+var (
+	ErrNoDocker    = errors.New("the Docker daemon does not answer")
+	ErrNoContainer = errors.New("no such container")
+	ErrContainers  = errors.New("more than one container fits")
+	ErrDocker      = errors.New("the Docker daemon refused")
+)
+
+// DockerSocket is where the Docker daemon listens, and podman's compatible service if it is told to.
+const DockerSocket = "/var/run/docker.sock"
+
+const (
+	// stopSeconds is how long a container may take to stop before Docker kills it; Synapse takes a few.
+	stopSeconds = "60"
+	// settled is how long a container without a health check has to run before it is taken for healthy: one that restarts in a circle
+	// does not get so old.
+	settled = 5 * time.Second
+	// maxInspect bounds an answer of the Docker daemon.
+	maxInspect = 4 << 20
+)
+
+// Docker talks to the Docker daemon, Docker Engine API.
+type Docker struct{ http *http.Client }
+
+// NewDocker makes a client of the daemon that listens on a socket.
+func NewDocker(socket string) *Docker {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", socket)
+	}
+	return &Docker{http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 2 * time.Minute}}
+}
+
+// Container is a container that uses a store: by its name, or, with a Service, the one of that service of a Compose project, which is
+// given by its name or its file.
+type Container struct {
+	*Docker
+	Name                   string
+	Project, File, Service string
+}
+
+// inspected is the part of an answer of ContainerInspect that matters.
+type inspected struct {
+	ID    string `json:"Id"`
+	State struct {
+		Running, Restarting bool
+		Status              string
+		StartedAt           time.Time
+		Health              *struct{ Status string }
+	}
+}
+
+// State tells whether the container runs, and why it is not well yet; empty if it is.
+func (c Container) State(ctx context.Context) (running bool, ailing string, err error) {
+	found, err := c.inspect(ctx)
+	if err != nil {
+		return false, "", err
+	}
+	state := found.State
+	switch {
+	case !state.Running || state.Restarting:
+		return false, "it is " + state.Status, nil
+	case state.Health != nil && state.Health.Status != "" && state.Health.Status != "none":
+		if state.Health.Status != "healthy" {
+			ailing = "its health check says " + state.Health.Status
+		}
+	case time.Since(state.StartedAt) < settled:
+		ailing = "it has just been started"
+	}
+	return true, ailing, nil
+}
+
+// Stop stops the container and waits until it has stopped. Docker does not start it again by itself then, not even at the next boot
+// (restart policy unless-stopped).
+func (c Container) Stop(ctx context.Context) error { return c.act(ctx, "stop", "/stop?t="+stopSeconds) }
+
+// Start starts the container.
+func (c Container) Start(ctx context.Context) error { return c.act(ctx, "start", "/start") }
+
+func (c Container) act(ctx context.Context, verb, path string) error {
+	found, err := c.inspect(ctx)
+	if err == nil {
+		err = c.call(ctx, http.MethodPost, "/containers/"+url.PathEscape(found.ID)+path, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot %s container %s: %w", verb, c.String(), err)
+	}
+	return nil
+}
+
+func (c Container) String() string {
+	if c.Service == "" {
+		return c.Name
+	}
+	return c.Service + " of Compose project " + c.Project + c.File
+}
+
+// inspect finds the container anew: Compose may have made another one meanwhile.
+func (c Container) inspect(ctx context.Context) (*inspected, error) {
+	name := c.Name
+	if c.Service != "" {
+		var err error
+		if name, err = c.find(ctx); err != nil {
+			return nil, err
+		}
+	}
+	var found inspected
+	err := c.call(ctx, http.MethodGet, "/containers/"+url.PathEscape(name)+"/json", &found)
+	return &found, err
+}
+
+// The labels that Compose puts on containers, docker/compose's pkg/api/labels.go.
+const (
+	labelProject = "com.docker.compose.project"
+	labelFiles   = "com.docker.compose.project.config_files"
+	labelService = "com.docker.compose.service"
+	labelOneOff  = "com.docker.compose.oneoff" // of "docker compose run"
+)
+
+// find gives the id of the one container of the Compose service.
+func (c Container) find(ctx context.Context) (string, error) {
+	labels := []string{labelService + "=" + c.Service, labelOneOff + "=False"}
+	if c.Project != "" {
+		labels = append(labels, labelProject+"="+c.Project)
+	}
+	filters, err := json.Marshal(map[string][]string{"label": labels})
+	if err != nil {
+		return "", err
+	}
+	var listed []struct {
+		ID     string `json:"Id"`
+		Labels map[string]string
+	}
+	if err := c.call(ctx, http.MethodGet, "/containers/json?all=1&filters="+url.QueryEscape(string(filters)), &listed); err != nil {
+		return "", err
+	}
+	var ids []string
+	for _, container := range listed {
+		if c.File == "" || slices.Contains(strings.Split(container.Labels[labelFiles], ","), filepath.Clean(c.File)) {
+			ids = append(ids, container.ID)
+		}
+	}
+	switch len(ids) {
+	case 1:
+		return ids[0], nil
+	case 0:
+		return "", fmt.Errorf("cannot find %s: %w", c.String(), ErrNoContainer)
+	}
+	return "", fmt.Errorf("cannot choose between %d containers of %s: %w", len(ids), c.String(), ErrContainers)
+}
+
+// call makes a request of the Engine API; without a version the daemon takes its own latest.
+func (d *Docker) call(ctx context.Context, method, path string, into any) error {
+	request, err := http.NewRequestWithContext(ctx, method, "http://docker"+path, nil)
+	if err != nil {
+		return err
+	}
+	response, err := d.http.Do(request)
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("%w: %w", ErrNoDocker, withoutURL(err))
+	}
+	defer response.Body.Close()
+	body := io.LimitReader(response.Body, maxInspect)
+	switch {
+	case response.StatusCode == http.StatusNotFound:
+		return ErrNoContainer
+	case response.StatusCode == http.StatusNotModified: // it is so already
+		return nil
+	case response.StatusCode >= 300:
+		var said struct{ Message string }
+		_ = json.NewDecoder(body).Decode(&said) // the status says enough
+		return fmt.Errorf("%w: %s: %s", ErrDocker, response.Status, said.Message)
+	case into == nil:
+		return nil
+	}
+	return json.NewDecoder(body).Decode(into)
+}
+
+// Unit is a unit of systemd that uses a store.
+type Unit struct{ Name string }
+
+// State tells whether the unit is active; it is well then.
+func (u Unit) State(ctx context.Context) (running bool, ailing string, err error) {
+	err = u.with(ctx, func(units *Units) error {
+		state, err := units.State(ctx, u.Name)
+		switch {
+		case err != nil:
+			return err
+		case state.Load == "not-found":
+			return fmt.Errorf("cannot ask for the state of %s: %w", u.Name, ErrNoSuchUnit)
+		}
+		running = state.Active == "active" || state.Active == "reloading"
+		if !running {
+			ailing = "it is " + state.Active
+		}
+		return nil
+	})
+	return running, ailing, err
+}
+
+// Stop stops the unit and waits for it.
+func (u Unit) Stop(ctx context.Context) error {
+	return u.with(ctx, func(units *Units) error { return units.Stop(ctx, u.Name) })
+}
+
+// Start starts the unit and waits for it.
+func (u Unit) Start(ctx context.Context) error {
+	return u.with(ctx, func(units *Units) error { return units.Start(ctx, u.Name) })
+}
+
+func (u Unit) with(ctx context.Context, do func(*Units) error) error {
+	return Gate{Unit: u.Name}.ask(ctx, do)
+}

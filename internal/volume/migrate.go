@@ -1,0 +1,269 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/journal"
+	"luksmediad/internal/transfer"
+	"luksmediad/pkg/mount"
+)
+
+// Migrate moves the files of a store into the open volume. They are copied while the service runs, and once more what has changed when it
+// has stopped; every content is read back from the mapping before the directory outside makes way. Until then the directory outside is
+// the store; from then on the folder in the volume is, and the directory lies aside until [Volume.Purge]. A service that does not come up
+// well takes the store back. What an interruption leaves the next Migrate goes on from; what it leaves undecided the next Open decides.
+// It fails with a [StepError].
+func (v *Volume) Migrate(ctx context.Context, options MoveOptions, observer Observer) (*Moved, error) {
+	return v.moveStore(ctx, options, observer, (*mover).migrate)
+}
+
+// migrate goes on from wherever the journal says.
+func (m *mover) migrate(ctx context.Context) (changed bool, err error) {
+	if m.move != nil && m.move.Phase == phaseBack && !m.options.DryRun {
+		if err := m.underLock(ctx, m.abandon); err != nil { // a way back that was interrupted
+			return false, err
+		}
+	}
+	switch {
+	case m.move == nil && m.record.isEncrypted(m.store):
+		return false, nil
+	case m.move == nil || m.move.Phase == phaseCopying || m.move.Phase == phaseBack:
+		return !m.options.DryRun, m.moveIn(ctx)
+	case m.options.DryRun:
+		return false, nil
+	}
+	unfinished := m.move.Phase == phaseTrial || m.move.Phase == phaseReturning || m.move.Stopped
+	return unfinished, m.underLock(ctx, m.finishIn)
+}
+
+// moveIn is the whole way.
+func (m *mover) moveIn(ctx context.Context) error {
+	if err := runSteps(ctx, m.observer, []step{{StepPreflight, m.preflight}}); err != nil || m.options.DryRun {
+		return err
+	}
+	if err := m.accept(); err != nil {
+		return err
+	}
+	err := runSteps(ctx, m.observer, []step{{StepCopy, m.copy}, {StepVerify, m.verifyCopy}})
+	if err != nil {
+		return errors.Join(err, m.dropLost(ctx, err))
+	}
+	return m.underLock(ctx, m.cutOver)
+}
+
+// dropLost discards a copy of which the kernel has lost writes: what is in it proves nothing, and a second sync would not fail.
+func (m *mover) dropLost(ctx context.Context, err error) error {
+	if !errors.Is(err, transfer.ErrSync) {
+		return nil
+	}
+	return m.underLock(context.WithoutCancel(ctx), m.discard)
+}
+
+// copy copies while the service runs.
+func (m *mover) copy(ctx context.Context) (err error) {
+	if err := m.underLock(ctx, m.beginCopy); err != nil {
+		return err
+	}
+	m.manifest, err = transfer.Copy(ctx, m.store.Path, m.target(), m.copyOptions(m.moveState(m.move)))
+	return err
+}
+
+// beginCopy writes down that what will be in the store's folder of the volume is a copy.
+func (m *mover) beginCopy(context.Context) error {
+	if m.move == nil {
+		plain, _, err := mount.IdentifyDirectory(m.store.Path)
+		if err != nil {
+			return err
+		}
+		m.move = &move{Store: m.store.Name, Path: m.store.Path, ID: uuid.NewString()[:8], Phase: phaseCopying, Plain: plain,
+			Began: time.Now().UTC().Truncate(time.Second)}
+		if err := m.saveMove(m.move); err != nil {
+			return err
+		}
+		m.observer.Event(journal.MoveBegun, journal.F("STORE", m.store.Name), journal.F("PATH", m.store.Path))
+	}
+	faults := []error{m.emptyDiscarded(), makePrivate(m.moveState(m.move)), m.makeStoresFolder()}
+	if err := os.Mkdir(m.target(), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		faults = append(faults, fmt.Errorf("cannot make store %s: %w", m.store.Name, err))
+	}
+	return errors.Join(faults...)
+}
+
+// verifyCopy reads everything back while the service still runs, so that little is left to read when it has stopped.
+func (m *mover) verifyCopy(ctx context.Context) error {
+	_, err := transfer.Verify(ctx, m.target(), m.manifest,
+		transfer.VerifyOptions{Options: m.copyOptions(m.moveState(m.move)), Device: m.mapping.Path})
+	return err
+}
+
+// cutOver is the part without the service. Whatever goes wrong in it, the service runs afterwards on a complete store.
+func (m *mover) cutOver(ctx context.Context) error {
+	err := runSteps(ctx, m.observer, []step{
+		{StepStop, m.stop},
+		{StepDelta, m.delta},
+		{StepVerifyAll, m.verifyAll},
+		{StepSwap, m.swap},
+		{StepBind, m.bind},
+		{StepStart, m.startService},
+		{StepTrial, m.trial},
+	})
+	if err != nil {
+		return errors.Join(err, m.giveUp(context.WithoutCancel(ctx), err))
+	}
+	return m.commit()
+}
+
+func (m *mover) stop(ctx context.Context) error {
+	if err := m.stopService(ctx, phaseCopying); err != nil {
+		return err
+	}
+	return m.requireUnused(ctx, m.store.Path)
+}
+
+func (m *mover) delta(ctx context.Context) (err error) {
+	m.verified = m.manifest
+	m.manifest, err = transfer.Delta(ctx, m.store.Path, m.target(), m.verified, m.copyOptions(m.moveState(m.move)))
+	return err
+}
+
+// verifyAll compares every entry, reads back what Delta has written, and wants the directory outside to be still as it was copied.
+func (m *mover) verifyAll(ctx context.Context) error {
+	options := m.copyOptions(m.moveState(m.move))
+	_, err := transfer.Verify(ctx, m.target(), m.manifest,
+		transfer.VerifyOptions{Options: options, Device: m.mapping.Path, Verified: m.verified})
+	if err != nil {
+		return err
+	}
+	if err := transfer.Unchanged(ctx, m.store.Path, m.manifest, options); err != nil {
+		return err
+	}
+	return m.Volume.sync()
+}
+
+// swap puts an empty directory in the place of the old one. The journal says first that both copies are complete.
+func (m *mover) swap(ctx context.Context) error {
+	if err := errors.Join(m.makeAside(), m.requireUnused(ctx, m.store.Path)); err != nil {
+		return err
+	}
+	m.move.Phase, m.move.Entries, m.move.Bytes = phaseVerified, m.manifest.Totals.Entries, m.manifest.Totals.Bytes
+	if err := m.saveMove(m.move); err != nil {
+		return err
+	}
+	if at, err := m.move.look(); err != nil || at != placePlain {
+		return errors.Join(err, wrongf(ErrMoveUnclear, "cannot move store %s: another directory is at %s now", m.store.Name, m.store.Path))
+	}
+	if err := m.exchange(filepath.Join(asidePath(m.move), filepath.Base(m.store.Path)), m.move.Plain); err != nil {
+		return err
+	}
+	return m.settleEncrypted(m.move, m.record)
+}
+
+// exchange swaps the directory at the path with the one aside, and wants the right one to be aside then: whoever owns the folder above may
+// have put another one there since it was looked at.
+func (m *mover) exchange(aside string, want mount.DirectoryID) error {
+	if err := mount.Exchange(m.store.Path, aside); err != nil {
+		return err
+	}
+	if err := m.fail("after exchange"); err != nil {
+		return err
+	}
+	if now, _, err := mount.IdentifyDirectory(aside); err != nil || !now.Is(want) {
+		return errors.Join(err, mount.Exchange(m.store.Path, aside),
+			wrongf(ErrMoveUnclear, "cannot move store %s: another directory has come to %s meanwhile", m.store.Name, m.store.Path))
+	}
+	return nil
+}
+
+// makeAside makes the folder that takes the old directory, with the empty one in it. The folder is root's alone: whoever may rename in the
+// folder above still cannot put the old directory back.
+func (m *mover) makeAside() error {
+	aside := asidePath(m.move)
+	bare := filepath.Join(aside, filepath.Base(m.store.Path))
+	if err := makeOwn(aside, 0o700); err != nil {
+		return err
+	}
+	if err := makeOwn(bare, 0); err != nil {
+		return err
+	}
+	if err := errors.Join(mount.SyncDirectory(aside), mount.SyncDirectory(filepath.Dir(aside))); err != nil {
+		return err
+	}
+	var faults [2]error
+	m.move.Aside, _, faults[0] = mount.IdentifyDirectory(aside)
+	m.move.Bare, _, faults[1] = mount.IdentifyDirectory(bare)
+	return errors.Join(faults[:]...)
+}
+
+// makeOwn makes a directory, or takes one that an interrupted move has made: root's, and nobody else's to write.
+func makeOwn(path string, mode uint32) error {
+	if err := unix.Mkdir(path, mode); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("cannot make %s: %w", path, err)
+	}
+	var stat unix.Stat_t
+	if err := unix.Lstat(path, &stat); err != nil {
+		return fmt.Errorf("cannot inspect %s: %w", path, err)
+	}
+	if stat.Mode&unix.S_IFMT != unix.S_IFDIR || stat.Uid != 0 || stat.Mode&0o7777 != mode {
+		return wrongf(mount.ErrForeign, "cannot use %s: it is not as a move would have made it", path)
+	}
+	return nil
+}
+
+func (m *mover) trial(ctx context.Context) error { return m.awaitService(ctx) }
+
+func (m *mover) commit() error {
+	m.move.Phase, m.move.Stopped, m.move.Moved = phaseMoved, false, time.Now().UTC().Truncate(time.Second)
+	if err := m.saveMove(m.move); err != nil {
+		return err
+	}
+	m.observer.Event(journal.MovedIn, journal.F("STORE", m.store.Name), journal.F("PATH", m.store.Path),
+		journal.F("ENTRIES", m.move.Entries), journal.F("BYTES", m.move.Bytes))
+	return nil
+}
+
+// finishIn ends a move that was interrupted after the exchange, and takes an interrupted way back for given up.
+func (m *mover) finishIn(ctx context.Context) error {
+	if m.move.Phase == phaseReturning {
+		m.move.Phase = m.move.settled()
+	}
+	err := runSteps(ctx, m.observer, []step{{StepBind, m.bind}, {StepStart, m.startService}})
+	if err == nil && m.move.Phase == phaseTrial {
+		err = runSteps(ctx, m.observer, []step{{StepTrial, m.trial}})
+		if err != nil {
+			return errors.Join(err, m.giveUp(context.WithoutCancel(ctx), err))
+		}
+		return m.commit()
+	}
+	if err != nil {
+		return err
+	}
+	return m.started()
+}
+
+// giveUp takes the store back where the service was seen on it and is not well, and starts the service where it is.
+func (m *mover) giveUp(ctx context.Context, why error) error {
+	m.observer.Event(journal.MoveFailed, journal.F("STORE", m.store.Name), journal.F("ERROR", why.Error()))
+	if m.move.unresolved() {
+		if err := m.resolve(m.move, m.record); err != nil {
+			return err
+		}
+	}
+	if m.move.Phase == phaseTrial {
+		return m.takeBack(ctx)
+	}
+	if err := errors.Join(m.startService(ctx), m.started()); err != nil {
+		return err
+	}
+	if errors.Is(why, transfer.ErrSync) {
+		return m.discard(ctx)
+	}
+	return nil
+}

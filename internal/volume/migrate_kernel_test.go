@@ -1,0 +1,611 @@
+//go:build kernel
+
+package volume
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/config"
+	"luksmediad/internal/journal"
+	"luksmediad/pkg/mount"
+)
+
+// standIn is a service in a few files, so that it outlives the process that moves its store: it runs if one says so, and at every start it
+// looks whether its store is complete.
+type standIn struct {
+	dir, store string
+	// ill: it starts and does not get well.
+	ill bool
+}
+
+func (s standIn) running() string   { return filepath.Join(s.dir, "service.running") }
+func (s standIn) want() string      { return filepath.Join(s.dir, "service.wants") }
+func (s standIn) complaint() string { return filepath.Join(s.dir, "service.complains") }
+
+func (s standIn) State(context.Context) (bool, string, error) {
+	_, err := os.Stat(s.running())
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, "it is down", nil
+	case err == nil && s.ill:
+		return true, "it is ill", nil
+	}
+	return true, "", err
+}
+
+func (s standIn) Stop(context.Context) error {
+	if err := os.Remove(s.running()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (s standIn) Start(context.Context) error {
+	want, err := os.ReadFile(s.want())
+	if err != nil {
+		return err
+	}
+	if have := pictureOf(s.store); have != string(want) {
+		_ = os.WriteFile(s.complaint(), []byte(have), 0o600)
+	}
+	return os.WriteFile(s.running(), nil, 0o600)
+}
+
+// pictureOf lists a tree, with all that must be kept, in an order of its own.
+func pictureOf(root string) string {
+	var lines []string
+	links := map[uint64]string{}
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var stat unix.Stat_t
+		if err := unix.Lstat(path, &stat); err != nil {
+			return err
+		}
+		line := fmt.Sprintf("%q %o %d:%d %d.%d", strings.TrimPrefix(path, root), stat.Mode, stat.Uid, stat.Gid, stat.Mtim.Sec, stat.Mtim.Nsec)
+		switch stat.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+			content, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			first, linked := links[stat.Ino]
+			if !linked {
+				links[stat.Ino] = path
+			}
+			line += fmt.Sprintf(" %d %x %s", len(content), sha256.Sum256(content), strings.TrimPrefix(first, root))
+		case unix.S_IFLNK:
+			target, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			line += " " + target
+		}
+		lines = append(lines, line)
+		return nil
+	})
+	if err != nil {
+		return err.Error()
+	}
+	return strings.Join(lines, "\n")
+}
+
+const clearText = "this-must-not-be-found-on-the-container-in-clear-text."
+
+// fillTree makes a small store with everything that is hard to keep.
+func (s *site) fillTree() {
+	s.t.Helper()
+	for _, folder := range []string{"", "local_content", "local_content/aa", "empty", "name\nwith\xff"} {
+		s.mkdir(filepath.Join(s.store, folder))
+	}
+	for i := range 12 {
+		s.write(filepath.Join(s.store, "local_content/aa", strconv.Itoa(i)), strings.Repeat(clearText, i*20))
+	}
+	s.write(filepath.Join(s.store, "name\nwith\xff", "in"), clearText)
+	hole := filepath.Join(s.store, "hole")
+	s.write(hole, clearText)
+	faults := []error{
+		os.Truncate(hole, 1<<20),
+		os.Link(filepath.Join(s.store, "local_content/aa/3"), filepath.Join(s.store, "hard link")),
+		os.Symlink("../elsewhere", filepath.Join(s.store, "symlink")),
+		unix.Setxattr(filepath.Join(s.store, "local_content/aa/5"), "user.note", []byte("kept"), 0),
+	}
+	for i, path := range []string{"", "local_content", "local_content/aa", "local_content/aa/1", "symlink"} {
+		faults = append(faults, os.Lchown(filepath.Join(s.store, path), siteOwner, siteOwner))
+		times := []unix.Timespec{{Sec: 1e9 + int64(i), Nsec: 123456789}, {Sec: 1e9 + int64(i), Nsec: 987654321}}
+		if path == "symlink" {
+			continue
+		}
+		faults = append(faults, unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(s.store, path), times, 0))
+	}
+	if err := errors.Join(faults...); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// expect has the service want its store to be as it is now.
+func (s *site) expect() {
+	s.t.Helper()
+	s.write(s.standIn().want(), pictureOf(s.store))
+}
+
+func (s *site) standIn() standIn { return standIn{dir: s.dir, store: s.store} }
+
+func withService(c *config.Config) { c.Stores[0].Service = &config.Service{Docker: "synapse"} }
+
+// newPlaintext is an open volume whose store still lies outside, used by a running service.
+func newPlaintext(t *testing.T) *site {
+	t.Helper()
+	s := newSite(t, withService)
+	s.mkdir(s.paths.Runtime)
+	s.fillTree()
+	s.expect()
+	s.write(s.standIn().running(), "")
+	s.create()
+	opened := s.open()
+	if opened.Stores[0].State != StorePlaintext {
+		t.Fatalf("%+v", opened.Stores)
+	}
+	return s
+}
+
+func (s *site) moveOptions() MoveOptions {
+	return MoveOptions{Service: func(config.Store) Service { return s.standIn() }, Deadline: 3 * time.Second}
+}
+
+func (s *site) migrate() *Moved {
+	s.t.Helper()
+	moved, err := s.Migrate(s.t.Context(), s.moveOptions(), &watcher{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return moved
+}
+
+func (s *site) rollback() {
+	s.t.Helper()
+	if _, err := s.Rollback(s.t.Context(), s.moveOptions(), &watcher{}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// requireServing wants the service to run on a complete store, and to have been started on no other.
+func (s *site) requireServing(where string) {
+	s.t.Helper()
+	if complaint, err := os.ReadFile(s.standIn().complaint()); err == nil {
+		want, _ := os.ReadFile(s.standIn().want())
+		s.t.Fatalf("%s: the service was started on\n%s\ninstead of\n%s", where, complaint, want)
+	}
+	if running, _, _ := s.standIn().State(s.t.Context()); !running {
+		s.t.Fatalf("%s: the service does not run", where)
+	}
+	want, err := os.ReadFile(s.standIn().want())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if have := pictureOf(s.store); have != string(want) {
+		s.t.Fatalf("%s: the store is\n%s\ninstead of\n%s", where, have, want)
+	}
+}
+
+// requireEncrypted wants the store to be the volume's, and nothing under it.
+func (s *site) requireEncrypted() {
+	s.t.Helper()
+	want := s.run("readlink", "--canonicalize", "/dev/mapper/"+s.MappingName()) + "[/stores/media]"
+	if source := s.run("findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", s.store); source != want {
+		s.t.Errorf("at %s: %s, not %s", s.store, source, want)
+	}
+	s.run("sync")
+	raw, err := os.ReadFile(s.container)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if at := bytes.Index(raw, []byte(clearText)); at >= 0 {
+		s.t.Errorf("clear text at byte %d of the container", at)
+	}
+}
+
+// requirePlain wants the store to lie outside, and no journal of it.
+func (s *site) requirePlain() {
+	s.t.Helper()
+	if mounted, err := mount.At(s.store); mounted != nil || err != nil {
+		s.t.Errorf("at %s: %+v, %v", s.store, mounted, err)
+	}
+	if all, err := s.loadMoves(); err != nil || len(all.Moves) != 0 {
+		s.t.Errorf("left in the journal: %+v, %v", all, err)
+	}
+	if record, err := s.loadRecord(); err != nil || len(record.Encrypted) != 0 {
+		s.t.Errorf("recorded: %+v, %v", record, err)
+	}
+	s.requireNothingAside()
+	if left, _ := os.ReadDir(filepath.Join(s.Root(), "stores")); len(left) != 0 {
+		s.t.Errorf("left in the volume: %v", left)
+	}
+}
+
+func (s *site) asides() []string {
+	s.t.Helper()
+	asides, err := filepath.Glob(filepath.Join(s.dir, ".media_store.luksmediad-*"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return asides
+}
+
+func (s *site) requireNothingAside() {
+	s.t.Helper()
+	if asides := s.asides(); len(asides) != 0 {
+		s.t.Errorf("left aside: %v", asides)
+	}
+}
+
+// Moving in, going on, a reboot, going back with what has arrived since, moving in again, purging.
+func TestMigrate(t *testing.T) {
+	s := newPlaintext(t)
+	w := &watcher{}
+	moved, err := s.Migrate(t.Context(), s.moveOptions(), w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !moved.Changed || moved.Old == "" || !slices.Contains(w.events, journal.MovedIn) {
+		t.Errorf("%+v, events %v", moved, w.events)
+	}
+	s.requireServing("moved in")
+	s.requireEncrypted()
+	if again := s.migrate(); again.Changed {
+		t.Errorf("moved twice: %+v", again)
+	}
+	s.close()
+	s.requireGuarded(s.store)
+	opened := s.open()
+	if status := opened.Stores[0]; status.State != StoreEncrypted || !status.Old || status.Unfinished {
+		t.Errorf("%+v", status)
+	}
+	s.upload("later")
+	s.rollback()
+	s.requireServing("went back")
+	s.requirePlain()
+	if _, err := s.Rollback(t.Context(), s.moveOptions(), &watcher{}); !errors.Is(err, ErrNoWayBack) {
+		t.Errorf("went back twice: %v", err)
+	}
+
+	s.migrate()
+	s.requireServing("moved in again")
+	s.upload("later still")
+	purged, err := s.Purge(t.Context(), s.moveOptions(), &watcher{})
+	if err != nil || !purged.Changed {
+		t.Fatalf("%+v: %v", purged, err)
+	}
+	s.requireServing("purged")
+	s.requireEncrypted()
+	s.requireNothingAside()
+	_, err = s.Purge(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepPreflight, ErrNothingOld)
+	_, err = s.Rollback(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepPreflight, ErrNoWayBack)
+	s.close()
+	s.open()
+	s.requireServing("after a reboot")
+}
+
+// upload is what the service writes into its store.
+func (s *site) upload(name string) {
+	s.t.Helper()
+	s.write(filepath.Join(s.store, "local_content", name), clearText+name)
+	s.expect()
+}
+
+// What is in the way is all said at once, and nothing is changed. faults 13, 16, 21, 29 and 31
+func TestMigrateRefused(t *testing.T) {
+	s := newPlaintext(t)
+	before := pictureOf(s.store)
+	refuses := func(step Step, class error, options MoveOptions) error {
+		t.Helper()
+		_, err := s.Migrate(t.Context(), options, &watcher{})
+		s.requireError(err, step, class)
+		return err
+	}
+	if err := unix.Mkfifo(filepath.Join(s.store, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	held, err := os.Open(filepath.Join(s.store, "hole"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	s.config.Stores[0].Service = nil
+	nobody := s.moveOptions()
+	nobody.Service = func(config.Store) Service { return nil }
+	holder := s.hold(filepath.Join(s.store, "hole"))
+	err = refuses(StepPreflight, ErrObstacles, nobody)
+	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "fifo") || !strings.Contains(err.Error(), strconv.Itoa(holder)) {
+		t.Errorf("not everything at once: %v", err)
+	}
+	s.remove(filepath.Join(s.store, "fifo"))
+	s.expect()
+	withService(s.config)
+	refuses(StepStop, ErrInUse, s.moveOptions()) // fault 13
+	s.requireServing("a process did not let go")
+	s.letGo(holder)
+
+	s.write(filepath.Join(s.store, "big"), strings.Repeat("x", 45<<20))
+	refuses(StepPreflight, ErrVolumeFull, s.moveOptions())
+	s.remove(filepath.Join(s.store, "big"))
+	s.expect()
+	release, err := s.lockMoves(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Migrate(t.Context(), s.moveOptions(), &watcher{}); err == nil {
+		t.Error("two at a time")
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	s.run("mount", "--bind", s.store, s.store)
+	refuses(StepPreflight, mount.ErrMounted, s.moveOptions())
+	s.run("umount", s.store)
+	if _, err := s.Rollback(t.Context(), s.moveOptions(), &watcher{}); err != nil { // gives the copy up
+		t.Fatal(err)
+	}
+	s.requirePlain()
+	s.run("touch", "--date=@1000000000.987654321", s.store)
+	if after := pictureOf(s.store); after != before {
+		t.Errorf("the store was\n%s\nand is\n%s", before, after)
+	}
+	s.close()
+	if _, err := s.Migrate(t.Context(), s.moveOptions(), &watcher{}); !errors.Is(err, mount.ErrNotMounted) {
+		t.Errorf("into a closed volume: %v", err)
+	}
+}
+
+// fault 26: a service that does not get well on the new store is back on the old one in time, with what it has written meanwhile.
+func TestMigrateRollsBack(t *testing.T) {
+	s := newPlaintext(t)
+	options := s.moveOptions()
+	options.Trial = func(_ context.Context, _ config.Store, opened *Opened) error {
+		if opened.Stores[0].State != StoreEncrypted || !opened.Stores[0].Mounted {
+			t.Errorf("tried on %+v", opened.Stores[0])
+		}
+		s.upload("while it was tried")
+		return errors.New("no thumbnail")
+	}
+	_, err := s.Migrate(t.Context(), options, &watcher{})
+	s.requireError(err, StepTrial, ErrUnhealthy)
+	s.requireServing("rolled back")
+	s.requirePlain()
+	s.requireContent(filepath.Join(s.store, "local_content/while it was tried"), clearText+"while it was tried")
+	ill := s.standIn()
+	ill.ill = true
+	options = s.moveOptions()
+	options.Service = func(config.Store) Service { return ill }
+	_, err = s.Migrate(t.Context(), options, &watcher{})
+	s.requireError(err, StepTrial, ErrUnhealthy)
+	s.requireServing("rolled back once more")
+	s.requirePlain()
+	s.migrate()
+	s.requireServing("moved in after all")
+}
+
+// The service is not started for a move if it did not run before.
+func TestMigrateStoppedService(t *testing.T) {
+	s := newPlaintext(t)
+	s.remove(s.standIn().running())
+	s.migrate()
+	if running, _, _ := s.standIn().State(t.Context()); running {
+		t.Error("started though it did not run")
+	}
+	s.requireEncrypted()
+}
+
+// What somebody has put aside is not purged, and said.
+func TestPurgeLeavesOthers(t *testing.T) {
+	s := newPlaintext(t)
+	moved := s.migrate()
+	s.write(filepath.Join(moved.Old, "local_content", "mine"), "mine")
+	_, err := s.Purge(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepPurge, ErrLeftOver)
+	if err == nil || !strings.Contains(err.Error(), "local_content") {
+		t.Errorf("not named: %v", err)
+	}
+	s.requireContent(filepath.Join(moved.Old, "local_content", "mine"), "mine")
+	s.remove(filepath.Join(moved.Old, "local_content", "mine"))
+	if _, err := s.Purge(t.Context(), s.moveOptions(), &watcher{}); err != nil {
+		t.Fatal(err)
+	}
+	s.requireNothingAside()
+}
+
+// faults 12, 14, 22 to 25 and 28: killed before and after every durable step on the way in and on the way back, with and without a reboot,
+// exactly one store is complete, the service is started on no other, and the next run comes to its end.
+func TestMoveKilledAnywhere(t *testing.T) {
+	s := newPlaintext(t)
+	points := s.interruptEverywhere(s.killAt)
+	if points["migrate"] < 25 || points["rollback"] < 20 {
+		t.Errorf("only %v", points)
+	}
+}
+
+// interruptEverywhere moves the store in and back, each time interrupted a little later, and brings that to its end.
+func (s *site) interruptEverywhere(interrupt func(what string, point int) (where string)) map[string]int {
+	s.t.Helper()
+	points, ended := map[string]int{}, map[string]bool{}
+	for point := 1; !ended["migrate"] || !ended["rollback"]; point++ {
+		for _, what := range []string{"migrate", "rollback"} {
+			if what == "rollback" {
+				s.upload(fmt.Sprint("before rollback ", point))
+			}
+			if !ended[what] {
+				if ended[what] = interrupt(what, point) == ""; !ended[what] {
+					points[what]++
+				}
+			}
+			s.complete(what)
+			s.requireServing(what + " once more")
+		}
+	}
+	s.t.Logf("points: %v", points)
+	return points
+}
+
+// killAt does not let the operation come further than the point, and wants the service to run on a complete store all the same.
+func (s *site) killAt(what string, point int) string {
+	s.t.Helper()
+	where, err := crashChild(s.t, what, s.dir, strconv.Itoa(point))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.recoverFrom(fmt.Sprintf("%s killed at point %d, %s", what, point, where), point%2 == 0)
+	return where
+}
+
+// fault 30: a purge that is killed goes on, and touches nothing else.
+func TestPurgeKilledAnywhere(t *testing.T) {
+	s := newPlaintext(t)
+	s.migrate()
+	points := 0
+	for where := "begun"; where != ""; {
+		if where = s.killAt("purge", points+1); where != "" {
+			points++
+		}
+		if all, err := s.loadMoves(); err != nil || len(all.Moves) == 0 {
+			break
+		}
+	}
+	s.complete("purge")
+	s.requireServing("purged")
+	s.requireEncrypted()
+	t.Logf("%d points", points)
+	if points < 5 {
+		t.Errorf("only %d points", points)
+	}
+}
+
+// recoverFrom does what a boot does, or a daemon that is there all the time.
+func (s *site) recoverFrom(where string, reboot bool) {
+	s.t.Helper()
+	if reboot {
+		_ = s.standIn().Stop(s.t.Context()) // Docker starts at boot what nobody had stopped
+		if all, err := s.loadMoves(); err != nil || len(all.Moves) == 0 || !all.Moves[0].Stopped {
+			defer func() { _ = s.standIn().Start(s.t.Context()); s.requireServing(where) }()
+		}
+		s.close()
+	}
+	s.open()
+	if err := s.RestartServices(s.t.Context(), s.moveOptions(), &watcher{}); err != nil {
+		s.t.Fatalf("%s: %v", where, err)
+	}
+	if undecided, stopped, err := s.PendingMoves(); undecided || stopped || err != nil {
+		s.t.Fatalf("%s: undecided %v, stopped %v: %v", where, undecided, stopped, err)
+	}
+	if !reboot {
+		s.requireServing(where)
+	}
+}
+
+// complete runs the operation once more.
+func (s *site) complete(what string) {
+	s.t.Helper()
+	switch what {
+	case "migrate":
+		s.migrate()
+		s.requireEncrypted()
+	case "rollback":
+		if all, err := s.loadMoves(); err != nil || len(all.Moves) == 0 {
+			break // it had come to its end
+		}
+		s.rollback()
+		s.requirePlain()
+	case "purge":
+		if all, err := s.loadMoves(); err != nil || len(all.Moves) == 0 {
+			break
+		}
+		if _, err := s.Purge(s.t.Context(), s.moveOptions(), &watcher{}); err != nil {
+			s.t.Fatal(err)
+		}
+		s.requireNothingAside()
+	}
+}
+
+// faults 17 and 18: what fails before or after any durable step leaves the service running on a complete store, and the next run comes to
+// its end.
+func TestMoveFailsAnywhere(t *testing.T) {
+	s := newPlaintext(t)
+	s.interruptEverywhere(func(what string, point int) string {
+		where := s.failAt(what, point, []error{unix.ENOSPC, unix.EIO}[point%2])
+		s.recoverFrom(fmt.Sprintf("%s failed at point %d, %s", what, point, where), false)
+		return where
+	})
+}
+
+// failAt has the operation fail at the point, once, and tells where that was.
+func (s *site) failAt(what string, point int, fault error) (where string) {
+	s.t.Helper()
+	count := 0
+	s.failpoint = func(name string) error {
+		if count++; count == point {
+			where = name
+			return fault
+		}
+		return nil
+	}
+	defer func() { s.failpoint = nil }()
+	do := s.Migrate
+	if what == "rollback" {
+		do = s.Rollback
+	}
+	_, err := do(s.t.Context(), s.moveOptions(), &watcher{})
+	if where != "" && !errors.Is(err, fault) || where == "" && err != nil {
+		s.t.Fatalf("%s failed at %q: %v", what, where, err)
+	}
+	return where
+}
+
+// removing runs one of the operations on the open volume below folder, in a process that does not survive.
+func removing(what, folder string, c *crasher) error {
+	s := openSite(folder, withService)
+	s.Volume = New(s.config, s.paths, c)
+	s.failpoint = func(point string) error { c.pass(point); return nil }
+	options := s.moveOptions()
+	do := map[string]func(context.Context, MoveOptions, Observer) (*Moved, error){"migrate": s.Migrate, "rollback": s.Rollback, "purge": s.Purge}[what]
+	_, err := do(context.Background(), options, stepsOnly{c})
+	return err
+}
+
+// stepsOnly leaves out what comes right after a durable step.
+type stepsOnly struct{ *crasher }
+
+func (stepsOnly) Event(journal.Event, ...journal.Field) {}
+
+// hold has another process keep a file open.
+func (s *site) hold(path string) int {
+	s.t.Helper()
+	pid, err := strconv.Atoi(s.run("sh", "-c", `sleep 300 <"$1" >/dev/null 2>&1 & echo $!`, "sh", path))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = unix.Kill(pid, unix.SIGKILL) })
+	return pid
+}
+
+func (s *site) letGo(pid int) {
+	s.t.Helper()
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		s.t.Fatal(err)
+	}
+}

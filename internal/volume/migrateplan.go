@@ -1,0 +1,144 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/transfer"
+	"luksmediad/pkg/mount"
+)
+
+// ObstacleError says what in a store stands against moving it. It is an ErrObstacles.
+type ObstacleError struct {
+	Store     string
+	Obstacles []transfer.Obstacle
+	// Count is how many there are; only the first of each kind are listed.
+	Count int
+}
+
+func (e *ObstacleError) Error() string {
+	text := fmt.Sprintf("cannot move store %s: %d entries: %v", e.Store, e.Count, ErrObstacles)
+	for _, o := range e.Obstacles {
+		text += fmt.Sprintf("\n%s %q: %s", o.Trouble, o.Path, o.Detail)
+	}
+	return text
+}
+
+// Unwrap gives the class.
+func (e *ObstacleError) Unwrap() error { return ErrObstacles }
+
+// preflight finds everything that would stop the move before anything is changed, all of it at once.
+func (m *mover) preflight(ctx context.Context) error {
+	m.plan = Plan{Store: m.store.Name, Path: m.store.Path, Service: m.store.Service.String()}
+	if err := m.checkPath(); err != nil {
+		return err
+	}
+	faults := []error{mount.CheckGuardable(m.store.Path), m.survey(ctx), m.checkUse(ctx)}
+	if m.plan.Found.Totals.Entries > 0 {
+		faults = append(faults, m.checkRoom(ctx))
+	}
+	m.estimate()
+	return errors.Join(faults...)
+}
+
+// checkPath wants a directory at the path, and the one of which a copy was begun.
+func (m *mover) checkPath() error {
+	seen, mounted, err := mount.IdentifyDirectory(m.store.Path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("cannot move store %s: %w", m.store.Name, err)
+	case mounted:
+		return wrongf(mount.ErrMounted, "cannot move store %s: %s is a mount, which cannot be renamed", m.store.Name, m.store.Path)
+	case m.move != nil && !seen.Is(m.move.Plain):
+		return wrongf(ErrMoveUnclear, "cannot move store %s: the copy that was begun is of another directory than %s", m.store.Name, m.store.Path)
+	}
+	return nil
+}
+
+func (m *mover) survey(ctx context.Context) error {
+	found, err := transfer.Survey(ctx, m.store.Path, transfer.Options{State: m.PrivateDir(), Progress: m.options.Progress})
+	if err != nil {
+		return err
+	}
+	m.plan.Found = *found
+	if len(found.Obstacles) == 0 {
+		return nil
+	}
+	count := 0
+	for _, n := range found.Troubles {
+		count += n
+	}
+	return &ObstacleError{Store: m.store.Name, Obstacles: found.Obstacles, Count: count}
+}
+
+const (
+	// marginPercent is for what arrives while the copy runs.
+	marginPercent = 20
+	// manifestBytes an entry are what manifest and sorting take; see [transfer.Options].
+	manifestBytes = 300
+)
+
+// checkRoom counts what an interrupted move has copied already.
+func (m *mover) checkRoom(ctx context.Context) error {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(m.Root(), &stat); err != nil {
+		return fmt.Errorf("cannot move store %s: %w", m.store.Name, err)
+	}
+	found := m.plan.Found
+	need := Room{Bytes: found.Allocated, Inodes: found.Inodes}
+	if m.move != nil {
+		there, err := transfer.Survey(ctx, m.target(), transfer.Options{State: m.PrivateDir()})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if there != nil {
+			need = Room{Bytes: max(need.Bytes-there.Allocated, 0), Inodes: max(need.Inodes-there.Inodes, 0)}
+		}
+	}
+	need.Bytes += need.Bytes*marginPercent/100 + found.Totals.Entries*manifestBytes
+	need.Inodes += need.Inodes * marginPercent / 100
+	m.plan.Need, m.plan.Free = need, Room{Bytes: int64(stat.Bavail) * stat.Bsize, Inodes: int64(stat.Ffree)}
+	if m.plan.Free.Bytes < need.Bytes || m.plan.Free.Inodes < need.Inodes {
+		return wrongf(ErrVolumeFull, "cannot move store %s: %d bytes and %d inodes are needed in the volume, %d and %d are free", m.store.Name,
+			need.Bytes, need.Inodes, m.plan.Free.Bytes, m.plan.Free.Inodes)
+	}
+	return nil
+}
+
+// checkUse asks for the service, and for what else uses the store: as long as the service runs, that may be itself.
+func (m *mover) checkUse(ctx context.Context) (err error) {
+	if m.service != nil {
+		if m.plan.Runs, _, err = m.service.State(ctx); err != nil {
+			return fmt.Errorf("cannot move store %s: %w", m.store.Name, err)
+		}
+	}
+	if m.plan.Holders, err = mount.TreeHolders(m.store.Path); err != nil {
+		return err
+	}
+	if len(m.plan.Holders) > 0 && !m.plan.Runs {
+		return wrongf(ErrInUse, "cannot move store %s: %s", m.store.Name, holdersText(m.plan.Holders))
+	}
+	return nil
+}
+
+// What an estimate takes for granted: a slow disk, and a service as slow as Synapse.
+const (
+	copyRate     = 60 << 20 // bytes a second, copied and read back
+	entryRate    = 2000     // entries a second, copied
+	compareRate  = 20000    // entries a second, compared
+	restartTakes = 15 * time.Second
+)
+
+func (m *mover) estimate() {
+	totals := m.plan.Found.Totals
+	m.plan.Copying = time.Duration(totals.Bytes/copyRate+totals.Entries/entryRate+1) * time.Second
+	m.plan.Standstill = time.Duration(3*totals.Entries/compareRate+1) * time.Second
+	if m.plan.Runs {
+		m.plan.Standstill += restartTakes
+	}
+}

@@ -1,0 +1,449 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/config"
+	"luksmediad/internal/journal"
+	"luksmediad/internal/transfer"
+	"luksmediad/pkg/mount"
+	"luksmediad/pkg/unlock"
+)
+
+// Service is what uses a store and stands still while it moves.
+type Service interface {
+	// State tells whether it runs, and why it is not well yet; empty if it is.
+	State(ctx context.Context) (running bool, ailing string, err error)
+	// Stop and Start wait until it has stopped or was started, and do nothing if it is so already.
+	Stop(ctx context.Context) error
+	Start(ctx context.Context) error
+}
+
+// MoveOptions say which store moves, and who is to be asked and told.
+type MoveOptions struct {
+	// Store is its name; it may be empty if there is only one that comes into question.
+	Store string
+	// DryRun finds everything that would stop the move, and changes nothing.
+	DryRun bool
+	// Service gives the service of a store, nil if the configuration names none.
+	Service func(config.Store) Service
+	// Trial, if it is there, proves that the service works on its store in the volume. It is tried again until Deadline has passed since the
+	// service was started.
+	Trial    func(context.Context, config.Store, *Opened) error
+	Deadline time.Duration
+	// Accept is asked before anything is changed; what it returns ends the move.
+	Accept func(*Plan) error
+	// Progress, if it is there, is told how far a copy is.
+	Progress func(transfer.Progress)
+}
+
+// Plan is what a move, or the way back, is going to do.
+type Plan struct {
+	Store, Path string
+	// Found is what lies there, Need what it takes in the volume with a margin, and Free what the volume has.
+	Found      transfer.Inventory
+	Need, Free Room
+	// Service is stopped if it Runs; empty if none is named. Holders use the store now.
+	Service string
+	Runs    bool
+	Holders []mount.Holder
+	// Copying and Standstill are estimates: of the copy while the service runs, and of the time without it.
+	Copying, Standstill time.Duration
+}
+
+// Room is space in a filesystem.
+type Room struct{ Bytes, Inodes int64 }
+
+// Moved is what has become of a store.
+type Moved struct {
+	Store, Path string
+	// Changed: it was not so before.
+	Changed        bool
+	Entries, Bytes int64
+	// Old is where the old files still are, in clear text; empty if they are not there any more, or are the store again.
+	Old string
+	// Standstill is how long the service stood still.
+	Standstill time.Duration
+	Plan       *Plan
+}
+
+// mover is what the steps of one move have found out so far.
+type mover struct {
+	*Volume
+	observer Observer
+	options  MoveOptions
+
+	store   config.Store
+	service Service
+	record  *Record
+	mapping *unlock.Mapping
+	move    *move
+	plan    Plan
+	// manifest describes the copy as it is now, verified as it was when its contents were read back.
+	manifest, verified *transfer.Manifest
+	stoppedAt          time.Time
+	standstill         time.Duration
+}
+
+// moveStore does something with a store while no other process does.
+func (v *Volume) moveStore(ctx context.Context, options MoveOptions, observer Observer, do func(*mover, context.Context) (changed bool, err error),
+) (*Moved, error) {
+	m := v.newMover(options, observer)
+	defer m.close()
+	release, err := v.lockMoves(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if err := runSteps(ctx, observer, []step{{StepRecord, m.begin}}); err != nil {
+		return nil, err
+	}
+	changed, err := do(m, ctx)
+	if err != nil {
+		return nil, err
+	}
+	return m.moved(changed), nil
+}
+
+// accept asks before anything is changed.
+func (m *mover) accept() error {
+	if m.options.Accept == nil {
+		return nil
+	}
+	return m.options.Accept(&m.plan)
+}
+
+func (v *Volume) newMover(options MoveOptions, observer Observer) *mover {
+	return &mover{Volume: v, observer: observer, options: options}
+}
+
+// begin finds the store and the open volume, and ends what an interruption has left undecided.
+func (m *mover) begin(ctx context.Context) error {
+	release, err := m.lockPatiently(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := m.reload(); err != nil {
+		return err
+	}
+	if err := m.resolveMoves(m.record); err != nil {
+		return err
+	}
+	if m.store, err = m.chooseStore(); err != nil {
+		return err
+	}
+	m.service = m.options.Service(m.store)
+	m.move, err = m.loadMove(m.store)
+	return err
+}
+
+// reload looks at record and volume anew: both may have changed while the lock was free.
+func (m *mover) reload() (err error) {
+	if m.record, err = m.loadRecord(); err != nil {
+		return err
+	}
+	if m.mapping, err = m.findMapping(m.record.Pin.UUID); err != nil {
+		return err
+	}
+	if m.mapping == nil {
+		return wrongf(mount.ErrNotMounted, "cannot move stores of volume %s: it is not open", m.Name())
+	}
+	table, err := mount.ReadTable()
+	if err != nil {
+		return err
+	}
+	if err := verifyMount(table, m.Root(), "/", m.mapping.Device); err != nil {
+		return err
+	}
+	return m.checkMarker(m.record.Marker)
+}
+
+// chooseStore takes the only store if none is named.
+func (m *mover) chooseStore() (config.Store, error) {
+	var names []string
+	for _, store := range m.config.Stores {
+		if store.Name == m.options.Store || m.options.Store == "" && len(m.config.Stores) == 1 {
+			return store, nil
+		}
+		names = append(names, store.Name)
+	}
+	if m.options.Store == "" {
+		return config.Store{}, wrongf(ErrWhichStore, "cannot choose between %s", strings.Join(names, ", "))
+	}
+	return config.Store{}, wrongf(ErrWhichStore, "cannot find store %s: there are %s", m.options.Store, strings.Join(names, ", "))
+}
+
+// target is the store's folder in the volume.
+func (m *mover) target() string { return m.Store(m.store.Name) }
+
+func (m *mover) copyOptions(state string) transfer.Options {
+	return transfer.Options{State: state, Progress: m.options.Progress, Total: m.plan.Found.Totals}
+}
+
+// underLock does the part of a move during which nobody else may touch the volume.
+func (m *mover) underLock(ctx context.Context, do func(context.Context) error) error {
+	release, err := m.lockPatiently(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := m.reload(); err != nil {
+		return err
+	}
+	return do(ctx)
+}
+
+// stopService writes down first that it has to be started again: Docker itself would not, not even at the next boot.
+func (m *mover) stopService(ctx context.Context, phase movePhase) error {
+	m.move.Phase = phase
+	running := false
+	if m.service != nil {
+		var err error
+		if running, _, err = m.service.State(ctx); err != nil {
+			return err
+		}
+	}
+	m.move.Stopped = m.move.Stopped || running
+	if err := m.saveMove(m.move); err != nil {
+		return err
+	}
+	m.stoppedAt = time.Now()
+	if !running {
+		return nil
+	}
+	if err := m.service.Stop(ctx); err != nil {
+		return err
+	}
+	m.observer.Event(journal.ServiceStopped, journal.F("STORE", m.store.Name), journal.F("SERVICE", m.store.Service.String()))
+	return m.fail("after stop")
+}
+
+// settling is how long a process that was told to end may still be seen.
+const settling = 5 * time.Second
+
+// requireUnused refuses to go on while anything could still write below path.
+func (m *mover) requireUnused(ctx context.Context, path string) error {
+	for deadline := time.Now().Add(settling); ; {
+		holders, err := mount.TreeHolders(path)
+		if err != nil || len(holders) == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return wrongf(ErrInUse, "cannot move store %s: %s", m.store.Name, holdersText(holders))
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// maxHolders are named.
+const maxHolders = 10
+
+func holdersText(holders []mount.Holder) string {
+	var names []string
+	for i, holder := range holders {
+		if i == maxHolders {
+			names = append(names, fmt.Sprintf("and %d more", len(holders)-i))
+			break
+		}
+		names = append(names, holder.String())
+	}
+	return strings.Join(names, ", ")
+}
+
+// startService starts what was stopped for the move, and nothing else.
+func (m *mover) startService(ctx context.Context) error {
+	if !m.move.Stopped || m.service == nil {
+		return nil
+	}
+	if err := m.fail("before start"); err != nil {
+		return err
+	}
+	if err := m.service.Start(ctx); err != nil {
+		return err
+	}
+	m.standstill = time.Since(m.stoppedAt)
+	m.observer.Event(journal.ServiceStarted, journal.F("STORE", m.store.Name), journal.F("SERVICE", m.store.Service.String()))
+	return m.fail("after start")
+}
+
+// started ends the debt of starting the service.
+func (m *mover) started() error {
+	if !m.move.Stopped {
+		return nil
+	}
+	m.move.Stopped = false
+	return m.saveMove(m.move)
+}
+
+// bind makes the bare path useless and mounts the store on it.
+func (m *mover) bind(context.Context) error {
+	if err := m.guardPath(m.store.Path, m.observer); err != nil {
+		return err
+	}
+	if err := m.fail("after guard"); err != nil {
+		return err
+	}
+	o := &opening{Volume: m.Volume, observer: m.observer, opened: Opened{Record: m.record, Mapping: m.mapping}}
+	if err := o.bindStore(m.store); err != nil {
+		return err
+	}
+	return m.fail("after bind")
+}
+
+// trialPause is the time between two looks at a service.
+const trialPause = 500 * time.Millisecond
+
+// awaitService waits until the service is well. One that was not running before is not started for that.
+func (m *mover) awaitService(ctx context.Context) error {
+	if m.service == nil {
+		return nil
+	}
+	if running, _, err := m.service.State(ctx); err == nil && !running && !m.move.Stopped {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, m.options.Deadline)
+	defer cancel()
+	for {
+		ailing := m.ailing(ctx)
+		if ailing == "" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return wrongf(ErrUnhealthy, "cannot use store %s: %s: %s", m.store.Name, m.store.Service, ailing)
+		case <-time.After(trialPause):
+		}
+	}
+}
+
+// ailing is empty if the service is well.
+func (m *mover) ailing(ctx context.Context) string {
+	running, ailing, err := m.service.State(ctx)
+	switch {
+	case err != nil:
+		return err.Error()
+	case !running || ailing != "":
+		return ailing
+	case m.options.Trial == nil:
+		return ""
+	}
+	opened, err := m.openedNow()
+	if err == nil {
+		err = m.options.Trial(ctx, m.store, opened)
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+func (m *mover) openedNow() (*Opened, error) {
+	seen, err := m.Inspect()
+	if err != nil {
+		return nil, err
+	}
+	opened := seen.Opened(m.Volume)
+	if opened == nil {
+		return nil, wrongf(mount.ErrNotMounted, "cannot find volume %s", m.Name())
+	}
+	return opened, nil
+}
+
+// discardedFolder holds copies that are no longer needed, on their way to nothing.
+func (m *mover) discardedFolder() string { return filepath.Join(m.PrivateDir(), "discarded") }
+
+// discard ends a move of which nothing in the volume is needed any more: the copy, at once, then the folder aside and the journal.
+func (m *mover) discard(context.Context) error {
+	if err := m.setAside(); err != nil {
+		return err
+	}
+	if err := m.removeAside(); err != nil {
+		return err
+	}
+	if err := m.forgetMove(m.move); err != nil {
+		return err
+	}
+	m.move = nil
+	return m.emptyDiscarded()
+}
+
+// setAside takes copy and manifest out of the way in one step each.
+func (m *mover) setAside() error {
+	if err := makePrivate(m.discardedFolder()); err != nil {
+		return err
+	}
+	for from, to := range map[string]string{
+		m.target():              m.move.ID + ".store",
+		m.moveState(m.move):     m.move.ID + ".state",
+		m.moveStateBack(m.move): m.move.ID + ".back",
+	} {
+		err := os.Rename(from, filepath.Join(m.discardedFolder(), to))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("cannot discard the copy of store %s: %w", m.store.Name, err)
+		}
+	}
+	if err := errors.Join(syncFolder(filepath.Dir(m.target())), syncFolder(m.discardedFolder())); err != nil {
+		return err
+	}
+	return m.fail("after discard")
+}
+
+// removeAside removes the folder aside with the empty directory in it, and nothing else. One that was never recorded goes by its name.
+func (m *mover) removeAside() error {
+	path := asidePath(m.move)
+	if m.move.Aside.Inode != 0 {
+		found, err := mount.FindDirectory(filepath.Dir(m.move.Path), m.move.Aside)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		path = found
+	}
+	for _, path := range []string{filepath.Join(path, filepath.Base(m.move.Path)), path} {
+		if err := unix.Rmdir(path); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("cannot remove %s: %w", path, err)
+		}
+	}
+	return mount.SyncDirectory(filepath.Dir(m.move.Path))
+}
+
+func (m *mover) emptyDiscarded() error {
+	if err := os.RemoveAll(m.discardedFolder()); err != nil {
+		return fmt.Errorf("cannot remove the discarded copy: %w", err)
+	}
+	return nil
+}
+
+func (m *mover) close() {
+	for _, manifest := range []*transfer.Manifest{m.manifest, m.verified} {
+		if manifest != nil {
+			_ = manifest.Close() // only read
+		}
+	}
+}
+
+func (m *mover) moved(changed bool) *Moved {
+	moved := &Moved{Store: m.store.Name, Path: m.store.Path, Changed: changed, Standstill: m.standstill, Plan: &m.plan}
+	if m.move != nil {
+		moved.Entries, moved.Bytes = m.move.Entries, m.move.Bytes
+		if m.move.inVolume() {
+			moved.Old, _ = findAside(m.move)
+		}
+	}
+	return moved
+}

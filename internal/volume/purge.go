@@ -1,0 +1,178 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"luksmediad/internal/journal"
+	"luksmediad/internal/state"
+	"luksmediad/internal/transfer"
+	"luksmediad/pkg/mount"
+)
+
+// LeftError says what a purge has left: it is not as it was moved. It is an ErrLeftOver.
+type LeftError struct {
+	Path  string
+	Left  []transfer.Left
+	Count int
+}
+
+func (e *LeftError) Error() string {
+	text := fmt.Sprintf("cannot purge %s: %d entries are left: %v", e.Path, e.Count, ErrLeftOver)
+	for _, left := range e.Left {
+		text += fmt.Sprintf("\n%q: %s", left.Path, left.Why)
+	}
+	return text
+}
+
+// Unwrap gives the class.
+func (e *LeftError) Unwrap() error { return ErrLeftOver }
+
+// Purge removes the old files of a store that has moved in: those that were moved, as far as they are still the same, and nothing else.
+// There is no way back from its first step on. It does not claim that nothing of them is left on the disk. What an interruption leaves the
+// next Purge goes on from. It fails with a [StepError].
+func (v *Volume) Purge(ctx context.Context, options MoveOptions, observer Observer) (*Moved, error) {
+	return v.moveStore(ctx, options, observer, (*mover).purgeOld)
+}
+
+func (m *mover) purgeOld(ctx context.Context) (changed bool, err error) {
+	if err := runSteps(ctx, m.observer, []step{{StepPreflight, m.planPurge}}); err != nil || m.options.DryRun {
+		return false, err
+	}
+	if err := m.accept(); err != nil {
+		return false, err
+	}
+	return true, runSteps(ctx, m.observer, []step{{StepPurge, m.purge}, {StepDiscard, m.endPurge}})
+}
+
+// planPurge wants the store to be seen in the volume, and the move to have come to its end.
+func (m *mover) planPurge(context.Context) error {
+	m.plan = Plan{Store: m.store.Name, Path: m.store.Path}
+	switch {
+	case m.move == nil:
+		return wrongf(ErrNothingOld, "cannot purge store %s", m.store.Name)
+	case m.move.Phase == phaseReturning:
+		return wrongf(ErrReturning, "cannot purge store %s", m.store.Name)
+	case m.move.Phase == phaseTrial:
+		return wrongf(ErrUnhealthy, "cannot purge store %s: its move has not come to its end", m.store.Name)
+	case !m.move.inVolume():
+		return wrongf(ErrNothingOld, "cannot purge store %s: it has not moved in", m.store.Name)
+	}
+	m.plan.Found.Totals = transfer.Totals{Entries: m.move.Entries, Bytes: m.move.Bytes}
+	table, err := mount.ReadTable()
+	if err != nil {
+		return err
+	}
+	return verifyMount(table, m.store.Path, storesRoot+m.store.Name, m.mapping.Device)
+}
+
+func (m *mover) purge(ctx context.Context) error {
+	err := m.underLock(ctx, func(context.Context) error {
+		m.move.Phase = phasePurging
+		return m.saveMove(m.move)
+	})
+	if err != nil {
+		return err
+	}
+	aside, err := findAside(m.move)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // an earlier purge has come so far
+	}
+	if err != nil {
+		return err
+	}
+	if err := m.removeOld(ctx, aside); err != nil {
+		return err
+	}
+	if err := m.fail("after removal"); err != nil {
+		return err
+	}
+	return m.removeAside()
+}
+
+func (m *mover) removeOld(ctx context.Context, aside string) error {
+	if _, err := os.Lstat(aside); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	options := m.copyOptions(m.moveState(m.move))
+	manifest, err := transfer.Open(options.ManifestPath())
+	if err != nil {
+		return err
+	}
+	m.manifest = manifest
+	removal, err := transfer.Remove(ctx, aside, manifest, options)
+	if err != nil {
+		return err
+	}
+	if removal.Count > 0 {
+		return &LeftError{Path: aside, Left: removal.Left, Count: removal.Count}
+	}
+	return nil
+}
+
+// endPurge removes the manifests, which have nothing more to tell.
+func (m *mover) endPurge(ctx context.Context) error {
+	return m.underLock(ctx, func(context.Context) error {
+		if err := m.forgetMove(m.move); err != nil {
+			return err
+		}
+		m.observer.Event(journal.Purged, journal.F("STORE", m.store.Name), journal.F("PATH", m.store.Path))
+		return errors.Join(os.RemoveAll(m.moveState(m.move)), os.RemoveAll(m.moveStateBack(m.move)))
+	})
+}
+
+// PendingMoves tells whether an interrupted move has left undecided which copy of a store is the truth, which the next Open decides, or a
+// service stopped. Neither counts while the move is under way.
+func (v *Volume) PendingMoves() (undecided, stopped bool, err error) {
+	all, err := v.loadMoves()
+	if err != nil {
+		return false, false, err
+	}
+	for _, m := range all.Moves {
+		undecided = undecided || m.unresolved()
+		stopped = stopped || m.Stopped
+	}
+	if !undecided && !stopped {
+		return false, false, nil
+	}
+	release, err := state.Lock(v.movesLock())
+	if errors.Is(err, state.ErrBusy) {
+		return false, false, nil
+	}
+	if err != nil {
+		return false, false, err
+	}
+	return undecided, stopped, release()
+}
+
+// RestartServices starts what an interrupted move has left stopped. It does nothing while one is under way.
+func (v *Volume) RestartServices(ctx context.Context, options MoveOptions, observer Observer) (err error) {
+	release, err := state.Lock(v.movesLock())
+	if errors.Is(err, state.ErrBusy) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
+	releaseVolume, err := v.lockPatiently(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, releaseVolume()) }()
+	var faults []error
+	for _, store := range v.config.Stores {
+		m := v.newMover(options, observer)
+		m.store, m.service = store, options.Service(store)
+		if m.move, err = v.loadMove(store); err != nil {
+			return err
+		}
+		if m.move != nil && m.move.Stopped && !m.move.unresolved() {
+			faults = append(faults, m.startAgain(ctx))
+		}
+	}
+	return errors.Join(faults...)
+}

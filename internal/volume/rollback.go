@@ -1,0 +1,182 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"luksmediad/internal/journal"
+	"luksmediad/internal/transfer"
+	"luksmediad/pkg/mount"
+)
+
+// Rollback makes the directory outside the store again. What has arrived in the volume since is carried back first and verified, while the
+// service stands still; nothing is lost. It is possible until [Volume.Purge], and takes back a move that has not come to its end, too.
+// What an interruption leaves the next Rollback goes on from. It fails with a [StepError].
+func (v *Volume) Rollback(ctx context.Context, options MoveOptions, observer Observer) (*Moved, error) {
+	return v.moveStore(ctx, options, observer, (*mover).rollback)
+}
+
+func (m *mover) rollback(ctx context.Context) (changed bool, err error) {
+	if err := runSteps(ctx, m.observer, []step{{StepPreflight, m.planBack}}); err != nil || m.options.DryRun {
+		return false, err
+	}
+	if err := m.accept(); err != nil {
+		return false, err
+	}
+	switch m.move.Phase {
+	case phaseCopying, phaseBack:
+		return true, m.underLock(ctx, m.abandon)
+	}
+	return true, m.underLock(ctx, m.takeBack)
+}
+
+// planBack refuses where nothing is left to go back to.
+func (m *mover) planBack(ctx context.Context) (err error) {
+	m.plan = Plan{Store: m.store.Name, Path: m.store.Path, Service: m.store.Service.String()}
+	switch {
+	case m.move == nil:
+		return wrongf(ErrNoWayBack, "cannot take store %s back: it has not moved in, or its old files were purged", m.store.Name)
+	case m.move.Phase == phasePurging:
+		return wrongf(ErrNoWayBack, "cannot take store %s back: its old files are being purged", m.store.Name)
+	case m.move.inVolume():
+		if _, err := findAside(m.move); err != nil {
+			return err
+		}
+	}
+	if m.service != nil {
+		m.plan.Runs, _, err = m.service.State(ctx)
+	}
+	return err
+}
+
+// abandon gives up a copy that is not the truth, or not any more.
+func (m *mover) abandon(ctx context.Context) error {
+	return runSteps(ctx, m.observer, []step{{StepStart, m.startAgain}, {StepDiscard, m.discard}})
+}
+
+// takeBack is the whole way back. Whatever goes wrong in it, the service runs afterwards on a complete store.
+func (m *mover) takeBack(ctx context.Context) error {
+	err := runSteps(ctx, m.observer, []step{
+		{StepStop, m.stopInVolume},
+		{StepCarryBack, m.carryBack},
+		{StepVerifyAll, m.verifyBack},
+		{StepUnbind, m.unbind},
+		{StepSwapBack, m.swapBack},
+	})
+	if err != nil {
+		return errors.Join(err, m.stay(context.WithoutCancel(ctx)))
+	}
+	m.observer.Event(journal.MovedBack, journal.F("STORE", m.store.Name), journal.F("PATH", m.store.Path))
+	return m.abandon(ctx)
+}
+
+func (m *mover) stopInVolume(ctx context.Context) error {
+	if err := m.stopService(ctx, phaseReturning); err != nil {
+		return err
+	}
+	return m.requireUnused(ctx, m.target())
+}
+
+// carryBack goes on from what an earlier, interrupted way back has reached.
+func (m *mover) carryBack(ctx context.Context) (err error) {
+	back := m.copyOptions(m.moveStateBack(m.move))
+	if err := makePrivate(back.State); err != nil {
+		return err
+	}
+	if m.verified, err = transfer.Open(back.ManifestPath()); errors.Is(err, fs.ErrNotExist) {
+		m.verified, err = transfer.Open(m.copyOptions(m.moveState(m.move)).ManifestPath())
+	}
+	if err != nil {
+		return err
+	}
+	aside, err := findAside(m.move)
+	if err != nil {
+		return err
+	}
+	m.manifest, err = transfer.CarryBack(ctx, m.target(), aside, m.verified, back)
+	return err
+}
+
+// verifyBack reads everything: the old files have been out of sight since the move.
+func (m *mover) verifyBack(ctx context.Context) error {
+	options := m.copyOptions(m.moveStateBack(m.move))
+	aside, err := findAside(m.move)
+	if err != nil {
+		return err
+	}
+	if _, err := transfer.Verify(ctx, aside, m.manifest, transfer.VerifyOptions{Options: options}); err != nil {
+		return err
+	}
+	return transfer.Unchanged(ctx, m.target(), m.manifest, options)
+}
+
+// unbind uncovers the bare directory, and makes it one that can be renamed.
+func (m *mover) unbind(context.Context) error {
+	mounted, err := mount.At(m.store.Path)
+	if err != nil {
+		return err
+	}
+	if mounted != nil {
+		if !m.isStore(mounted, m.store.Name, m.mapping.Device) {
+			return wrongf(ErrMountForeign, "cannot unbind store %s at %s: %s is mounted there", m.store.Name, m.store.Path, mounted.Source)
+		}
+		if err := m.unbindStore(m.store.Name, mounted, m.observer); err != nil {
+			return err
+		}
+	}
+	if err := m.fail("after unbind"); err != nil {
+		return err
+	}
+	if err := mount.Unguard(m.store.Path); err != nil {
+		return err
+	}
+	return m.fail("after unguard")
+}
+
+// swapBack puts the old directory in its place again. The journal says first that both copies are complete.
+func (m *mover) swapBack(context.Context) error {
+	aside, err := findAside(m.move)
+	if err != nil {
+		return err
+	}
+	m.move.Phase = phaseReturned
+	if err := m.saveMove(m.move); err != nil {
+		return err
+	}
+	if at, err := m.move.look(); err != nil || at != placeBare {
+		return errors.Join(err, wrongf(ErrMoveUnclear, "cannot take store %s back: another directory is at %s now", m.store.Name, m.store.Path))
+	}
+	if err := m.exchange(aside, m.move.Bare); err != nil {
+		return err
+	}
+	return m.settlePlain(m.move, m.record)
+}
+
+// startAgain starts the service on whatever is the store, and does not ask how it is.
+func (m *mover) startAgain(ctx context.Context) error {
+	if err := m.startService(ctx); err != nil {
+		return err
+	}
+	return m.started()
+}
+
+// stay keeps a store in the volume whose way back has failed.
+func (m *mover) stay(ctx context.Context) error {
+	if m.move.unresolved() {
+		if err := m.resolve(m.move, m.record); err != nil {
+			return err
+		}
+	}
+	if m.move.Phase == phaseBack {
+		return m.abandon(ctx)
+	}
+	if err := m.bind(ctx); err != nil {
+		return fmt.Errorf("cannot keep store %s in the volume: %w", m.store.Name, err)
+	}
+	if m.move.Phase = m.move.settled(); !m.move.Stopped {
+		return m.saveMove(m.move)
+	}
+	return m.startAgain(ctx)
+}

@@ -1,0 +1,118 @@
+//go:build boot
+
+package boot
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestMigrate moves the media of a Synapse that has run for a while: a power cut in the middle of the copy leaves it on the old files, the
+// move itself costs it seconds, a power cut right after it leaves it on the volume, and the way back carries back what has come since.
+//
+// faults 14, 25 and 27
+func TestMigrate(t *testing.T) {
+	m := NewMachine(t)
+	tree := m.Build()
+	m.Boot()
+	m.Run("docker start synapse")
+	m.WaitForSynapse()
+	uploads := uploads{m: m}
+	uploads.add(3)
+	// What makes the copy last long enough to be cut.
+	m.Run("cd " + mediaStore + " && head --bytes=100M /dev/urandom | split --bytes=500K - local_content/filler- && chown -R 991:991 . && sync")
+	m.Install(tree)
+	m.write("/etc/luksmediad/config.yaml", configuration)
+	m.write("/etc/luksmediad/synapse.token", synapseToken+"\n")
+	if said := m.Run("luksmediad create --yes"); !strings.Contains(said, "luksmediad migrate media") {
+		t.Errorf("create says %s", said)
+	}
+	m.Run("systemctl enable --now luksmediad.service && sync") // the configuration, too
+	m.checkStore("plaintext")
+
+	m.Run("systemd-run --unit=migrate --property=Restart=no luksmediad migrate --yes")
+	m.Eventually(2*time.Minute, "the copy is under way", func() error {
+		_, err := m.Try(`grep --quiet '"step":"copy".*"bytes":[1-9]' /run/luksmediad/synapse-media.migrate.json`)
+		return err
+	})
+	m.Cut()
+	m.Boot()
+	m.WaitForSynapse()
+	m.checkStore("moving")
+	uploads.check("after a power cut in the copy")
+	uploads.add(1)
+
+	t.Logf("dry run: %s", m.Run("luksmediad migrate --dry-run"))
+	t.Logf("migrate: %s", m.long("luksmediad migrate --yes"))
+	m.checkStore("encrypted")
+	m.checkEncrypted()
+	uploads.check("moved in")
+	uploads.add(1)
+	m.Cut()
+	m.Boot()
+	m.WaitForSynapse()
+	m.checkEncrypted()
+	uploads.check("after a power cut")
+	uploads.add(1)
+
+	t.Logf("rollback: %s", m.long("luksmediad migrate rollback --yes"))
+	m.checkStore("plaintext")
+	m.WaitForSynapse()
+	uploads.check("went back")
+	t.Logf("migrate: %s", m.long("luksmediad migrate --yes"))
+	uploads.check("moved in again")
+	t.Logf("purge: %s", m.long("luksmediad migrate purge --confirm synapse-media"))
+	uploads.check("purged")
+	t.Logf("status: %s", m.Run("luksmediad status || true"))
+	if left := m.Run("ls -A " + strings.TrimSuffix(mediaStore, "/media_store")); strings.Contains(left, "luksmediad") {
+		t.Errorf("left: %s", left)
+	}
+	m.Shutdown()
+}
+
+// long runs what takes its time where nothing is accelerated.
+func (m *Machine) long(command string) string {
+	m.t.Helper()
+	out, err := m.ssh(10*time.Minute, nil, command)
+	if err != nil {
+		m.t.Fatalf("%s: %v\n%s", command, err, out)
+	}
+	return out
+}
+
+// checkStore wants status to say where the store is.
+func (m *Machine) checkStore(state string) {
+	m.t.Helper()
+	if status := m.Run("luksmediad status --json || true"); !strings.Contains(status, fmt.Sprintf(`"state":%q`, state)) {
+		m.t.Errorf("the store is not %s: %s", state, status)
+	}
+}
+
+// uploads are pictures that users have uploaded, which have to be there whatever happens.
+type uploads struct {
+	m        *Machine
+	ids      []string
+	pictures [][]byte
+}
+
+func (u *uploads) add(count int) {
+	u.m.t.Helper()
+	for range count {
+		picture := newPicture(u.m.t)
+		u.ids = append(u.ids, u.m.Upload(picture))
+		u.pictures = append(u.pictures, picture)
+	}
+}
+
+func (u *uploads) check(when string) {
+	u.m.t.Helper()
+	for i, id := range u.ids {
+		if !bytes.Equal(u.m.Download(id), u.pictures[i]) {
+			u.m.t.Errorf("%s: upload %d differs", when, i)
+		}
+		u.m.Thumbnail(id)
+	}
+}

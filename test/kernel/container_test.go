@@ -1,0 +1,132 @@
+//go:build kernel
+
+package kernel
+
+import (
+	"encoding/json"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// dockerSocket is where luksmediad looks for the Docker daemon.
+const dockerSocket = "/var/run/docker.sock"
+
+// engine answers as a Docker daemon that has one container.
+type engine struct {
+	mu      sync.Mutex
+	running bool
+	health  string
+	acts    []string
+	// onStop is called while a stop is under way.
+	onStop func()
+}
+
+func serveEngine(t *testing.T) *engine {
+	t.Helper()
+	listener, err := net.Listen("unix", dockerSocket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &engine{running: true, health: "healthy"}
+	server := &http.Server{Handler: e}
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(func() { server.Close(); os.Remove(dockerSocket) })
+	return e
+}
+
+func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch verb := filepath.Base(r.URL.Path); verb {
+	case "json":
+		_ = json.NewEncoder(w).Encode(map[string]any{"Id": "1234", "State": map[string]any{
+			"Running": e.running, "Status": "as the test says", "StartedAt": "2026-01-01T00:00:00Z", "Health": map[string]any{"Status": e.health}}})
+	case "stop", "start":
+		e.running = verb == "start"
+		e.acts = append(e.acts, verb)
+		if verb == "stop" && e.onStop != nil {
+			e.onStop()
+		}
+		w.WriteHeader(http.StatusNoContent)
+	}
+}
+
+// did forgets what it tells.
+func (e *engine) did() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	acts := e.acts
+	e.acts = nil
+	return acts
+}
+
+func (e *engine) set(change func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	change()
+}
+
+func (e *engine) requireRunning(t *testing.T, acts ...string) {
+	t.Helper()
+	if did := e.did(); !slices.Equal(did, acts) {
+		t.Errorf("the container was told to %v, not %v", did, acts)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.running {
+		t.Error("the container does not run")
+	}
+}
+
+// A container stops for the move and runs afterwards; one that is not well on the volume is back on the old files; one that a dead migrate has
+// left stopped is started by the daemon. faults 12, 14 and 26
+func TestMigrateContainer(t *testing.T) {
+	docker := serveEngine(t)
+	s := newSite(t, withContainer)
+	s.fillStore()
+	s.succeed("create", "--yes")
+	s.serve()
+	if planned := s.succeed("migrate", "--dry-run").stdout; !strings.Contains(planned, "container synapse is stopped") {
+		t.Errorf("planned: %s", planned)
+	}
+	docker.requireRunning(t)
+
+	docker.set(func() { docker.health = "unhealthy" })
+	s.refuses("service_unwell", 1, "migrate", "--yes", "--deadline", "2s")
+	s.requireStore("plaintext")
+	docker.requireRunning(t, "stop", "start", "stop", "start")
+	docker.set(func() { docker.health = "healthy" })
+
+	cmd := exec.Command(binary(t), "--config", s.config, "migrate", "--yes")
+	docker.set(func() { docker.onStop = func() { _ = cmd.Process.Kill() } })
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	docker.set(func() { docker.onStop = nil })
+	eventually(t, "the daemon to start the container", func() bool {
+		docker.mu.Lock()
+		defer docker.mu.Unlock()
+		return docker.running
+	})
+	docker.requireRunning(t, "stop", "start")
+	s.requireContent(filepath.Join(s.store, "picture.png"), "in clear text")
+	s.refuses("move_gone", 1, "migrate", "--attach")
+
+	s.succeed("migrate", "--yes")
+	s.requireStore("encrypted")
+	docker.requireRunning(t, "stop", "start")
+	if said := s.succeed("migrate", "--attach").stdout; !strings.Contains(said, "its end") {
+		t.Errorf("attached: %s", said)
+	}
+	s.succeed("migrate", "rollback", "--yes")
+	docker.requireRunning(t, "stop", "start")
+	s.requireContent(filepath.Join(s.store, "picture.png"), "in clear text")
+}

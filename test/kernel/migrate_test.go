@@ -1,0 +1,105 @@
+//go:build kernel
+
+package kernel
+
+import (
+	"bufio"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// Media that were there before move in under a running daemon, back, in again, and what they were is purged.
+func TestMigrateUnderDaemon(t *testing.T) {
+	s := newSite(t)
+	s.fillStore()
+	picture := filepath.Join(s.store, "local_content")
+	s.write(picture, "a picture")
+	if said := s.succeed("create", "--yes").stdout; !strings.Contains(said, "luksmediad migrate media") {
+		t.Errorf("create says %s", said)
+	}
+	s.serve()
+	s.requireStore("plaintext")
+	s.requireContent(picture, "a picture")
+	if planned := s.succeed("migrate", "--dry-run").stdout; !strings.Contains(planned, "would move store media from "+s.store) {
+		t.Errorf("planned: %s", planned)
+	}
+	s.requireStore("plaintext")
+
+	s.hangUp("migrate", "media", "--yes")
+	s.requireStore("encrypted")
+	s.requireContent(picture, "a picture")
+	requireHealthy(t)
+	if again := s.succeed("migrate", "--yes").stdout; !strings.Contains(again, "already") {
+		t.Errorf("once more: %s", again)
+	}
+	s.write(filepath.Join(s.store, "later"), "later")
+	s.succeed("migrate", "rollback", "--yes")
+	s.requireStore("plaintext")
+	s.requireContent(filepath.Join(s.store, "later"), "later")
+	s.refuses("no_way_back", 15, "migrate", "rollback", "--yes")
+	s.refuses("nothing_old", 15, "migrate", "purge", "--confirm", s.volume)
+
+	s.succeed("migrate", "--yes")
+	s.refuses("usage", 2, "migrate", "purge", "--yes")
+	s.refuses("not_confirmed", 1, "migrate", "purge", "--confirm", "another")
+	s.refuses("which_store", 2, "migrate", "nowhere", "--yes")
+	if said := s.succeed("migrate", "purge", "--confirm", s.volume).stdout; !strings.Contains(said, "snapshots") {
+		t.Errorf("purge says %s", said)
+	}
+	if left, err := filepath.Glob(filepath.Join(s.dir, ".media_store*")); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	s.requireContent(picture, "a picture")
+	s.succeed("lock", "--yes")
+	s.refuses("not_mounted", 1, "migrate", "--yes")
+}
+
+// requireStore wants daemon and status to know where the store is.
+func (s *site) requireStore(state string) {
+	s.t.Helper()
+	st := s.status()
+	if len(st.Stores) != 1 || st.Stores[0].State != state || st.Stores[0].Mounted != (state == "encrypted") {
+		s.t.Errorf("stores %+v, not %s", st.Stores, state)
+	}
+	for _, c := range st.Conditions {
+		if c.Code == "store" && (c.Status == "ok") != (state == "encrypted") {
+			s.t.Errorf("%+v", c)
+		}
+		if c.Code == "store" && state == "plaintext" && c.Next != "luksmediad migrate media" {
+			s.t.Errorf("type: %s", c.Next)
+		}
+	}
+}
+
+func (s *site) requireContent(path, want string) {
+	s.t.Helper()
+	if content, err := os.ReadFile(path); err != nil || string(content) != want {
+		s.t.Errorf("%s: %q, %v", path, content, err)
+	}
+}
+
+// hangUp takes the terminal away from a command once it has begun, and wants it to come to its end.
+func (s *site) hangUp(args ...string) {
+	s.t.Helper()
+	cmd := exec.Command(binary(s.t), append([]string{"--config", s.config}, args...)...)
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(stderr); lines.Scan() && !strings.HasPrefix(lines.Text(), "copy"); {
+	}
+	_ = stderr.Close()
+	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		s.t.Errorf("%v: %v", args, err)
+	}
+}
