@@ -95,7 +95,7 @@ func (a *adopting) checkNew() error {
 	if err == nil {
 		err = wrongf(ErrAlreadySetUp, "cannot adopt %s: volume %s exists", a.config.Volume.Container, a.Name())
 	}
-	if !errors.Is(err, ErrNotSetUp) {
+	if !errors.Is(err, ErrNotSetUp) && !errors.Is(err, ErrAdopting) {
 		return err
 	}
 	var found adoption
