@@ -80,7 +80,7 @@ func (c *createCommand) plan(ctx context.Context, loaded *config.Config, vol *vo
 		return err
 	}
 	if planned := vol.PlannedProtection(); planned.Level == volume.LevelNoneSameDisk {
-		c.warn(planned)
+		c.warnOf(planned)
 	}
 	return c.succeed(fmt.Sprintf("would create volume %s: %s in %s with %s%s", vol.Name(), loaded.Volume.Size,
 		loaded.Volume.Container, loaded.Volume.Filesystem, withoutKeyslot(loaded)))
@@ -144,12 +144,12 @@ func (c *createCommand) create(ctx context.Context, loaded *config.Config, vol *
 
 // accept asks before a key is put where the container is.
 func (c *createCommand) accept(planned volume.Protection) error {
-	c.warn(planned)
+	c.warnOf(planned)
 	return c.confirm("the key will lie on the disk of the container: create the volume nevertheless?")
 }
 
-func (c *createCommand) warn(planned volume.Protection) {
-	fmt.Fprintf(c.stderr, "luksmediad: warning: %s: %s\n", planned.Level, printable(planned.Text))
+func (a *app) warnOf(planned volume.Protection) {
+	fmt.Fprintf(a.stderr, "luksmediad: warning: %s: %s\n", planned.Level, printable(planned.Text))
 }
 
 // printRecoveryKey prints a recovery key without ever making a string of it.

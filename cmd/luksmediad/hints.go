@@ -68,6 +68,7 @@ func hints() []hint {
 		{config.ErrUnsafe, "config_unsafe", exitRefused, "chown root:root " + config.DefaultPath + " && chmod 0644 " + config.DefaultPath},
 		{volume.ErrNotSetUp, "not_set_up", exitNotSetUp, "luksmediad create"},
 		{volume.ErrUnfinished, "unfinished", exitNotSetUp, "luksmediad create"},
+		{volume.ErrAdopting, "adopting", exitNotSetUp, "luksmediad adopt"},
 		{volume.ErrAlreadySetUp, "already_set_up", exitRefused, "luksmediad status"},
 		{volume.ErrSettings, "settings", exitRefused, "luksmediad config check"},
 		{volume.ErrContainerMissing, "container_missing", exitNotSetUp, "ls -l {container}"},
@@ -123,6 +124,7 @@ func hints() []hint {
 		{volume.ErrKeyslotMissing, "keyslot_missing", exitFailed, "luksmediad key list"},
 		{volume.ErrKeyslotsFull, "keyslots_full", exitFailed, "luksmediad key list; luksmediad key remove N"},
 		{volume.ErrWeaker, "weaker", exitRefused, "luksmediad key list; luksmediad key add tpm2 --replace --pcrs PCRS --pin"},
+		{volume.ErrOnlyKeyslot, "only_keyslot", exitRefused, "luksmediad key add recovery"},
 		{volume.ErrLastWayIn, "last_way_in", exitRefused, "luksmediad key test; luksmediad key add recovery"},
 		{volume.ErrClevis, "clevis_not_bound", exitFailed, "echo test | clevis encrypt PIN CONFIG | clevis decrypt"},
 

@@ -255,7 +255,8 @@ func newKeyAddKeyFileCommand(a *app) *cobra.Command {
 		Use:   "keyfile",
 		Short: "Take the content of a key file as a key",
 		Long: `Take the content of a key file as a key. A file that is there is used as it is, else one is made: 32 random bytes,
-mode 0400. A key file on the same disk as the container protects against nothing: keep it on another device.
+mode 0400. A key file on the same disk as the container protects against nothing: keep it on another device. The command
+says so and asks.
 
 ` + addHelp,
 		Args: cobra.NoArgs,
@@ -270,12 +271,27 @@ mode 0400. A key file on the same disk as the container protects against nothing
 			k.unused = !slices.ContainsFunc(loaded.Unlock, func(source config.KeySource) bool {
 				return source.Keyfile != nil && source.Keyfile.Path == path
 			})
+			if err := k.acceptFile(vol.ProtectionBy(path)); err != nil {
+				return err
+			}
 			return k.add(cmd.Context(), vol, volume.EnrolKeyFile{Path: path})
 		},
 	}
 	cmd.Flags().StringVar(&path, "path", "", "the key `file` (default the first one configured)")
 	k.register(cmd)
 	return cmd
+}
+
+// acceptFile asks as create does before a key is put where the container is.
+func (k *keyAdd) acceptFile(planned volume.Protection) error {
+	if planned.Level != volume.LevelNoneSameDisk {
+		return nil
+	}
+	k.warnOf(planned)
+	if k.options.DryRun {
+		return nil
+	}
+	return k.confirm("the key will lie on the disk of the container: add it nevertheless?")
 }
 
 func keyFilePath(loaded *config.Config, given string) (string, error) {

@@ -5,9 +5,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"luksmediad/internal/config"
+	"luksmediad/internal/volume"
 )
 
 // A new TPM key is bound to what the configuration says, unless flags say something else. A PIN is never left out in silence.
@@ -61,5 +63,31 @@ func TestConfiguredSeal(t *testing.T) {
 				t.Errorf("PCRs %v", source.PCRs)
 			}
 		})
+	}
+}
+
+// A key file beside the container is added only by who has read what that means.
+func TestKeyFileAsks(t *testing.T) {
+	same := volume.Protection{Level: volume.LevelNoneSameDisk, Text: "it lies beside it"}
+	for typed, want := range map[string]error{"y\n": nil, "n\n": volume.ErrConfirmation} {
+		person, program := terminal(t)
+		k := &keyAdd{app: &app{stdin: program, stderr: program}}
+		if _, err := person.WriteString(typed); err != nil {
+			t.Fatal(err)
+		}
+		if err := k.acceptFile(same); !errors.Is(err, want) {
+			t.Errorf("%q: %v", typed, err)
+		}
+		if shown := seen(t, person, "add it nevertheless? [y/N] "); !strings.Contains(shown, "warning: none_same_disk: it lies beside it\r\n") {
+			t.Errorf("shown: %q", shown)
+		}
+	}
+	s := newSession(t)
+	k := &keyAdd{app: &app{stdin: s.in, stderr: s.err}}
+	if err := k.acceptFile(volume.Protection{Level: volume.LevelUnknown}); err != nil { // nobody to ask
+		t.Error(err)
+	}
+	if _, ok := errors.AsType[usageError](k.acceptFile(same)); !ok {
+		t.Error("a key beside the container was accepted by nobody")
 	}
 }

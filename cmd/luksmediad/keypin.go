@@ -30,8 +30,9 @@ func newKeyPinCommand(a *app) *cobra.Command {
 		Long: `Compare the container with what was recorded about it: UUID, digest of the volume key, cipher, layout, size. Kind, UUID
 and marker of the filesystem are compared too while the volume is mounted. A container that differs is not opened.
 
-With --accept a key opens the container, its filesystem is looked into, every difference is shown, and after a
-question the container is recorded as it is. What was closed is closed again.
+With --accept the differences of the header are shown, and after a question a key opens the container and its filesystem
+is looked into. After another question, with every difference, it is recorded as it is. What was closed is closed again.
+With --dry-run the filesystem is only mounted read-only, and neither checked nor its journal replayed.
 
 ` + authorizeHelp + `
 
@@ -78,7 +79,7 @@ func (k *keyPin) acceptPin(ctx context.Context) error {
 	defer progress.close()
 	differs := false
 	err = k.authorized(ctx, vol, &k.passphrase, false, func(sources []unlock.Source) error {
-		_, err := vol.AcceptPin(ctx, volume.AcceptOptions{Sources: sources, Confirm: func(found *volume.PinReport) error {
+		_, err := vol.AcceptPin(ctx, volume.AcceptOptions{Sources: sources, DryRun: k.dryRun, Confirm: func(found *volume.PinReport) error {
 			differs = true
 			return k.review(found)
 		}}, progress)
@@ -103,8 +104,13 @@ func (k *keyPin) review(report *volume.PinReport) error {
 	if err := k.show(report, k.stderr); err != nil {
 		return err
 	}
-	if k.dryRun {
+	switch {
+	case k.dryRun && report.Looked:
 		return errDryRun
+	case k.dryRun:
+		return nil
+	case !report.Looked:
+		return k.confirm(fmt.Sprintf("open %s all the same, to look into its filesystem?", report.Record.Container))
 	}
 	return k.confirm(fmt.Sprintf("record %s as it is?", report.Record.Container))
 }

@@ -62,7 +62,8 @@ func statusAlone(loaded *config.Config, vol *volume.Volume) (*api.Status, error)
 		return nil, err
 	}
 	if seen.Record == nil {
-		return nil, fmt.Errorf("cannot show volume %s: %w", vol.Name(), volume.ErrNotSetUp)
+		_, err := vol.Record() // says why
+		return nil, err
 	}
 	status := daemon.StatusOf(loaded, seen.Opened(vol))
 	status.ContainerBytes = seen.ContainerBytes

@@ -26,7 +26,7 @@ type AdoptOptions struct {
 	Sources []unlock.Source
 	// Stores names, by the name of a store, the directory of the filesystem that becomes it; "." is all that lies in its root.
 	Stores map[string]string
-	// DryRun opens the container and looks, and changes nothing in it but what mounting does.
+	// DryRun opens the container and looks, and changes nothing in it.
 	DryRun bool
 }
 
@@ -56,7 +56,7 @@ type adopting struct {
 // keys that open it stay, and none of them is recorded as luksmediad's. Until the last step there is no record and nothing is used;
 // what an interruption leaves the next Adopt goes on from. It fails with a [StepError].
 func (v *Volume) Adopt(ctx context.Context, options AdoptOptions, observer Observer) (*Record, error) {
-	a := &adopting{visit: visit{Volume: v, observer: observer, alone: true}, options: options}
+	a := &adopting{visit: visit{Volume: v, observer: observer, alone: true, look: options.DryRun}, options: options}
 	defer a.release()
 	err := runSteps(ctx, observer, slices.Concat(
 		[]step{{StepPreflight, a.preflight}}, a.enter(options.Sources), []step{{StepStores, a.takeStores}}))
@@ -95,7 +95,7 @@ func (a *adopting) checkNew() error {
 	if err == nil {
 		err = wrongf(ErrAlreadySetUp, "cannot adopt %s: volume %s exists", a.config.Volume.Container, a.Name())
 	}
-	if !errors.Is(err, ErrNotSetUp) {
+	if !errors.Is(err, ErrNotSetUp) && !errors.Is(err, ErrAdopting) {
 		return err
 	}
 	var found adoption

@@ -4,6 +4,7 @@ package volume
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -270,7 +271,7 @@ func (s *site) otherKey() string {
 func TestAdoptDryRun(t *testing.T) {
 	s := newSite(t)
 	foreignExt4().with(fillWithFiles(".")).make(s)
-	before := s.pictureWithout(true)
+	before, content := s.pictureWithout(true), s.contentOf(s.container)
 	for stores, class := range map[string]error{"": ErrStoreUnclaimed, ".": nil} {
 		options := AdoptOptions{Sources: s.passphrase(foreignPassphrase), DryRun: true}
 		if stores != "" {
@@ -283,7 +284,17 @@ func TestAdoptDryRun(t *testing.T) {
 	if after := s.pictureWithout(true); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
+	if s.contentOf(s.container) != content {
+		t.Error("the container has changed")
+	}
 	s.must(s.adopt(map[string]string{"media": "."}))
+}
+
+func (s *site) contentOf(path string) [sha256.Size]byte {
+	s.t.Helper()
+	content, err := os.ReadFile(path)
+	s.must(err)
+	return sha256.Sum256(content)
 }
 
 // A volume whose state folder is lost is taken over again as it is, marker and all.
@@ -322,8 +333,12 @@ func TestAdoptAfterEveryCrash(t *testing.T) {
 		if _, err := s.loadRecord(); err == nil {
 			break // it died when all was done
 		}
+		want := ErrNotSetUp
+		if s.states.Load(s.adoptionName(), adoptionVersion, new(adoption)) == nil {
+			want = ErrAdopting
+		}
 		_, err = s.Open(t.Context(), s.passphrase(foreignPassphrase), &watcher{})
-		s.requireError(err, StepRecord, ErrNotSetUp)
+		s.requireError(err, StepRecord, want)
 	}
 	if points < 12 {
 		t.Errorf("only %d crashes", points)
@@ -366,12 +381,17 @@ func TestAdoptTwoStores(t *testing.T) {
 // accepting answers the question and remembers what was shown.
 func (s *site) accept(sources []unlock.Source, answer error) (shown []string, err error) {
 	s.t.Helper()
+	w := &watcher{}
 	_, err = s.AcceptPin(s.t.Context(), AcceptOptions{Sources: sources, Confirm: func(report *PinReport) error {
+		if !report.Looked && slices.Contains(w.steps, StepProve) {
+			s.t.Error("the container is opened before anybody was asked")
+		}
+		shown = nil
 		for _, difference := range report.Differences {
 			shown = append(shown, difference.Field)
 		}
 		return answer
-	}}, &watcher{})
+	}}, w)
 	return shown, err
 }
 
@@ -385,7 +405,7 @@ func TestAcceptGrown(t *testing.T) {
 		t.Errorf("%+v", report)
 	}
 	shown, err := s.accept(s.Sources(), ErrConfirmation)
-	s.requireError(err, StepRecord, ErrConfirmation)
+	s.requireError(err, StepCompare, ErrConfirmation)
 	if !slices.Equal(shown, []string{"container_bytes"}) {
 		t.Errorf("shown %q", shown)
 	}

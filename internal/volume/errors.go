@@ -11,6 +11,8 @@ var (
 	ErrNotSetUp = errors.New("it has not been created")
 	// ErrUnfinished: a create was interrupted and its container must not be used.
 	ErrUnfinished = errors.New("its creation was interrupted")
+	// ErrAdopting: an adopt was interrupted and has to be ended.
+	ErrAdopting = errors.New("its adoption was interrupted")
 	// ErrAlreadySetUp: the volume has been created before.
 	ErrAlreadySetUp = errors.New("volume already set up")
 	// ErrContainerMissing: nothing is at the container's path.
@@ -37,6 +39,8 @@ var (
 	ErrKeyslotsFull = errors.New("no keyslot is free")
 	// ErrWeaker: a key would be replaced by one that is bound to less.
 	ErrWeaker = errors.New("it would protect less")
+	// ErrOnlyKeyslot: the container has no other keyslot.
+	ErrOnlyKeyslot = errors.New("there is no other one")
 	// ErrLastWayIn: without the keyslot nobody is proven to get in any more.
 	ErrLastWayIn = errors.New("it may be the last way in")
 	// ErrStoreUnclaimed: the container to adopt holds files, and nobody has said to which store they belong.

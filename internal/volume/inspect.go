@@ -27,7 +27,7 @@ type State struct {
 func (v *Volume) Inspect() (*State, error) {
 	state := &State{}
 	var err error
-	if state.Record, err = v.loadRecord(); err != nil && !errors.Is(err, ErrNotSetUp) && !errors.Is(err, ErrUnfinished) {
+	if state.Record, err = v.loadRecord(); err != nil && !isNotThere(err) {
 		return nil, err
 	}
 	if state.Mapping, err = unlock.FindMapping(v.MappingName()); err != nil && !errors.Is(err, unlock.ErrNoDeviceMapper) {

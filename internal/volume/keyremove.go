@@ -61,7 +61,7 @@ func (k *keyChanging) checkRemovable(options RemoveOptions) error {
 	case !ours && !options.Foreign:
 		return wrongf(ErrKeyslotForeign, "cannot remove keyslot %d of %s: luksmediad did not make it", options.Keyslot, k.container.Name())
 	case slices.Equal(k.header.Slots(), []int{options.Keyslot}):
-		return wrongf(ErrLastWayIn, "cannot remove keyslot %d of %s: there is no other one", options.Keyslot, k.container.Name())
+		return wrongf(ErrOnlyKeyslot, "cannot remove keyslot %d of %s", options.Keyslot, k.container.Name())
 	}
 	return nil
 }

@@ -94,6 +94,9 @@ func (v *Volume) backUpHeader(ctx context.Context, device, uuid string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("cannot back up the header: %w", err)
 	}
+	if err := syncFolder(v.paths.State); err != nil { // the folder may be new
+		return err
+	}
 	fresh := path + ".new" // cryptsetup overwrites nothing
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err

@@ -98,6 +98,14 @@ func TestNoRecordNoUse(t *testing.T) {
 	if _, err := v.loadRecord(); !errors.Is(err, ErrNotSetUp) {
 		t.Error(err)
 	}
+	for container, class := range map[string]error{"/srv/volume.luks": ErrAdopting, "/srv/another.luks": ErrNotSetUp} {
+		if err := v.states.Save(v.adoptionName(), adoptionVersion, &adoption{Container: container}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := v.loadRecord(); !errors.Is(err, class) {
+			t.Errorf("%s: %v", container, err)
+		}
+	}
 	if err := v.saveCreation(&creation{Container: ownFile{Path: "/srv/volume.luks"}}); err != nil {
 		t.Fatal(err)
 	}

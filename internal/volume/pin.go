@@ -124,17 +124,22 @@ const maxMarkerBytes = 256
 type AcceptOptions struct {
 	// Sources offer the keys of which one must open the container.
 	Sources []unlock.Source
-	// Confirm is shown the differences, and stops everything by an error. It is not asked where there are none.
+	// Confirm is shown the differences, and stops everything by an error. It is asked before a container is opened that is not the
+	// recorded one, and again, with [PinReport].Looked, before it is recorded. It is not asked where nothing differs.
 	Confirm func(*PinReport) error
+	// DryRun opens the container and looks, and changes nothing in it. Confirm must stop before it is recorded.
+	DryRun bool
 }
 
 // AcceptPin records the container as it is, once a key has opened it, its filesystem was looked into, and Confirm agrees. What was open
 // stays open, what was closed is closed again. It fails with a [StepError].
 func (v *Volume) AcceptPin(ctx context.Context, options AcceptOptions, observer Observer) (*PinReport, error) {
-	a := &accepting{visit: visit{Volume: v, observer: observer}, options: options}
+	a := &accepting{visit: visit{Volume: v, observer: observer, look: options.DryRun}, options: options}
 	defer a.release()
+	enter := a.enter(options.Sources)
 	err := runSteps(ctx, observer, slices.Concat(
-		[]step{{StepRecord, a.loadRecord}}, a.enter(options.Sources), []step{{StepCompare, a.compare}, {StepRecord, a.accept}}))
+		[]step{{StepRecord, a.loadRecord}, enter[0], {StepCompare, a.compareHeader}}, enter[1:],
+		[]step{{StepCompare, a.compare}, {StepRecord, a.accept}}))
 	return a.report, errors.Join(err, a.leave(context.WithoutCancel(ctx)))
 }
 
@@ -151,6 +156,16 @@ func (a *accepting) loadRecord(context.Context) (err error) {
 	return err
 }
 
+// compareHeader asks before anything of another container is decrypted, checked or mounted: the kernel would read what somebody else
+// has written.
+func (a *accepting) compareHeader(context.Context) error {
+	a.report = comparePin(a.record, a.container, a.header)
+	if len(a.report.Differences) == 0 {
+		return nil
+	}
+	return a.options.Confirm(a.report)
+}
+
 // compare refuses a filesystem without the folders of the stores that have moved in: opening would fail, or bind empty ones.
 func (a *accepting) compare(context.Context) error {
 	for _, store := range a.record.Encrypted {
@@ -160,7 +175,6 @@ func (a *accepting) compare(context.Context) error {
 		}
 		folder.Close()
 	}
-	a.report = comparePin(a.record, a.container, a.header)
 	return a.compareFilesystem(a.report, a.identity)
 }
 

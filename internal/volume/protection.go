@@ -76,6 +76,14 @@ func (v *Volume) PlannedProtection() Protection {
 	return a.protection()
 }
 
+// ProtectionBy is what a key file at path protects against; it need not be there yet.
+func (v *Volume) ProtectionBy(path string) Protection {
+	a := v.assessment()
+	a.planned = true
+	w := a.wayOfFile(sourceKeyFile, path)
+	return Protection{Level: w.level, Source: w.source, Text: w.text}
+}
+
 // peekHeader reads the header for what its tokens tell; nil if it cannot be read.
 func (v *Volume) peekHeader() *luks2.Header {
 	container, err := openContainer(v.config.Volume.Container, os.O_RDONLY)

@@ -79,7 +79,7 @@ type Keyslot struct {
 	Source string `json:"source"`
 }
 
-// loadRecord fails with [ErrUnfinished] or [ErrNotSetUp] if there is none.
+// loadRecord fails with [ErrUnfinished], [ErrAdopting] or [ErrNotSetUp] if there is none.
 func (v *Volume) loadRecord() (*Record, error) {
 	var record Record
 	err := v.states.Load(v.recordName(), recordVersion, &record)
@@ -100,7 +100,16 @@ func (v *Volume) whyNoRecord() error {
 	if _, err := v.loadCreation(); err == nil {
 		return wrongf(ErrUnfinished, "cannot use volume %s", v.Name())
 	}
+	var begun adoption
+	if err := v.states.Load(v.adoptionName(), adoptionVersion, &begun); err == nil && begun.Container == v.config.Volume.Container {
+		return wrongf(ErrAdopting, "cannot use volume %s", v.Name())
+	}
 	return wrongf(ErrNotSetUp, "cannot use volume %s", v.Name())
+}
+
+// isNotThere tells whether there is no record, for whatever reason.
+func isNotThere(err error) bool {
+	return errors.Is(err, ErrNotSetUp) || errors.Is(err, ErrUnfinished) || errors.Is(err, ErrAdopting)
 }
 
 func (v *Volume) saveRecord(record *Record) error {
@@ -109,6 +118,6 @@ func (v *Volume) saveRecord(record *Record) error {
 
 func (v *Volume) recordName() string { return "volume-" + v.Name() }
 
-// Record is what was written down when the volume was created. It fails with [ErrUnfinished] or [ErrNotSetUp] if
-// nothing was.
+// Record is what was written down when the volume was created. It fails with [ErrUnfinished], [ErrAdopting] or
+// [ErrNotSetUp] if nothing was.
 func (v *Volume) Record() (*Record, error) { return v.loadRecord() }

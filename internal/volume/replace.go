@@ -151,5 +151,5 @@ func refuses(ctx context.Context, device *tpm2.Device, token *tpm2.Token) (bool,
 		return false, err
 	}
 	same, err := token.PolicyMatchesWith(values, nil)
-	return err == nil && !same, nil //nolint:nilerr // the same
+	return err == nil && !same, nil
 }

@@ -24,6 +24,8 @@ type visit struct {
 	identity mount.Identity
 	// opened and mounted say what leave has to take back: the rest was there before.
 	opened, mounted bool
+	// look: nothing may be written, not even by fsck or a journal.
+	look bool
 	// alone: what was there before is an interrupted visit's, since nothing else uses this container under this name.
 	alone bool
 	// root is the private root if the visit has made it.
@@ -126,13 +128,18 @@ func (v *visit) mount(ctx context.Context) error {
 	if seen != nil {
 		return wrongf(ErrMountForeign, "cannot mount the volume at %s: %s is mounted there", v.Root(), seen.Source)
 	}
-	if _, err := mount.Check(ctx, v.runner, v.mapping.Path, v.identity.Kind); err != nil {
-		return err
+	if !v.look {
+		if _, err := mount.Check(ctx, v.runner, v.mapping.Path, v.identity.Kind); err != nil {
+			return err
+		}
 	}
 	if err := v.makeRoot(); err != nil {
 		return err
 	}
 	v.mounted = true
+	if v.look {
+		return mount.ReadOnly(v.mapping.Path, v.identity.Kind, v.Root())
+	}
 	return mount.Mount(v.mapping.Path, v.identity.Kind, v.Root())
 }
 

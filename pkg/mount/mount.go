@@ -22,13 +22,23 @@ func safeOptions() []string { return []string{"nosuid", "nodev", "noexec"} }
 // Errors: ErrMounted (target is a mount, or the device is mounted elsewhere), ErrForeign (no such filesystem on device),
 // ErrFilesystemDamaged, ErrReadOnly, ErrUnsupported, ErrUnverified, and those of OpenDirectory.
 func Mount(device string, kind Kind, target string) error {
-	if err := mountDevice(device, kind, target); err != nil {
+	return mountOn(device, kind, target, false)
+}
+
+// ReadOnly is [Mount] for a look: nothing is written to the device, also no journal replayed, so that after a crash it may show
+// less than there is, or be refused.
+func ReadOnly(device string, kind Kind, target string) error {
+	return mountOn(device, kind, target, true)
+}
+
+func mountOn(device string, kind Kind, target string, readOnly bool) error {
+	if err := mountDevice(device, kind, target, readOnly); err != nil {
 		return fmt.Errorf("cannot mount %s on %s: %w", device, target, err)
 	}
 	return nil
 }
 
-func mountDevice(device string, kind Kind, target string) error {
+func mountDevice(device string, kind Kind, target string, readOnly bool) error {
 	if err := kind.check(); err != nil {
 		return err
 	}
@@ -45,11 +55,11 @@ func mountDevice(device string, kind Kind, target string) error {
 	if mounted, err := mountsOf(device); err != nil || len(mounted) > 0 {
 		return errors.Join(err, alreadyMounted(mounted))
 	}
-	filesystem, err := newMount(device, kind)
+	filesystem, err := newMount(device, kind, readOnly)
 	if err != nil {
 		return err
 	}
-	return attach(filesystem, point, func(info *Info) error { return checkMount(info, kind, number) })
+	return attach(filesystem, point, func(info *Info) error { return checkMount(info, kind, number, readOnly) })
 }
 
 // openTarget opens a directory that is not the root of a mount.
@@ -106,7 +116,7 @@ func alreadyMounted(mounts Table) error {
 }
 
 // newMount makes a mount that is attached nowhere yet.
-func newMount(device string, kind Kind) (*os.File, error) {
+func newMount(device string, kind Kind, readOnly bool) (*os.File, error) {
 	fd, err := unix.Fsopen(string(kind), unix.FSOPEN_CLOEXEC)
 	if errors.Is(err, unix.ENODEV) {
 		return nil, because(ErrUnsupported, err)
@@ -116,7 +126,7 @@ func newMount(device string, kind Kind) (*os.File, error) {
 	}
 	context := os.NewFile(uintptr(fd), string(kind))
 	defer context.Close()
-	if err := configure(fd, device, kind); err != nil {
+	if err := configure(fd, device, kind, readOnly); err != nil {
 		return nil, mountError(err, kernelLog(fd))
 	}
 	mount, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, safeAttributes)
@@ -126,7 +136,7 @@ func newMount(device string, kind Kind) (*os.File, error) {
 	return os.NewFile(uintptr(mount), device), nil
 }
 
-func configure(fd int, device string, kind Kind) error {
+func configure(fd int, device string, kind Kind, readOnly bool) error {
 	if err := unix.FsconfigSetString(fd, "source", device); err != nil {
 		return err
 	}
@@ -138,7 +148,20 @@ func configure(fd int, device string, kind Kind) error {
 			return err
 		}
 	}
+	if readOnly {
+		if err := errors.Join(unix.FsconfigSetFlag(fd, "ro"), unix.FsconfigSetFlag(fd, withoutReplay(kind))); err != nil {
+			return err
+		}
+	}
 	return unix.FsconfigCreate(fd)
+}
+
+// withoutReplay is the option by which a read-only mount leaves the journal alone: ext4(5), xfs(5).
+func withoutReplay(kind Kind) string {
+	if kind == XFS {
+		return "norecovery"
+	}
+	return "noload"
 }
 
 // kernelLog returns what the filesystem said about the mount attempt; each read gives one message (fsopen(2)).
@@ -213,12 +236,12 @@ func checkSafe(info *Info) error {
 	return nil
 }
 
-func checkMount(info *Info, kind Kind, device uint64) error {
+func checkMount(info *Info, kind Kind, device uint64, readOnly bool) error {
 	if info.Kind != kind || info.Major != int(unix.Major(device)) || info.Minor != int(unix.Minor(device)) {
 		return fmt.Errorf("%w: %s of device %d:%d is mounted", ErrUnverified, info.Kind, info.Major, info.Minor)
 	}
 	// A filesystem that another mount namespace still holds keeps its state, such as a stop after an error.
-	if info.ReadOnly || info.Shutdown {
+	if info.ReadOnly != readOnly || info.Shutdown {
 		return fmt.Errorf("%w: the filesystem came up so", ErrReadOnly)
 	}
 	return nil

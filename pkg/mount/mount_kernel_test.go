@@ -4,6 +4,7 @@ package mount
 
 import (
 	"bufio"
+	"crypto/sha256"
 	"errors"
 	"os"
 	"os/exec"
@@ -87,6 +88,31 @@ func TestMountDamaged(t *testing.T) {
 	}
 }
 
+// requireOnlyLooked wants a read-only mount to leave everything as it is, also a journal that is to be replayed.
+func requireOnlyLooked(t *testing.T, device, file string, kind Kind) {
+	t.Helper()
+	read := func() [sha256.Size]byte {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sha256.Sum256(content)
+	}
+	before, target := read(), mountpoint(t)
+	if err := ReadOnly(device, kind, target); err != nil {
+		t.Fatalf("%s: %v", kind, err)
+	}
+	if err := os.WriteFile(filepath.Join(target, "new"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
+		t.Errorf("%s: writing: %v", kind, err)
+	}
+	if err := Unmount(target); err != nil {
+		t.Fatal(err)
+	}
+	if read() != before {
+		t.Errorf("%s: the device was written to", kind)
+	}
+}
+
 // fault 59: the image of a mounted filesystem is what a power cut leaves.
 func TestDirtyJournal(t *testing.T) {
 	for _, kind := range []Kind{Ext4, XFS} {
@@ -114,6 +140,7 @@ func TestDirtyJournal(t *testing.T) {
 			t.Fatal(err)
 		}
 		after := attachFor(t, openFile(t, copied, os.O_RDWR))
+		requireOnlyLooked(t, after.Path(), copied, kind)
 		if result, err := Check(t.Context(), programs{}, after.Path(), kind); err != nil {
 			t.Errorf("%s: %+v, %v", kind, result, err)
 		}
@@ -330,7 +357,7 @@ func TestInInitialNamespace(t *testing.T) {
 // What the mount table does not confirm does not stay.
 func TestAttachUndoes(t *testing.T) {
 	device, target := device(t, Ext4), mountpoint(t)
-	filesystem, err := newMount(device, Ext4)
+	filesystem, err := newMount(device, Ext4, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -339,7 +366,7 @@ func TestAttachUndoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer point.Close()
-	err = attach(filesystem, point, func(info *Info) error { return checkMount(info, XFS, 0) })
+	err = attach(filesystem, point, func(info *Info) error { return checkMount(info, XFS, 0, false) })
 	if !errors.Is(err, ErrUnverified) {
 		t.Errorf("%v, want ErrUnverified", err)
 	}
@@ -352,7 +379,7 @@ func TestAttachUndoes(t *testing.T) {
 func TestAttachUndoesAfterExchange(t *testing.T) {
 	device, parent := device(t, Ext4), mkdir(t, t.TempDir(), "parent")
 	target := mkdir(t, parent, "mountpoint")
-	filesystem, err := newMount(device, Ext4)
+	filesystem, err := newMount(device, Ext4, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -85,7 +85,7 @@ func TestKeysWhileServing(t *testing.T) {
 	if added := s.change("key", "add", "keyfile", "--path", second); added.Keyslot != 1 || !added.Changed {
 		t.Errorf("%+v", added)
 	}
-	if text := s.succeed("key", "add", "keyfile", "--path", second).stdout; !strings.Contains(text, "no key source in "+s.config+" tries it") {
+	if text := s.succeed("key", "add", "keyfile", "--path", second, "--yes").stdout; !strings.Contains(text, "no key source in "+s.config+" tries it") {
 		t.Errorf("key add says %q", text)
 	}
 	if again := s.change("key", "add", "keyfile", "--path", second); again.Keyslot != 1 || again.Changed {
