@@ -39,7 +39,7 @@ func TestKeysInConfiguredTPMs(t *testing.T) {
 	requireKeys(t, s, "0 not_tested, 1 ok, 2 ok", "0 not_tested, 1 ok, 2 ok")
 	two.Extend(11, "another kernel")
 	requireKeys(t, s, "0 not_tested, 1 ok, 2 tpm_policy", "0 not_tested, 1 ok, 2 tpm_policy") // fault 41
-	two.PowerCut() // fault 38; whether the token names its TPM depends on who made it
+	two.PowerCut()                                                                            // fault 38; whether the token names its TPM depends on who made it
 	class := map[bool]string{true: "tpm_absent", false: "tpm_signature"}[d.systemdVersion() >= 254]
 	requireKeys(t, s, "0 not_tested, 1 ok, 2 "+class, "0 not_tested, 1 ok, 2 "+class)
 }

@@ -222,11 +222,11 @@ func parsePCRs(text string) ([]int, error) {
 func (k *keyAddTPM2) readPIN(ctx context.Context) (*secret.Key, error) {
 	switch {
 	case k.pin:
-		return k.askTwice(ctx, "PIN")
+		return k.askTwice(ctx, wantedSecret{"PIN", "--pin-file"})
 	case k.pinFile == "":
 		return nil, nil
 	}
-	return readPIN(k.pinFile)
+	return readSecretFile(k.pinFile, "PIN")
 }
 
 func newKeyAddKeyFileCommand(a *app) *cobra.Command {
@@ -332,7 +332,7 @@ func newKeyAddPassphraseCommand(a *app) *cobra.Command {
 
 func (k *keyAdd) readNewPassphrase(ctx context.Context, file string) (*secret.Key, error) {
 	if file == "" {
-		return k.askTwice(ctx, "passphrase")
+		return k.askTwice(ctx, wantedSecret{"passphrase", "--new-passphrase-file"})
 	}
 	if file == "-" && k.passphrase.file == "-" {
 		return nil, usageError{errors.New("cannot read two passphrases from standard input")}
