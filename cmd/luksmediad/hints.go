@@ -70,6 +70,7 @@ func hints() []hint {
 		{boot.ErrUngated, "ungated", exitDegraded, "systemctl cat docker.service luksmediad-gate.service"},
 		{boot.ErrGone, "gone_at_boot", exitNotSetUp, "findmnt --target {file}"},
 		{boot.ErrDoubtful, "doubtful_at_boot", exitDegraded, "findmnt --target {file}"},
+		{volume.ErrContainerReadOnly, "container_read_only", exitRefused, "lsattr {container}; findmnt --target {container}"},
 		{volume.ErrContainerForeign, "container_foreign", exitRefused, "file -s {container}"},
 		{volume.ErrLoopForeign, "loop_foreign", exitRefused, "losetup --list --associated {container}"},
 		{volume.ErrContainerSparse, "container_sparse", exitRefused, "fallocate --posix --length $(stat --format %s {container}) {container}"},
