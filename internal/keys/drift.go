@@ -170,7 +170,7 @@ func (d *Drift) digest(token *tpm2.Token, policy tpm2.Policy, read func() (*tpm2
 			return nil
 		}
 	}
-	same, err := token.PolicyMatchesWith(d.Values, signatures)
+	same, err := token.PolicyMatches(d.Values, signatures)
 	if errors.Is(err, tpm2.ErrSignature) {
 		d.Err = err
 		return nil
