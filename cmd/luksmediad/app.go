@@ -128,8 +128,11 @@ func (a *app) finish(cmd *cobra.Command, err error) int {
 		err = usageError{err}
 	}
 	explained := explainFor(a.config, err)
-	if explained.Class == classUsage {
+	switch {
+	case explained.Class == classUsage:
 		explained.Next = cmd.CommandPath() + " --help"
+	case explained.Next == unlockByHand:
+		explained.Next = a.instead(cmd, err, explained)
 	}
 	if a.json {
 		a.printJSON(result{Type: "result", Class: explained.Class, Error: err.Error(), Next: explained.Next, ExitCode: explained.ExitCode})
@@ -141,6 +144,22 @@ func (a *app) finish(cmd *cobra.Command, err error) int {
 		fmt.Fprintf(a.stderr, "type: %s\n", explained.Next)
 	}
 	return explained.ExitCode
+}
+
+// instead is what to type where unlocking is the advice: of a file that is no key, to look at it; where no key fits, and the
+// command takes a passphrase, to give it one.
+func (a *app) instead(cmd *cobra.Command, err error, explained api.Explanation) string {
+	flag := cmd.Flags().Lookup("passphrase-file")
+	_, aboutFile := errors.AsType[fileError](err)
+	switch noKey := explained.Class == "no_key_fits"; {
+	case aboutFile && !noKey:
+		return explainAhead(a.config, err).Next
+	case flag == nil, cmd.Name() == "unlock", !noKey:
+		return explained.Next
+	case flag.Changed:
+		return "luksmediad key test --passphrase-file " + flag.Value.String()
+	}
+	return cmd.CommandPath() + strings.TrimPrefix(cmd.Use, cmd.Name()) + " --passphrase-file FILE"
 }
 
 // result is the last line that a command prints with --json.

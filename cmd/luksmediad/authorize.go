@@ -63,12 +63,12 @@ func (a *app) asker(vol *volume.Volume) volume.Asker {
 }
 
 // askTwice reads a new secret from the terminal: whoever has mistyped would find out when it is needed.
-func (a *app) askTwice(ctx context.Context, what string) (*secret.Key, error) {
-	first, err := a.ask(ctx, "new "+what+": ")
+func (a *app) askTwice(ctx context.Context, wanted wantedSecret) (*secret.Key, error) {
+	first, err := a.askFor(ctx, wanted, "new "+wanted.what+": ")
 	if err != nil {
 		return nil, err
 	}
-	second, err := a.ask(ctx, "once more: ")
+	second, err := a.askFor(ctx, wanted, "once more: ")
 	if err != nil {
 		first.Wipe()
 		return nil, err
@@ -76,7 +76,7 @@ func (a *app) askTwice(ctx context.Context, what string) (*secret.Key, error) {
 	defer second.Wipe()
 	if !bytes.Equal(first.Bytes(), second.Bytes()) {
 		first.Wipe()
-		return nil, usageError{fmt.Errorf("cannot use the new %s: it was typed in two ways", what)}
+		return nil, usageError{fmt.Errorf("cannot use the new %s: it was typed in two ways", wanted.what)}
 	}
 	return first, nil
 }

@@ -112,7 +112,7 @@ func (s *subject) next(err error) string {
 	if s.config == nil || err == nil {
 		return ""
 	}
-	return explainFor(s.config, err).Next
+	return explainAhead(s.config, err).Next
 }
 
 // tpms are the configured TPMs, or the one that was named, or the machine's, with what was given or else is configured for
@@ -132,7 +132,7 @@ func (f *containerFlags) tpms(s *subject) (tpms []unlock.TPM2, pin *secret.Key, 
 		return nil, nil, err
 	}
 	if f.pinFile != "" {
-		if pin, err = readPIN(f.pinFile); err != nil {
+		if pin, err = readSecretFile(f.pinFile, "PIN"); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -155,14 +155,6 @@ func named(tpms []unlock.TPM2, device string) unlock.TPM2 {
 	like := tpms[0]
 	like.Device = device
 	return like
-}
-
-func readPIN(path string) (*secret.Key, error) {
-	pin, err := readPassphraseFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the PIN: %w", err)
-	}
-	return trimmed(pin)
 }
 
 func (f *containerFlags) signatures() (*tpm2.Signatures, error) {

@@ -111,18 +111,18 @@ func outside(stores []config.Store) string {
 
 // pin is the PIN of the TPM keyslots to be made; nil if none wants one.
 func (c *createCommand) pin(ctx context.Context, loaded *config.Config) (*secret.Key, error) {
-	wanted := slices.ContainsFunc(loaded.Unlock, func(source config.KeySource) bool {
+	needed := slices.ContainsFunc(loaded.Unlock, func(source config.KeySource) bool {
 		return source.TPM2 != nil && source.TPM2.PIN == config.AskPIN
 	})
 	switch {
-	case !wanted && c.pinFile != "":
+	case !needed && c.pinFile != "":
 		return nil, usageError{errors.New(`cannot use --pin-file: no TPM source of the configuration has "pin: ask"`)}
-	case !wanted:
+	case !needed:
 		return nil, nil
 	case c.pinFile != "":
-		return readPIN(c.pinFile)
+		return readSecretFile(c.pinFile, "PIN")
 	}
-	return c.askTwice(ctx, "PIN for the TPM")
+	return c.askTwice(ctx, wantedSecret{"PIN for the TPM", "--pin-file"})
 }
 
 func (c *createCommand) create(ctx context.Context, loaded *config.Config, vol *volume.Volume, progress *progress) error {

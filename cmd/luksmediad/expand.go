@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"strings"
 
 	"luksmediad/internal/api"
@@ -8,9 +10,34 @@ import (
 	"luksmediad/pkg/health"
 )
 
-// explainFor is explain with the names of the configured things in its advice.
+// explainFor is explain with the names of the configured things in its advice, and of the file that the error is about.
 func explainFor(c *config.Config, err error) api.Explanation {
+	return fill(c, err, explain(err))
+}
+
+// explainAhead is explainFor for a failure that is met while the volume may well be open.
+func explainAhead(c *config.Config, err error) api.Explanation {
 	explained := explain(err)
+	explained.Next = ahead(explained)
+	if _, about := errors.AsType[fileError](err); !about && explained.Next == lookAtFile {
+		explained.Next = "luksmediad key list"
+	}
+	return fill(c, err, explained)
+}
+
+// fileError is an error about one file.
+type fileError interface {
+	error
+	File() string
+}
+
+func fill(c *config.Config, err error, explained api.Explanation) api.Explanation {
+	if about, ok := errors.AsType[fileError](err); ok {
+		if errors.Is(err, fs.ErrNotExist) && explained.Class == "not_found" {
+			explained.Next = lookAtFile
+		}
+		explained.Next = strings.ReplaceAll(explained.Next, "{file}", about.File())
+	}
 	explained.Next = expand(c, explained.Next)
 	return explained
 }
@@ -35,7 +62,7 @@ func expand(c *config.Config, next string) string {
 	}
 	for _, source := range c.Unlock {
 		if source.Keyfile != nil {
-			names = append(names, "{keyfile}", source.Keyfile.Path)
+			names = append(names, "{keyfile}", source.Keyfile.Path, "{file}", source.Keyfile.Path)
 		}
 	}
 	return strings.NewReplacer(names...).Replace(next)

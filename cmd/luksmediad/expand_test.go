@@ -1,10 +1,15 @@
 package main
 
 import (
+	"fmt"
+	"path/filepath"
 	"regexp"
 	"testing"
 
 	"luksmediad/internal/config"
+	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/secret"
+	"luksmediad/pkg/unlock/tpm2"
 )
 
 // Advice can be pasted as it stands: no names are left to fill in once there is a configuration.
@@ -26,5 +31,70 @@ func TestAdviceIsFilled(t *testing.T) {
 	c.Stores = append(c.Stores, config.Store{Name: "other", Path: "/srv/other"})
 	if got, want := expand(c, "findmnt {store}"), "findmnt {store}"; got != want {
 		t.Errorf("several stores: got %q, want %q", got, want)
+	}
+}
+
+// The file in the advice is the one that the error is about, not the configured key file.
+func TestAdviceNamesTheFile(t *testing.T) {
+	c := &config.Config{Unlock: []config.KeySource{{Keyfile: &config.Keyfile{Path: "/root/media.key"}}}}
+	about := func(class error) error {
+		return &unlock.FileError{Path: "/other", Reason: fmt.Errorf("cannot: %w", class)}
+	}
+	_, unsafe := unlock.KeyFile{Path: "/dev/null"}.Read()
+	missing := filepath.Join(t.TempDir(), "missing")
+	_, gone := (&unlock.PINFile{Path: missing}).PIN(t.Context())
+	for _, test := range []struct {
+		err         error
+		next, ahead string
+	}{
+		{about(unlock.ErrKeyFileUnsafe), "ls -l /other; chown root:root /other && chmod 0400 /other", "ls -l /other; chown root:root /other && chmod 0400 /other"},
+		{unsafe, "ls -l /dev/null; chown root:root /dev/null && chmod 0400 /dev/null", "ls -l /dev/null; chown root:root /dev/null && chmod 0400 /dev/null"},
+		{gone, "luksmediad unlock", "ls -l " + missing},
+		{about(secret.ErrEmpty), "luksmediad unlock", "ls -l /other"},
+		{secret.ErrEmpty, "luksmediad unlock", "luksmediad key list"},
+		{tpm2.ErrPINNeeded, "luksmediad unlock", "luksmediad key test --pin-file FILE"},
+		{tpm2.ErrPCRChanged, "luksmediad unlock", "luksmediad key drift"},
+		{unlock.ErrWrongKey, "luksmediad unlock", "luksmediad key list"},
+		{tpm2.ErrPolicy, "luksmediad key add tpm2 --replace", "luksmediad key add tpm2 --replace"},
+	} {
+		if got := explainFor(c, test.err).Next; got != test.next {
+			t.Errorf("%v: %s, want %s", test.err, got, test.next)
+		}
+		if got := explainAhead(c, test.err).Next; got != test.ahead {
+			t.Errorf("%v, ahead: %s, want %s", test.err, got, test.ahead)
+		}
+	}
+}
+
+// A command that takes a passphrase does not send on to unlock a volume that may be open.
+func TestAdviceWhereNoKeyFits(t *testing.T) {
+	noKey := &unlock.NoKeyError{Container: "/c", Attempts: []unlock.Attempt{{Source: "keyfile",
+		Err: &unlock.FileError{Path: "/other", Reason: unlock.ErrKeyFileMissing}}}}
+	empty := &unlock.FileError{Path: "/empty", Reason: secret.ErrEmpty}
+	for _, test := range []struct {
+		args []string
+		err  error
+		want string
+	}{
+		{[]string{"key", "add", "recovery"}, noKey, "luksmediad key add recovery --passphrase-file FILE"},
+		{[]string{"key", "remove"}, noKey, "luksmediad key remove N --passphrase-file FILE"},
+		{[]string{"key", "add", "recovery", "--passphrase-file=/f"}, noKey, "luksmediad key test --passphrase-file /f"},
+		{[]string{"key", "test", "--passphrase-file=/empty"}, empty, "ls -l /empty"},
+		{[]string{"unlock"}, noKey, "luksmediad unlock"},
+		{[]string{"status"}, noKey, "luksmediad unlock"},
+	} {
+		s := newSession(t)
+		a := &app{stdin: s.in, stdout: s.out, stderr: s.err, started: true}
+		cmd, rest, err := newRootCommand(a).Find(test.args)
+		if err == nil {
+			err = cmd.ParseFlags(rest)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.finish(cmd, test.err)
+		if got := regexp.MustCompile(`(?m)^type: (.*)$`).FindStringSubmatch(written(t, s.err)); got == nil || got[1] != test.want {
+			t.Errorf("%v: %q, want %q", test.args, got, test.want)
+		}
 	}
 }

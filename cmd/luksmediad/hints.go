@@ -72,10 +72,13 @@ func hints() []hint {
 		{volume.ErrAlreadySetUp, "already_set_up", exitRefused, "luksmediad status"},
 		{volume.ErrSettings, "settings", exitRefused, "luksmediad config check"},
 		{volume.ErrContainerMissing, "container_missing", exitNotSetUp, "ls -l {container}"},
+		{boot.ErrNotInstalled, "unit_missing", exitNotSetUp, "make install in the source directory; systemctl enable luksmediad.service"},
+		{boot.ErrMasked, "unit_masked", exitNotSetUp, "systemctl unmask luksmediad.service luksmediad-gate.service"},
 		{boot.ErrNotStarted, "not_started", exitNotSetUp, "systemctl enable luksmediad.service"},
 		{boot.ErrUngated, "ungated", exitDegraded, "systemctl cat docker.service luksmediad-gate.service"},
-		{boot.ErrGone, "gone_at_boot", exitNotSetUp, "findmnt --target {keyfile}"},
-		{boot.ErrDoubtful, "doubtful_at_boot", exitDegraded, "findmnt --target {keyfile}"},
+		{boot.ErrGone, "gone_at_boot", exitNotSetUp, "findmnt --target {file}"},
+		{boot.ErrDoubtful, "doubtful_at_boot", exitDegraded, "findmnt --target {file}"},
+		{volume.ErrContainerReadOnly, "container_read_only", exitRefused, "lsattr {container}; findmnt --target {container}"},
 		{volume.ErrContainerForeign, "container_foreign", exitRefused, "file -s {container}"},
 		{volume.ErrLoopForeign, "loop_foreign", exitRefused, "losetup --list --associated {container}"},
 		{volume.ErrContainerSparse, "container_sparse", exitRefused, "fallocate --posix --length $(stat --format %s {container}) {container}"},
@@ -152,7 +155,7 @@ func hints() []hint {
 		{tpm2.ErrEventLog, "event_log", exitFailed, "ls -l /sys/kernel/security/tpm*/binary_bios_measurements"},
 		{tpm2.ErrFailed, "tpm_failed", exitNoKey, "journalctl -k --grep tpm"},
 		{unlock.ErrKeyFileMissing, "key_missing", exitNoKey, "luksmediad unlock"},
-		{unlock.ErrKeyFileUnsafe, "key_unsafe", exitRefused, "ls -l {keyfile}; chown root:root {keyfile} && chmod 0400 {keyfile}"},
+		{unlock.ErrKeyFileUnsafe, "key_unsafe", exitRefused, "ls -l {file}; chown root:root {file} && chmod 0400 {file}"},
 		{unlock.ErrCredentialMissing, "credential_missing", exitNoKey, "systemctl cat luksmediad; ls -l /run/credentials/luksmediad.service"},
 		{unlock.ErrCredentialUnsafe, "credential_unsafe", exitRefused, "ls -l /run/credentials/luksmediad.service"},
 		{unlock.ErrToken, "token_malformed", exitNoKey, "luksmediad unlock"},
@@ -223,20 +226,26 @@ func explain(err error) api.Explanation {
 	return api.Explanation{Class: classOther, ExitCode: exitFailed}
 }
 
-// ahead is what to type about a failure that is foreseen while the volume may well be open: then to unlock it is no help.
+// ahead is what to type about a failure that is met while the volume may well be open: then to unlock it is no help.
 func ahead(explained api.Explanation) string {
-	switch {
+	switch class := explained.Class; {
 	case explained.Next != unlockByHand:
 		return explained.Next
-	case strings.HasPrefix(explained.Class, "tpm_"):
+	case class == "tpm_pin", class == "pin_needed":
+		return "luksmediad key test --pin-file FILE"
+	case strings.HasPrefix(class, "tpm_"):
 		return "luksmediad key drift"
+	case slices.Contains([]string{"key_missing", "key_empty", "key_too_large"}, class):
+		return lookAtFile
 	}
-	return "luksmediad key test"
+	return "luksmediad key list"
 }
 
 const (
 	// unlockByHand is the advice wherever no key fits.
 	unlockByHand = "luksmediad unlock"
+	// lookAtFile is the advice about a file that is no key.
+	lookAtFile = "ls -l {file}"
 	// sealAnew is the advice about a key that the TPM does not give any more. Where nothing else opens the volume either, no key
 	// fits, and the advice is unlockByHand.
 	sealAnew = "luksmediad key add tpm2 --replace"

@@ -228,11 +228,15 @@ func (k *keyAddTPM2) sealOptions(cmd *cobra.Command, source config.TPM2) (option
 	case k.pinFile != "" || cmd.Flags().Changed("pin"):
 		source.PIN = config.NoPIN
 	}
-	options, err = volume.SealOptions(cmd.Context(), &source, func(ctx context.Context) (*secret.Key, error) { return k.askTwice(ctx, "PIN") })
+	options, err = volume.SealOptions(cmd.Context(), &source, k.askPIN)
 	if k.pinFile != "" && err == nil {
-		options.PIN, err = readPIN(k.pinFile)
+		options.PIN, err = readSecretFile(k.pinFile, "PIN")
 	}
 	return options, err
+}
+
+func (k *keyAddTPM2) askPIN(ctx context.Context) (*secret.Key, error) {
+	return k.askTwice(ctx, wantedSecret{"PIN", "--pin-file"})
 }
 
 // parsePCRs takes numbers with commas between them, or with plus signs as systemd-cryptenroll does.
@@ -367,7 +371,7 @@ func newKeyAddPassphraseCommand(a *app) *cobra.Command {
 
 func (k *keyAdd) readNewPassphrase(ctx context.Context, file string) (*secret.Key, error) {
 	if file == "" {
-		return k.askTwice(ctx, "passphrase")
+		return k.askTwice(ctx, wantedSecret{"passphrase", "--new-passphrase-file"})
 	}
 	if file == "-" && k.passphrase.file == "-" {
 		return nil, usageError{errors.New("cannot read two passphrases from standard input")}

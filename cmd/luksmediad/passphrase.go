@@ -31,39 +31,40 @@ func (p *passphraseFlags) given() bool { return p.file != "" || p.command != "" 
 
 // read returns the passphrase without its last newline; nil if none is given.
 func (p *passphraseFlags) read(ctx context.Context, a *app) (key *secret.Key, err error) {
+	const what = "passphrase"
 	switch {
 	case p.file == "-":
 		key, err = secret.Read(a.stdin, unlock.MaxKeyFileBytes)
 	case p.file != "":
-		key, err = readPassphraseFile(p.file)
+		return readSecretFile(p.file, what)
 	case p.command != "":
 		key, err = a.readPassphraseCommand(ctx, p.command)
 	default:
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the passphrase: %w", err)
+		return nil, fmt.Errorf("cannot read the %s: %w", what, err)
 	}
-	return trimmed(key)
+	return unlock.WithoutNewline(key, "the "+what)
 }
 
-// trimmed drops the newline that editors and echo put behind a passphrase.
-func trimmed(key *secret.Key) (*secret.Key, error) {
-	key.TrimNewline()
-	if key.Len() == 0 {
-		key.Wipe()
-		return nil, fmt.Errorf("cannot use the passphrase: %w", secret.ErrEmpty)
-	}
-	return key, nil
-}
-
-func readPassphraseFile(path string) (*secret.Key, error) {
+// readSecretFile reads a file that was named on the command line, without the newline at its end. Whose it is and who else may
+// read it is the business of whoever names it.
+func readSecretFile(path, what string) (key *secret.Key, err error) {
+	defer func() {
+		if err != nil {
+			err = &unlock.FileError{Path: path, Reason: err}
+		}
+	}()
 	file, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cannot read the %s: %w", what, err)
 	}
 	defer file.Close()
-	return secret.Read(file, unlock.MaxKeyFileBytes)
+	if key, err = secret.Read(file, unlock.MaxKeyFileBytes); err != nil {
+		return nil, fmt.Errorf("cannot read the %s in %s: %w", what, path, err)
+	}
+	return unlock.WithoutNewline(key, "the "+what+" in "+path)
 }
 
 // readPassphraseCommand runs the program as its caller would: pass(1) wants HOME, and gpg the terminal.
@@ -75,27 +76,38 @@ func (a *app) readPassphraseCommand(ctx context.Context, line string) (*secret.K
 	return unlock.ReadOutput(ctx, command.Runner{Env: os.Environ()}, a.stdin, fields[0], fields[1:]...)
 }
 
-// ask reads a passphrase from the terminal without showing it. The question is taken back when ctx ends.
+// wantedSecret is a secret that is asked for.
+type wantedSecret struct {
+	// what it is called; flag says where else it may come from.
+	what, flag string
+}
+
+// ask reads a passphrase from the terminal; see askFor.
 func (a *app) ask(ctx context.Context, prompt string) (*secret.Key, error) {
+	return a.askFor(ctx, wantedSecret{"passphrase", "--passphrase-file"}, prompt)
+}
+
+// askFor reads a secret from the terminal without showing it. The question is taken back when ctx ends.
+func (a *app) askFor(ctx context.Context, wanted wantedSecret, prompt string) (*secret.Key, error) {
 	terminal := int(a.stdin.Fd())
 	before, err := unix.IoctlGetTermios(terminal, unix.TCGETS)
 	if err != nil {
-		return nil, usageError{errors.New("cannot ask for a passphrase without a terminal: say --passphrase-file")}
+		return nil, usageError{fmt.Errorf("cannot ask for a %s without a terminal: say %s", wanted.what, wanted.flag)}
 	}
 	hidden := *before
 	hidden.Lflag = hidden.Lflag&^unix.ECHO | unix.ICANON | unix.ISIG
 	hidden.Iflag |= unix.ICRNL
 	if err := unix.IoctlSetTermios(terminal, unix.TCSETS, &hidden); err != nil {
-		return nil, fmt.Errorf("cannot read the passphrase: %w", err)
+		return nil, fmt.Errorf("cannot read the %s: %w", wanted.what, err)
 	}
 	defer unix.IoctlSetTermios(terminal, unix.TCSETS, before) //nolint:errcheck // nothing is left to do about it
 	fmt.Fprint(a.stderr, prompt)
 	defer fmt.Fprintln(a.stderr)
 	key, err := readLine(ctx, terminal)
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the passphrase: %w", err)
+		return nil, fmt.Errorf("cannot read the %s: %w", wanted.what, err)
 	}
-	return trimmed(key)
+	return unlock.WithoutNewline(key, "the "+wanted.what)
 }
 
 // readLine reads what was typed straight into locked memory: in canonical mode a terminal gives a line at once, of at

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/volume"
+	"luksmediad/pkg/unlock/secret"
 )
 
 // terminal is a pseudoterminal (pty(7)): what a person sees and types, and the side of the program.
@@ -138,6 +140,32 @@ func TestAsk(t *testing.T) {
 	}
 	if shown += seen(t, person, "\r\n"); shown != "recovery passphrase: \r\n" {
 		t.Errorf("shown: %q", shown)
+	}
+}
+
+// Without a terminal the flag is named by which that secret can be given.
+func TestAskWithoutTerminal(t *testing.T) {
+	s := newSession(t)
+	a := &app{stdin: s.in, stderr: s.err}
+	passphrase := &keyAdd{app: a}
+	pin := &keyAddTPM2{keyAdd: keyAdd{app: a}}
+	for flag, ask := range map[string]func() (*secret.Key, error){
+		"passphrase without a terminal: say --new-passphrase-file": func() (*secret.Key, error) { return passphrase.readNewPassphrase(t.Context(), "") },
+		"PIN without a terminal: say --pin-file":                   func() (*secret.Key, error) { return pin.askPIN(t.Context()) },
+		"passphrase without a terminal: say --passphrase-file":     func() (*secret.Key, error) { return a.ask(t.Context(), "") },
+	} {
+		if _, err := ask(); err == nil || err.Error() != "cannot ask for a "+flag {
+			t.Errorf("%v, want %s", err, flag)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "pin")
+	for content, want := range map[string]string{"\n": "cannot use the PIN in " + file + ": ", strings.Repeat("1", 5000): "cannot read the PIN in " + file + ": "} {
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readSecretFile(file, "PIN"); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
 	}
 }
 

@@ -37,7 +37,7 @@ that the key is bound to are shown.
 
 With --quiet only what is wrong is printed, and nothing at all if the answer is yes. With --json, one object.
 Exit codes: 0 the first source opens the volume, 3 only a later one does or something else is wrong, 12 none does
-without a person, 10 not set up or not started, 15 container or header refused.`,
+without a person, 10 not set up, not started, or the container will not be there, 15 container or header refused.`,
 		Example: `  luksmediad will-boot && reboot
   luksmediad will-boot --json | jq -r .source`,
 		Args: cobra.NoArgs,
@@ -261,8 +261,8 @@ func (f *foresight) line(c boot.Check) checkLine {
 	line := checkLine{Check: c.Name, Status: c.Status, Text: strings.ReplaceAll(c.Text, "\n", "; ")}
 	switch {
 	case c.Err != nil:
-		explained := explainFor(f.config, c.Err)
-		line.Class, line.Next = explained.Class, ahead(explained)
+		explained := explainAhead(f.config, c.Err)
+		line.Class, line.Next = explained.Class, explained.Next
 	case c.Name == string(volume.StepHeader) && c.Status == boot.Warning:
 		line.Class = damagedCopy
 		line.Next = expand(f.config, find(stateAdvice(), damagedCopy))

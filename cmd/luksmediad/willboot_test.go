@@ -76,13 +76,20 @@ func TestForecast(t *testing.T) {
 		{"with warnings", exitDegraded, boot.Forecast{
 			Needs: append(good("config", "record", "container"), damaged, boot.Check{Name: "service", Status: boot.OK},
 				bad("gate", boot.Warning, fmt.Errorf("docker.service does not require luksmediad-gate.service: %w", boot.ErrUngated))),
-			Attempts: []boot.Attempt{source(bad("keyfile", boot.Warning, fmt.Errorf("/mnt/key lies on a removable device at /mnt: %w", boot.ErrDoubtful)), 2)}}},
+			Attempts: []boot.Attempt{source(bad("keyfile", boot.Warning, &boot.PlaceError{Path: "/mnt/key", Reason: fmt.Errorf("/mnt/key lies on a removable device at /mnt: %w", boot.ErrDoubtful)}), 2)}}},
 		{"by a person", exitNoKey, boot.Forecast{Needs: all, Attempts: []boot.Attempt{
 			source(boot.Check{Name: "tpm2", Status: boot.Attended, Text: "cannot unseal the key: PIN needed"}, -1),
-			source(bad("keyfile", boot.Failed, fmt.Errorf("cannot read key file /root/.luks-media.key: %w", unlock.ErrKeyFileMissing)), -1)}}},
+			source(bad("keyfile", boot.Failed, &unlock.FileError{Path: "/root/.luks-media.key",
+				Reason: fmt.Errorf("cannot read key file /root/.luks-media.key: %w", unlock.ErrKeyFileMissing)}), -1)}}},
 		{"nothing starts it", exitNotSetUp, boot.Forecast{
 			Needs:    append(good("config", "record", "container", "header"), bad("service", boot.Failed, fmt.Errorf("luksmediad.service is not enabled: %w", boot.ErrNotStarted))),
 			Attempts: []boot.Attempt{opens("tpm2", 1)}}},
+		{"it is not installed", exitNotSetUp, boot.Forecast{
+			Needs:    append(good("config", "record", "container", "header"), bad("service", boot.Failed, fmt.Errorf("luksmediad.service: %w: %w", boot.ErrNotInstalled, boot.ErrNotStarted))),
+			Attempts: []boot.Attempt{opens("tpm2", 1)}}},
+		{"the container lies in memory", exitNotSetUp, boot.Forecast{
+			Needs: append(good("config", "record"), bad("container", boot.Failed, &boot.PlaceError{Path: "/srv/media.luks",
+				Reason: fmt.Errorf("/srv/media.luks lies in memory, on the tmpfs at /srv: %w", boot.ErrGone)}), boot.Check{Name: "service", Status: boot.OK})}},
 		{"another container", exitRefused, boot.Forecast{
 			Needs: append(good("config", "record", "container"), bad("header", boot.Failed, fmt.Errorf("it is not the recorded one: %w", luks2.ErrPinMismatch)),
 				boot.Check{Name: "service", Status: boot.OK})}},

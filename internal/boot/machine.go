@@ -28,6 +28,13 @@ func unitFolders() []string {
 	return []string{"/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
 }
 
+var (
+	// ErrNotInstalled: a unit has no file, and so cannot be enabled.
+	ErrNotInstalled = errors.New("not installed")
+	// ErrMasked: a unit may not be started, and so cannot be enabled.
+	ErrMasked = errors.New("masked")
+)
+
 // Service checks that something starts luksmediad: it is enabled, or a unit that uses the stores asks for it through the
 // gate.
 func (m Machine) Service(dependents []string) Check {
@@ -77,11 +84,11 @@ func (m Machine) installed(name string) error {
 		}
 		target, _ := os.Readlink(path)
 		if target == os.DevNull || info.Mode().IsRegular() && info.Size() == 0 { // systemd.unit(5): masked
-			return fmt.Errorf("%s is masked by %s", name, filepath.Join(folder, name))
+			return fmt.Errorf("%s is %w by %s", name, ErrMasked, filepath.Join(folder, name))
 		}
 		return nil
 	}
-	return fmt.Errorf("%s is not installed", name)
+	return fmt.Errorf("%s: %w", name, ErrNotInstalled)
 }
 
 // wanted tells whether another unit pulls a unit in by a link, as systemctl enable makes them.

@@ -121,6 +121,20 @@ func TestUnits(t *testing.T) {
 	}
 }
 
+// What cannot be enabled is told as such.
+func TestServiceThatCannotBeEnabled(t *testing.T) {
+	for class, change := range map[error]func(*host){
+		ErrNotInstalled: func(h *host) { h.remove("/usr/lib/systemd/system/" + serviceUnit) },
+		ErrMasked:       func(h *host) { h.link("/dev/null", "/etc/systemd/system/"+serviceUnit) },
+	} {
+		h := newHost(t)
+		change(h)
+		if check := h.Service(nil); !errors.Is(check.Err, class) || !errors.Is(check.Err, ErrNotStarted) {
+			t.Errorf("%+v", check)
+		}
+	}
+}
+
 // lying is a real file, and the mount table of this process with the mount that it is on changed.
 func lying(t *testing.T, change func(*mount.Info)) (string, mount.Table) {
 	t.Helper()

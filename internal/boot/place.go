@@ -21,9 +21,30 @@ var (
 	ErrDoubtful = errors.New("perhaps not there at the next boot")
 )
 
+// PlaceError tells which file it is that may not be there. It wraps the class.
+type PlaceError struct {
+	Path   string
+	Reason error
+}
+
+func (e *PlaceError) Error() string { return e.Reason.Error() }
+
+// Unwrap gives the class.
+func (e *PlaceError) Unwrap() error { return e.Reason }
+
+// File is the path.
+func (e *PlaceError) File() string { return e.Path }
+
 // Place judges whether a file that is there now is there at the next boot too, before the volume is open. opened is the
-// device of the volume, 0 while it is closed. It fails with [ErrGone] or [ErrDoubtful].
+// device of the volume, 0 while it is closed. It fails with [ErrGone] or [ErrDoubtful], as a [*PlaceError].
 func (m Machine) Place(path string, table mount.Table, opened uint64) error {
+	if err := m.place(path, table, opened); err != nil {
+		return &PlaceError{Path: path, Reason: err}
+	}
+	return nil
+}
+
+func (m Machine) place(path string, table mount.Table, opened uint64) error {
 	mounted, err := mountOf(path, table)
 	if err != nil {
 		return err

@@ -184,11 +184,12 @@ func (d *Drift) digest(token *tpm2.Token, policy tpm2.Policy, read func() (*tpm2
 	}
 	var signatures *tpm2.Signatures
 	if policy.Signer != nil && read != nil {
-		if signatures, d.Err = read(); d.Err != nil {
-			return nil
-		}
+		signatures, err = read()
 	}
-	same, err := token.PolicyMatchesWith(d.Values, signatures)
+	same := false
+	if err == nil {
+		same, err = token.PolicyMatches(d.Values, signatures)
+	}
 	if errors.Is(err, tpm2.ErrSignature) {
 		d.Err = err
 		return nil

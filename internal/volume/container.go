@@ -35,6 +35,9 @@ func openContainer(path string, flag int) (*container, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, wrongf(ErrContainerMissing, "cannot open container %s", path)
 	}
+	if flag == os.O_RDWR && (errors.Is(err, unix.EROFS) || errors.Is(err, unix.EPERM)) { // open(2): EPERM is of an immutable file
+		return nil, fmt.Errorf("cannot open container %s: %w: %w", path, ErrContainerReadOnly, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot open container: %w", err)
 	}

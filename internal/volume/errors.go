@@ -17,6 +17,8 @@ var (
 	ErrAlreadySetUp = errors.New("volume already set up")
 	// ErrContainerMissing: nothing is at the container's path.
 	ErrContainerMissing = errors.New("nothing is there")
+	// ErrContainerReadOnly: the container is immutable, or what it lies on cannot be written to.
+	ErrContainerReadOnly = errors.New("container is read-only")
 	// ErrContainerForeign: what is at the container's path is not ours.
 	ErrContainerForeign = errors.New("container foreign")
 	// ErrLoopForeign: the loop device that carries the container is not one that luksmediad would make.

@@ -20,9 +20,10 @@ func (v *Volume) Foresee(ctx context.Context) (*luks2.Header, error) {
 	return o.opened.Header, err
 }
 
-// look opens the container only for reading.
+// look opens the container as an opening does, for writing, and writes nothing: a container that may not be written to, since it
+// is immutable or its filesystem is mounted read-only, is of no use.
 func (o *opening) look(context.Context) (err error) {
-	if o.container, err = openContainer(o.config.Volume.Container, os.O_RDONLY); err != nil {
+	if o.container, err = openContainer(o.config.Volume.Container, os.O_RDWR); err != nil {
 		return err
 	}
 	return o.container.checkAllocated()

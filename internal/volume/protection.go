@@ -57,9 +57,6 @@ type Protection struct {
 	Warning string
 }
 
-// Weak: it has to be said that the keys protect against nothing, or may do so.
-func (p Protection) Weak() bool { return p.Level == LevelNoneSameDisk || p.Level == LevelUnknown }
-
 // Protection finds out what the configured key sources and the recorded keyslots protect the container against: the weakest of them
 // decides. It needs no key and asks neither a TPM nor a server, but waits for a filesystem that hangs.
 func (v *Volume) Protection() Protection {

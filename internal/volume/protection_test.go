@@ -103,9 +103,6 @@ func TestProtectionByKeyFile(t *testing.T) {
 		if got.Level != test.want || got.Source != "keyfile" || !strings.Contains(got.Text, testKey) {
 			t.Errorf("%s: got %s (%s), want %s", name, got.Level, got.Text, test.want)
 		}
-		if got.Weak() != (test.want == LevelNoneSameDisk || test.want == LevelUnknown) {
-			t.Errorf("%s: weak %t", name, got.Weak())
-		}
 	}
 }
 

@@ -150,6 +150,6 @@ func refuses(ctx context.Context, device *tpm2.Device, token *tpm2.Token) (bool,
 	if err != nil {
 		return false, err
 	}
-	same, err := token.PolicyMatchesWith(values, nil)
+	same, err := token.PolicyMatches(values, nil)
 	return err == nil && !same, nil
 }

@@ -60,7 +60,7 @@ func (a Agents) Ask(ctx context.Context, message string) (*secret.Key, error) {
 		"--icon=drive-harddisk", "--timeout="+strconv.Itoa(int(a.Timeout.Seconds())), message)
 	switch {
 	case err == nil:
-		return withoutNewline(key, "the answer to "+strconv.Quote(message))
+		return WithoutNewline(key, "the answer to "+strconv.Quote(message))
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	case errors.Is(err, secret.ErrTooLarge), errors.Is(err, secret.ErrNoMemory):

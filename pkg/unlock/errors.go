@@ -50,6 +50,20 @@ var (
 	ErrCryptsetupTooOld = errors.New("cryptsetup too old")
 )
 
+// FileError tells which file it is that could not be used as it is. It wraps the class.
+type FileError struct {
+	Path   string
+	Reason error
+}
+
+func (e *FileError) Error() string { return e.Reason.Error() }
+
+// Unwrap gives the class.
+func (e *FileError) Unwrap() error { return e.Reason }
+
+// File is the path.
+func (e *FileError) File() string { return e.Path }
+
 // Attempt is one try of one source that did not open the container.
 type Attempt struct {
 	// Source is the name of the source, such as "tpm2".

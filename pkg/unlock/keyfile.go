@@ -57,7 +57,7 @@ func (k KeyFile) await(ctx context.Context) (*secret.Key, error) {
 
 // Read returns the key. The file is opened once and judged by its descriptor: a regular file with one name, owned by
 // the caller, without any permission for group and others, of 1 to [MaxKeyFileBytes] bytes. It fails with
-// [ErrKeyFileMissing] or [ErrKeyFileUnsafe].
+// [ErrKeyFileMissing] or [ErrKeyFileUnsafe], as a [*FileError].
 func (k KeyFile) Read() (*secret.Key, error) {
 	return privateFile{
 		what: "key file", missing: ErrKeyFileMissing, unsafe: ErrKeyFileUnsafe,
@@ -76,6 +76,14 @@ type privateFile struct {
 }
 
 func (p privateFile) read(path string) (*secret.Key, error) {
+	key, err := p.open(path)
+	if err != nil {
+		return nil, &FileError{Path: path, Reason: err}
+	}
+	return key, nil
+}
+
+func (p privateFile) open(path string) (*secret.Key, error) {
 	// O_NONBLOCK: opening a FIFO must not wait for a writer.
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	switch {

@@ -89,7 +89,11 @@ func (p *PINFile) PIN(context.Context) (*secret.Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the PIN: %w", err)
 	}
-	return withoutNewline(key, "the PIN in "+p.Path)
+	pin, err := WithoutNewline(key, "the PIN in "+p.Path)
+	if err != nil {
+		return nil, &FileError{Path: p.Path, Reason: err}
+	}
+	return pin, nil
 }
 
 // Wrong implements [PINs].

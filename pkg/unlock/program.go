@@ -38,7 +38,7 @@ func (p Program) Read(ctx context.Context) (*secret.Key, error) {
 	key, err := ReadOutput(limited, p.Speaker, nil, p.Run[0], p.Run[1:]...)
 	switch {
 	case err == nil:
-		return withoutNewline(key, "what "+p.Run[0]+" prints")
+		return WithoutNewline(key, "what "+p.Run[0]+" prints")
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	case limited.Err() != nil:
@@ -49,8 +49,9 @@ func (p Program) Read(ctx context.Context) (*secret.Key, error) {
 	return nil, fmt.Errorf("cannot get a key from %s: %w: %w", p.Run[0], ErrProgram, err)
 }
 
-// withoutNewline drops the one newline with which programs end what they print.
-func withoutNewline(key *secret.Key, what string) (*secret.Key, error) {
+// WithoutNewline drops the one newline with which programs and editors end what they write; what names it if nothing is left,
+// which is [secret.ErrEmpty].
+func WithoutNewline(key *secret.Key, what string) (*secret.Key, error) {
 	key.TrimNewline()
 	if key.Len() == 0 {
 		key.Wipe()

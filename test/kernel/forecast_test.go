@@ -75,7 +75,7 @@ func TestWillBoot(t *testing.T) {
 	s.serve()
 	s.requireOpenedBy("tpm2")
 	before := s.headerSum()
-	s.requireForecast(10, "not_started", "tpm2", "service failed not_started")
+	s.requireForecast(10, "not_started", "tpm2", "service failed unit_missing")
 	enable(t)
 	f := s.requireForecast(0, "opens", "tpm2", "record ok", "container ok", "header ok", "tpm2 ok", "keyfile ok", "service ok")
 	if len(f.Bound) != 1 || len(f.Bound[0].PCRs) != 1 || f.Bound[0].PCRs[0] != 7 {
@@ -97,6 +97,7 @@ func TestWillBoot(t *testing.T) {
 		t.Error("the header has changed")
 	}
 	s.requireOpen()
+	s.requireReadOnlyForeseen()
 
 	s.keepKeyFileIn("/run")
 	s.requireForecast(12, "needs_person", "", "keyfile failed gone_at_boot")
@@ -106,6 +107,18 @@ func TestWillBoot(t *testing.T) {
 	t.Cleanup(func() { must(t, "umount", other) })
 	s.keepKeyFileIn(other)
 	s.requireForecast(12, "needs_person", "", "keyfile failed gone_at_boot")
+}
+
+// requireReadOnlyForeseen makes the folder of the container read-only for a command. To make the container immutable would also keep
+// the open volume from writing to it.
+// fault 54: reading it would still do, opening it at boot would not.
+func (s *site) requireReadOnlyForeseen() {
+	s.t.Helper()
+	folder := filepath.Dir(s.container)
+	must(s.t, "mount", "--bind", folder, folder)
+	must(s.t, "mount", "-o", "remount,bind,ro", folder)
+	s.requireForecast(15, "refused", "", "container failed container_read_only")
+	must(s.t, "umount", folder)
 }
 
 // headerSum is a sum of all that comes before the data, which probes write to.
@@ -129,16 +142,26 @@ func (s *site) keepKeyFileIn(folder string) {
 func (s *site) requireMoved(pcr int) {
 	s.t.Helper()
 	r := s.call("key", "drift", "--json")
-	var line struct {
-		Result, Recorded string
-		Values           map[string]string
-		Moved            []struct {
+	type driftLine struct {
+		Result, Comparison, Recorded string
+		Values                       map[string]string
+		Moved                        []struct {
 			PCR       int
 			Then, Now string
 		}
 	}
-	if err := json.Unmarshal([]byte(r.stdout), &line); err != nil || r.code != 13 {
-		s.t.Fatalf("exit code %d, %v: %s%s", r.code, err, r.stdout, r.stderr)
+	var line driftLine
+	for text := range strings.Lines(r.stdout) {
+		var next driftLine
+		if err := json.Unmarshal([]byte(text), &next); err != nil {
+			s.t.Fatalf("%v: %s", err, text)
+		}
+		if next.Comparison != "" {
+			line = next
+		}
+	}
+	if r.code != 13 || line.Result != "tpm_policy" || line.Comparison != "differs" {
+		s.t.Fatalf("exit code %d: %s%s", r.code, r.stdout, r.stderr)
 	}
 	if len(line.Moved) != 1 || line.Moved[0].PCR != pcr || line.Moved[0].Now != line.Values[fmt.Sprint(pcr)] || line.Recorded == "" ||
 		len(line.Moved[0].Then) != 64 || line.Moved[0].Then == line.Moved[0].Now {

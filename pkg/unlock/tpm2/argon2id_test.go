@@ -65,7 +65,7 @@ func TestHardenedPIN(t *testing.T) {
 	}
 	mix.Wipe()
 	half.Wipe()
-	if same, err := token.PolicyMatches(readPCRs(t, s, SHA256, token.PCRs)); !same || err != nil {
+	if same, err := token.PolicyMatches(readPCRs(t, s, SHA256, token.PCRs), nil); !same || err != nil {
 		t.Errorf("PolicyMatches = %v, %v", same, err)
 	}
 	wantNoHandles(t, s)

@@ -121,7 +121,7 @@ func TestWeUnsealWhatSystemdEnrolled(t *testing.T) {
 			measure()
 			token := tokenOf(t, image)
 			wantOpens(t, s, image, token)
-			if same, err := token.PolicyMatches(readPCRs(t, s, SHA256, token.PCRs)); !same || err != nil {
+			if same, err := token.PolicyMatches(readPCRs(t, s, SHA256, token.PCRs), nil); !same || err != nil {
 				t.Errorf("PolicyMatches = %v, %v for what was just unsealed", same, err)
 			}
 		})
@@ -146,7 +146,7 @@ func TestWeUnsealSystemdsPIN(t *testing.T) {
 			_, err = unsealWith(t, s, token, UnsealOptions{PIN: newPIN(t, "wrong")})
 			wantClass(t, err, ErrPIN)
 			wantOpensWith(t, s, image, token, UnsealOptions{PIN: newPIN(t, pin)})
-			if same, err := token.PolicyMatches(readPCRs(t, s, SHA256, token.PCRs)); !same || err != nil {
+			if same, err := token.PolicyMatches(readPCRs(t, s, SHA256, token.PCRs), nil); !same || err != nil {
 				t.Errorf("PolicyMatches = %v, %v", same, err)
 			}
 		})
@@ -166,7 +166,7 @@ func TestWeUnsealSystemdsSHA1(t *testing.T) {
 		t.Errorf("systemd took bank %q", token.Bank)
 	}
 	wantOpens(t, s, image, token)
-	if same, err := token.PolicyMatches(readPCRs(t, s, SHA1, token.PCRs)); !same || err != nil {
+	if same, err := token.PolicyMatches(readPCRs(t, s, SHA1, token.PCRs), nil); !same || err != nil {
 		t.Errorf("PolicyMatches = %v, %v", same, err)
 	}
 }
@@ -196,8 +196,8 @@ func TestWeUnsealSystemdsSignedPolicy(t *testing.T) {
 			opts := UnsealOptions{PIN: newPIN(t, "1234"), Signatures: must(ParseSignatures(signed))}
 			wantOpensWith(t, s, image, token, opts)
 			values := readPCRs(t, s, SHA256, []int{7, 11})
-			if same, err := token.PolicyMatchesWith(values, opts.Signatures); !same || err != nil {
-				t.Errorf("PolicyMatchesWith = %v, %v", same, err)
+			if same, err := token.PolicyMatches(values, opts.Signatures); !same || err != nil {
+				t.Errorf("PolicyMatches = %v, %v", same, err)
 			}
 			s.Extend(11, "another")
 			_, err := unsealWith(t, s, token, opts)

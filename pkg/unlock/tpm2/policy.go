@@ -191,16 +191,11 @@ func (t *Token) Policy() (Policy, error) {
 	return policy, err
 }
 
-// PolicyMatches is [Token.PolicyMatchesWith] without signatures.
-func (t *Token) PolicyMatches(values map[int][]byte) (bool, error) {
-	return t.PolicyMatchesWith(values, nil)
-}
-
-// PolicyMatchesWith tells whether the token could be unsealed, with its PIN if
+// PolicyMatches tells whether the token could be unsealed, with its PIN if
 // it has one, while its PCRs and PubkeyPCRs have these values. It needs no TPM,
 // so that drift is found without unsealing anything. The classes are [ErrToken],
 // [ErrUnsupported], [ErrBankUnavailable] and [ErrSignature].
-func (t *Token) PolicyMatchesWith(values map[int][]byte, signatures *Signatures) (bool, error) {
+func (t *Token) PolicyMatches(values map[int][]byte, signatures *Signatures) (bool, error) {
 	policy, err := t.Policy()
 	if err != nil {
 		return false, err

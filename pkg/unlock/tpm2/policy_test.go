@@ -55,14 +55,14 @@ func TestPolicyMatchesFindsDrift(t *testing.T) {
 	s.Extend(7, "boot")
 	token := seal(t, s, newKey(t), 7)
 	live := func() map[int][]byte { return readPCRs(t, s, token.Bank, token.PCRs) }
-	if same, err := token.PolicyMatches(live()); !same || err != nil {
+	if same, err := token.PolicyMatches(live(), nil); !same || err != nil {
 		t.Errorf("PolicyMatches right after sealing = %v, %v", same, err)
 	}
 	s.Extend(7, "more")
-	if same, err := token.PolicyMatches(live()); same || err != nil {
+	if same, err := token.PolicyMatches(live(), nil); same || err != nil {
 		t.Errorf("PolicyMatches after an extend = %v, %v", same, err)
 	}
 	token.PCRLock = true
-	_, err := token.PolicyMatches(live())
+	_, err := token.PolicyMatches(live(), nil)
 	wantClass(t, err, ErrUnsupported)
 }

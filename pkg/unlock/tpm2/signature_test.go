@@ -159,8 +159,8 @@ func TestSignedPolicy(t *testing.T) {
 			now := readPCRs(t, s, SHA256, []int{7, 11, 12})
 			signatures := parsed(t, SHA256, sign(t, signer, SHA256, []int{11, 12}, now))
 			wantKeyWith(t, s, token, UnsealOptions{PIN: opts.PIN, Signatures: signatures}, key)
-			if same, err := token.PolicyMatchesWith(now, signatures); !same || err != nil {
-				t.Errorf("PolicyMatchesWith = %v, %v for what was just unsealed", same, err)
+			if same, err := token.PolicyMatches(now, signatures); !same || err != nil {
+				t.Errorf("PolicyMatches = %v, %v for what was just unsealed", same, err)
 			}
 			wantNoHandles(t, s)
 		})
@@ -181,8 +181,8 @@ func TestSignedPolicyFollowsUpdates(t *testing.T) {
 	if !errors.As(err, &mismatch) || len(mismatch.Signed) != 1 || !bytes.Equal(mismatch.Values[11], now[11]) {
 		t.Errorf("error is %#v, want a PolicyError with the signed policy and the values", err)
 	}
-	if same, err := token.PolicyMatchesWith(now, parsed(t, SHA256, old)); same || err != nil {
-		t.Errorf("PolicyMatchesWith with an old signature = %v, %v", same, err)
+	if same, err := token.PolicyMatches(now, parsed(t, SHA256, old)); same || err != nil {
+		t.Errorf("PolicyMatches with an old signature = %v, %v", same, err)
 	}
 	both := parsed(t, SHA256, old, sign(t, signer, SHA256, []int{11}, now))
 	wantKeyWith(t, s, token, UnsealOptions{Signatures: both}, key)
@@ -211,20 +211,20 @@ func TestSignedPolicyRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, err := unsealWith(t, s, token, UnsealOptions{Signatures: signatures})
 			wantClass(t, err, ErrSignature)
-			same, err := token.PolicyMatchesWith(now, signatures)
+			same, err := token.PolicyMatches(now, signatures)
 			if same {
-				t.Error("PolicyMatchesWith says that it matches")
+				t.Error("PolicyMatches says that it matches")
 			}
 			wantClass(t, err, ErrSignature)
 			wantNoHandles(t, s)
 		})
 	}
-	_, err := token.PolicyMatches(now)
+	_, err := token.PolicyMatches(now, nil)
 	wantClass(t, err, ErrSignature)
 	// The bad ones do not stand in the way of a good one, and the literal PCRs count as well.
 	signatures := parsed(t, SHA256, forged, cut, good)
-	if same, err := token.PolicyMatchesWith(now, signatures); !same || err != nil {
-		t.Errorf("PolicyMatchesWith = %v, %v", same, err)
+	if same, err := token.PolicyMatches(now, signatures); !same || err != nil {
+		t.Errorf("PolicyMatches = %v, %v", same, err)
 	}
 	s.Extend(7, "more")
 	_, err = unsealWith(t, s, token, UnsealOptions{Signatures: signatures})
@@ -248,8 +248,8 @@ func TestSignedPolicyWithReference(t *testing.T) {
 	for ref, token := range tokens {
 		wantKeyWith(t, s, token, UnsealOptions{Signatures: signatures[ref]}, key)
 		for signed, others := range signatures {
-			if same, err := token.PolicyMatchesWith(now, others); same != (signed == ref) {
-				t.Errorf("reference %q, signature for %q: PolicyMatchesWith = %v, %v", ref, signed, same, err)
+			if same, err := token.PolicyMatches(now, others); same != (signed == ref) {
+				t.Errorf("reference %q, signature for %q: PolicyMatches = %v, %v", ref, signed, same, err)
 			}
 			if signed == ref {
 				continue

@@ -202,7 +202,7 @@ func TestTokenWithoutBank(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if same, err := token.PolicyMatches(map[int][]byte{7: make([]byte, 32)}); !same || err != nil {
+	if same, err := token.PolicyMatches(map[int][]byte{7: make([]byte, 32)}, nil); !same || err != nil {
 		t.Errorf("PolicyMatches = %v, %v", same, err)
 	}
 }
