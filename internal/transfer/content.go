@@ -56,8 +56,14 @@ func (v *verifier) readAll(ctx context.Context) error {
 	if err == nil {
 		err = context.Cause(ctx)
 	}
+	if read := v.meter.files.Load(); err == nil && read != v.reading.Files {
+		err = fmt.Errorf("%d of %d files were read: %w", read, v.reading.Files, errIncomplete)
+	}
 	return err
 }
+
+// errIncomplete would be a mistake of this package: a proof must not rest on there being none.
+var errIncomplete = errors.New("verification incomplete")
 
 // groupFiles puts files together that lie together.
 func groupFiles(ctx context.Context, files stream, spans chan<- span) error {
@@ -98,7 +104,7 @@ func (s *span) take(e *Entry) bool {
 	switch {
 	case len(s.files) == 0:
 		s.at, s.bytes = start, end-start
-	case block == 0 || start-(s.at+s.bytes) > maxGap || end-s.at > spanBytes:
+	case s.files[0].scanned.block == 0 || start-(s.at+s.bytes) > maxGap || end-s.at > spanBytes:
 		return false
 	default:
 		s.bytes = max(s.bytes, end-s.at)
@@ -180,6 +186,7 @@ func (v *verifier) readFile(e *Entry, buf []byte) error {
 		return readError(e.Path, err)
 	}
 	if digest != e.SHA256 {
+		v.meter.count(e.Size)
 		v.differ(e.Path, FaultContent)
 		return nil
 	}

@@ -62,9 +62,10 @@ type Manifest struct {
 	// Changed counts what the operation has made and removed that gave this manifest.
 	Changed Totals
 
-	file *os.File
-	size int64 // of the entries
-	kind byte
+	file    *os.File
+	content io.ReaderAt
+	size    int64 // of the entries
+	kind    byte
 }
 
 // headerSize is that of magic, version, kind and identity.
@@ -84,11 +85,23 @@ func openManifest(path string, kind byte) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manifest{file: file, kind: kind}
-	if err := m.read(); err != nil {
+	m, err := readManifest(file, kind)
+	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
 	return m, nil
+}
+
+func readManifest(file *os.File, kind byte) (*Manifest, error) {
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%w: not a file", ErrCorrupt)
+	}
+	m := &Manifest{file: file, content: file, kind: kind}
+	return m, m.read(info.Size())
 }
 
 // Close closes the file.
@@ -100,24 +113,19 @@ func (m *Manifest) Path() string { return m.file.Name() }
 // footerSize is that of the zero byte, the totals and the checksum.
 const footerSize = 1 + 4*8 + sha256.Size
 
-func (m *Manifest) read() error {
-	info, err := m.file.Stat()
-	if err != nil {
-		return err
-	}
-	if !info.Mode().IsRegular() || info.Size() < int64(headerSize+footerSize) {
+func (m *Manifest) read(size int64) error {
+	if m.size = size - int64(headerSize+footerSize); m.size < 0 {
 		return fmt.Errorf("%w: too short", ErrCorrupt)
 	}
-	m.size = info.Size() - int64(headerSize+footerSize)
 	if err := m.readHeader(); err != nil {
 		return err
 	}
-	return m.readFooter(info.Size())
+	return m.readFooter(size)
 }
 
 func (m *Manifest) readHeader() error {
 	header := make([]byte, headerSize)
-	if _, err := m.file.ReadAt(header, 0); err != nil {
+	if _, err := m.content.ReadAt(header, 0); err != nil {
 		return err
 	}
 	rest, found := strings.CutPrefix(string(header), magic)
@@ -138,11 +146,11 @@ func (m *Manifest) readHeader() error {
 // readFooter compares the checksum before anybody acts on an entry.
 func (m *Manifest) readFooter(size int64) error {
 	sum := sha256.New()
-	if _, err := io.Copy(sum, io.NewSectionReader(m.file, 0, size-sha256.Size)); err != nil {
+	if _, err := io.Copy(sum, io.NewSectionReader(m.content, 0, size-sha256.Size)); err != nil {
 		return err
 	}
 	footer := make([]byte, footerSize)
-	if _, err := m.file.ReadAt(footer, size-int64(footerSize)); err != nil {
+	if _, err := m.content.ReadAt(footer, size-int64(footerSize)); err != nil {
 		return err
 	}
 	if footer[0] != 0 || string(sum.Sum(nil)) != string(footer[footerSize-sha256.Size:]) {
@@ -169,7 +177,7 @@ func (m *Manifest) All() iter.Seq2[*Entry, error] {
 
 func (m *Manifest) stream() stream {
 	return &manifestStream{
-		player: player{r: bufio.NewReaderSize(io.NewSectionReader(m.file, int64(headerSize), m.size+1), 256<<10)}, manifest: m,
+		player: player{r: bufio.NewReaderSize(io.NewSectionReader(m.content, int64(headerSize), m.size+1), 256<<10)}, manifest: m,
 	}
 }
 

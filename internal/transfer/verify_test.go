@@ -3,6 +3,7 @@ package transfer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -174,5 +175,28 @@ func TestVerifyRefusesAnotherDevice(t *testing.T) {
 	check(t, err)
 	if proof.DeviceRefused == nil || proof.Read[MeansDevice] != 0 {
 		t.Errorf("%+v", proof)
+	}
+}
+
+// A file without a block is read by itself, whatever lies near the beginning of the device.
+func TestFilesAreGroupedByBlock(t *testing.T) {
+	file := func(block uint64, size int64) Entry { return Entry{Kind: File, Size: size, scanned: &scanned{block: block}} }
+	files := []Entry{
+		file(0, 10), file(0, 2<<20), file(4096, 100), file(8192, 5000), // at the beginning of the device
+		file(16384+maxGap+4096, 1), file(1<<30+512, 700), file(1<<30+4096+maxGap, 1),
+	}
+	for i := range uint64(31) {
+		files = append(files, file(2<<30+i*204800, 102400))
+	}
+	spans := make(chan span, len(files))
+	check(t, groupFiles(context.Background(), pointers(files), spans))
+	close(spans)
+	var got []string
+	for s := range spans {
+		got = append(got, fmt.Sprintf("%d+%d:%d", s.at, s.bytes, len(s.files)))
+	}
+	want := []string{"0+4096:1", "0+2097152:1", "4096+12288:2", "282624+4096:1", "1073741824+270336:2", "2147483648+3993600:20", "2151579648+2150400:11"}
+	if !slices.Equal(got, want) {
+		t.Errorf("spans %q, want %q", got, want)
 	}
 }

@@ -85,7 +85,12 @@ func (h holder) names() ([]string, error) {
 	}
 	names := strings.Split(strings.TrimSuffix(string(list), "\x00"), "\x00")
 	slices.Sort(names)
-	return names, nil
+	return slices.DeleteFunc(names, isShadow), nil
+}
+
+// isShadow finds the names by which xfs shows root an ACL for a second time, SGI_ACL_FILE and SGI_ACL_DEFAULT of xfs_format.h.
+func isShadow(name string) bool {
+	return name == "trusted.SGI_ACL_FILE" || name == "trusted.SGI_ACL_DEFAULT"
 }
 
 // read reads all attributes. One that vanishes meanwhile was never there.
