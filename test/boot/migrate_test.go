@@ -51,6 +51,7 @@ func TestMigrate(t *testing.T) {
 	m.checkEncrypted()
 	uploads.check("moved in")
 	uploads.add(1)
+	m.Run("sync") // Synapse itself does not
 	m.Cut()
 	m.Boot()
 	m.WaitForSynapse()
@@ -110,6 +111,7 @@ func (u *uploads) add(count int) {
 func (u *uploads) check(when string) {
 	u.m.t.Helper()
 	for i, id := range u.ids {
+		u.m.t.Logf("%s: upload %d is %s", when, i, id)
 		if !bytes.Equal(u.m.Download(id), u.pictures[i]) {
 			u.m.t.Errorf("%s: upload %d differs", when, i)
 		}
