@@ -101,7 +101,7 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 		Cryptsetup: unlock.Cryptsetup{Runner: command.Runner{}},
 		Live:       live,
 		Server:     media,
-		Engine:     synapse.NewEngine(synapse.EngineSocket),
+		Engine:     synapse.NewDocker(synapse.DockerSocket),
 		Collector:  collector,
 		Explain:    explained,
 	})...)

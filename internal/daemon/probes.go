@@ -24,7 +24,7 @@ type Inspector interface {
 	Notes(name string) volume.Notes
 }
 
-// Engine tells what running containers have of the host; [synapse.Engine] does.
+// Engine tells what running containers have of the host; [synapse.Docker] does.
 type Engine interface {
 	Mounts(ctx context.Context, wanted func(source string) bool) ([]synapse.Mount, error)
 }

@@ -2,39 +2,17 @@ package synapse
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"syscall"
-	"time"
 )
 
-// EngineSocket is where Docker listens.
-const EngineSocket = "/var/run/docker.sock"
-
-const (
-	engineTimeout    = 5 * time.Second // of one request
-	maxContainers    = 512             // that are asked about
-	maxContainerJSON = 4 << 20         // bytes of an answer
-)
-
-// Engine asks Docker what its running containers have of the host. It changes nothing.
-type Engine struct {
-	http *http.Client
-}
-
-// NewEngine makes one that asks at a Unix socket.
-func NewEngine(socket string) *Engine {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", socket)
-	}
-	return &Engine{http: &http.Client{Timeout: engineTimeout, Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
-}
+// maxContainers are asked about.
+const maxContainers = 512
 
 // Mount is a directory of the host that a running container has.
 type Mount struct {
@@ -57,9 +35,9 @@ type container struct {
 }
 
 // Mounts are the bind mounts of running containers whose source is wanted; none where no Docker runs.
-func (e *Engine) Mounts(ctx context.Context, wanted func(source string) bool) ([]Mount, error) {
+func (d *Docker) Mounts(ctx context.Context, wanted func(source string) bool) ([]Mount, error) {
 	var running []container
-	err := e.get(ctx, "/containers/json", &running)
+	err := d.call(ctx, http.MethodGet, "/containers/json", &running)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, nil
 	}
@@ -72,7 +50,7 @@ func (e *Engine) Mounts(ctx context.Context, wanted func(source string) bool) ([
 		if len(found) == 0 {
 			continue
 		}
-		pid, err := e.pid(ctx, c.ID)
+		pid, err := d.pid(ctx, c.ID)
 		if err != nil {
 			return nil, fmt.Errorf("cannot inspect container %s of Docker: %w", found[0].Container, err)
 		}
@@ -100,36 +78,15 @@ func (c container) mounts(wanted func(string) bool) []Mount {
 }
 
 // pid is 0 for a container that is gone or does not run.
-func (e *Engine) pid(ctx context.Context, id string) (int, error) {
+func (d *Docker) pid(ctx context.Context, id string) (int, error) {
 	var inspected struct {
 		State struct {
 			PID int `json:"Pid"`
 		}
 	}
-	err := e.get(ctx, "/containers/"+id+"/json", &inspected)
-	if errors.Is(err, errGone) {
+	err := d.call(ctx, http.MethodGet, "/containers/"+url.PathEscape(id)+"/json", &inspected)
+	if errors.Is(err, ErrNoContainer) {
 		return 0, nil
 	}
 	return inspected.State.PID, err
-}
-
-var errGone = errors.New("no such container")
-
-func (e *Engine) get(ctx context.Context, path string, into any) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker"+path, nil)
-	if err != nil {
-		return err
-	}
-	answer, err := e.http.Do(request)
-	if err != nil {
-		return err
-	}
-	defer answer.Body.Close()
-	switch answer.StatusCode {
-	case http.StatusOK:
-		return json.NewDecoder(io.LimitReader(answer.Body, maxContainerJSON)).Decode(into)
-	case http.StatusNotFound:
-		return errGone
-	}
-	return fmt.Errorf("it answers %s", answer.Status)
 }

@@ -62,7 +62,7 @@ func TestEngineMounts(t *testing.T) {
 		"/containers/cc33/json": `{"Id":"cc33","Name":"/stopping","State":{"Status":"exited","Pid":0}}`,
 		"/containers/dd44/json": "",
 	})
-	got, err := NewEngine(socket).Mounts(t.Context(), wantedData)
+	got, err := NewDocker(socket).Mounts(t.Context(), wantedData)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestEngineMounts(t *testing.T) {
 
 // fault 72: no Docker is no failure; one that answers badly, or not in time, is.
 func TestEngineFailures(t *testing.T) {
-	got, err := NewEngine(filepath.Join(t.TempDir(), "docker.sock")).Mounts(t.Context(), wantedData)
+	got, err := NewDocker(filepath.Join(t.TempDir(), "docker.sock")).Mounts(t.Context(), wantedData)
 	if err != nil || got != nil {
 		t.Errorf("no Docker: %v, %v", got, err)
 	}
@@ -81,15 +81,15 @@ func TestEngineFailures(t *testing.T) {
 		"broken":     {"/containers/json": ""},
 		"no JSON":    {"/containers/json": "<html>"},
 		"inspection": {"/containers/json": listed, "/containers/aa11/json": ""},
-		"too much":   {"/containers/json": `[{"Id":"` + strings.Repeat("a", maxContainerJSON) + `"}]`},
+		"too much":   {"/containers/json": `[{"Id":"` + strings.Repeat("a", maxInspect) + `"}]`},
 	} {
-		if _, err := NewEngine(engineSocket(t, answers)).Mounts(t.Context(), wantedData); err == nil || !strings.Contains(err.Error(), "of Docker") {
+		if _, err := NewDocker(engineSocket(t, answers)).Mounts(t.Context(), wantedData); err == nil || !strings.Contains(err.Error(), "of Docker") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := NewEngine(engineSocket(t, map[string]string{"/containers/json": listed})).Mounts(ctx, wantedData); !errors.Is(err, context.Canceled) {
+	if _, err := NewDocker(engineSocket(t, map[string]string{"/containers/json": listed})).Mounts(ctx, wantedData); !errors.Is(err, context.Canceled) {
 		t.Errorf("canceled: %v", err)
 	}
 }
