@@ -111,7 +111,6 @@ func (u *uploads) add(count int) {
 func (u *uploads) check(when string) {
 	u.m.t.Helper()
 	for i, id := range u.ids {
-		u.m.t.Logf("%s: upload %d is %s", when, i, id)
 		if !bytes.Equal(u.m.Download(id), u.pictures[i]) {
 			u.m.t.Errorf("%s: upload %d differs", when, i)
 		}
