@@ -165,7 +165,11 @@ func (c *copier) work(ctx context.Context, cancel context.CancelCauseFunc, batch
 			if ctx.Err() != nil {
 				break
 			}
-			if err := c.vanished(c.put(&batch[i], from, to)); err != nil {
+			err := c.put(&batch[i], from, to)
+			if err != nil && c.vanished(err) == nil {
+				err = to.removeEntry(&batch[i]) // an older copy of it, which the manifest will not know
+			}
+			if err != nil {
 				cancel(err)
 			}
 		}

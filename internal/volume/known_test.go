@@ -81,6 +81,7 @@ func TestCheckHeaderDamage(t *testing.T) {
 	r := newRing(t)
 	r.backUp()
 	path := r.backupPath(r.header().UUID)
+	r.must(os.Chmod(path, 0o600))
 	r.must(os.Truncate(path, 4096))
 	r.requireLook(ErrBackupMissing)
 	r.must(os.Remove(path))
