@@ -89,6 +89,7 @@ type headerReport struct {
 	Damage     []damageLine       `json:"damage"`
 	Refusals   []refusalLine      `json:"refusals"`
 	Mismatches []luks2.Difference `json:"pin_mismatches,omitempty"`
+	Slots      []slotLine         `json:"slots,omitempty"` // of an acceptable header: each as key list has it
 	Next       string             `json:"next,omitempty"`
 }
 
@@ -140,6 +141,11 @@ func (f *containerFlags) checkHeader() error {
 	}
 	report := reportHeader(s, err)
 	code := exitDone
+	if err == nil {
+		for _, slot := range s.slots() {
+			report.Slots = append(report.Slots, s.line(slot))
+		}
+	}
 	switch {
 	case err != nil:
 		explained := explainFor(f.config, err)

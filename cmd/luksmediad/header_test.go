@@ -34,6 +34,9 @@ func TestHeaderCheck(t *testing.T) {
 	if diff := cmp.Diff(want, report.Copies); diff != "" || report.SequenceID == 0 {
 		t.Error(diff)
 	}
+	if len(report.Slots) != 2 || *report.Slots[1].Keyslot != 3 || report.Slots[1].Source != "passphrase" || report.Slots[1].Result != notTested {
+		t.Errorf("keyslots %+v", report.Slots)
+	}
 	golden(t, "testdata/header-check.golden", strings.ReplaceAll(d.ask("header check").out, d.container(), "disk.luks"))
 }
 
