@@ -187,7 +187,7 @@ func (c *copier) dispatch(ctx context.Context, p *plan, entries stream, batches 
 	}
 	for {
 		e, err := entries.next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return send()
 		}
 		switch {

@@ -81,7 +81,7 @@ func groupFiles(ctx context.Context, files stream, spans chan<- span) error {
 	}
 	for {
 		e, err := files.next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return send()
 		}
 		if err != nil {

@@ -227,8 +227,8 @@ func TestCopyOfALiveSource(t *testing.T) {
 		defer close(stopped)
 		m.live(stop)
 	}()
+	m.copy().Close()
 	manifest := m.copy()
-	manifest = m.copy()
 	close(stop)
 	<-stopped
 	manifest = m.delta(manifest)

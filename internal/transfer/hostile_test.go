@@ -287,11 +287,11 @@ func TestSwappingSourceGivesNothingAway(t *testing.T) {
 	for i := 0; s.renames.Load() < wantRenames; i++ {
 		m.to, m.options.State = filepath.Join(m.dir, fmt.Sprint("to", i)), filepath.Join(m.dir, fmt.Sprint("state", i))
 		check(t, errors.Join(os.Mkdir(m.to, 0o700), os.Mkdir(m.options.State, 0o700)))
-		manifest := m.copy()
+		m.copy()
 		if _, err := Survey(context.Background(), m.from, m.options); err != nil {
 			t.Error(err)
 		}
-		m.copy()
+		manifest := m.copy()
 		if again, err := Delta(context.Background(), m.from, m.to, manifest, m.options); err == nil {
 			again.Close()
 		} else if !errors.Is(err, ErrChanging) {

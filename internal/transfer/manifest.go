@@ -168,7 +168,7 @@ func (m *Manifest) All() iter.Seq2[*Entry, error] {
 		entries := m.stream()
 		for {
 			e, err := entries.next()
-			if err == io.EOF || !yield(e, err) || err != nil {
+			if errors.Is(err, io.EOF) || !yield(e, err) || err != nil {
 				return
 			}
 		}
@@ -229,7 +229,7 @@ func (s *manifestStream) place() error {
 }
 
 func (s *manifestStream) end() error {
-	if _, err := s.player.r.ReadByte(); err != io.EOF {
+	if _, err := s.player.r.ReadByte(); !errors.Is(err, io.EOF) {
 		return fmt.Errorf("%w: entries behind the last", ErrCorrupt)
 	}
 	if s.totals != s.manifest.Totals || s.manifest.kind == wholeTree && s.totals.Entries == 0 {
@@ -268,7 +268,7 @@ func writeEntries(path string, kind byte, from Identity, entries stream) error {
 func copyEntries(w *manifestWriter, entries stream) error {
 	for {
 		e, err := entries.next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err == nil {

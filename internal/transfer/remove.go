@@ -105,10 +105,10 @@ func (r *remover) dispatch(ctx context.Context, entries stream, batches chan<- [
 	var batch []Entry
 	for {
 		e, err := entries.next()
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
-		ended := err == io.EOF
+		ended := errors.Is(err, io.EOF)
 		switch {
 		case ended:
 		case e.Kind == Folder:

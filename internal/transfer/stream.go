@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"errors"
 	"io"
 	"slices"
 )
@@ -46,7 +47,7 @@ func merge(compare func(a, b *Entry) int, streams ...stream) (*merged, error) {
 	m := &merged{compare: compare}
 	for i, s := range streams {
 		e, err := s.next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			continue
 		}
 		if err != nil {
@@ -73,7 +74,7 @@ func (m *merged) next() (*Entry, error) {
 		h := m.heads[0]
 		m.heads = slices.Delete(m.heads, 0, 1)
 		e, err := h.stream.next()
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, err
 		}
 		if err == nil {
@@ -133,7 +134,7 @@ func leastPath(heads []*Entry) *Entry {
 
 func pull(s stream, into **Entry) error {
 	e, err := s.next()
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		e, err = nil, nil
 	}
 	*into = e
@@ -142,7 +143,7 @@ func pull(s stream, into **Entry) error {
 
 // endOfStream is no error.
 func endOfStream(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err

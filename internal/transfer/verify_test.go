@@ -180,7 +180,9 @@ func TestVerifyRefusesAnotherDevice(t *testing.T) {
 
 // A file without a block is read by itself, whatever lies near the beginning of the device.
 func TestFilesAreGroupedByBlock(t *testing.T) {
-	file := func(block uint64, size int64) Entry { return Entry{Kind: File, Size: size, scanned: &scanned{block: block}} }
+	file := func(block uint64, size int64) Entry {
+		return Entry{Kind: File, Size: size, scanned: &scanned{block: block}}
+	}
 	files := []Entry{
 		file(0, 10), file(0, 2<<20), file(4096, 100), file(8192, 5000), // at the beginning of the device
 		file(16384+maxGap+4096, 1), file(1<<30+512, 700), file(1<<30+4096+maxGap, 1),
