@@ -19,14 +19,16 @@ func measureDisk(runs, files, entries int) (figures []figure, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.device, err = attach(dir, containerFor(files)); err != nil {
+	loop, err := attach(dir, containerFor(files))
+	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(s.unmount(), run("losetup", "--detach", s.device), err) }()
+	s.device = loop.Name()
+	defer func() { err = errors.Join(s.unmount(), loop.Close(), err) }()
 	return s.measure(runs, entries)
 }
 
-// containerFor is room for what newSite makes, with as many inodes.
+// containerFor is room for what newSite makes: files of 64 KiB at most and, in their middle, as much again in large ones.
 func containerFor(files int) int64 {
 	return int64(files)*(64<<10)*2 + gibibyte
 }
@@ -55,14 +57,14 @@ func measureCrypt(runs, files int) (figures []figure, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, run("losetup", "--detach", loop)) }()
+	defer func() { err = errors.Join(err, loop.Close()) }()
 	key := filepath.Join(dir, "key")
 	if err := os.WriteFile(key, []byte("correct horse battery staple"), 0o600); err != nil {
 		return nil, err
 	}
 	if err := runAll([][]string{
-		{"cryptsetup", "luksFormat", "--batch-mode", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--sector-size", "4096", "--key-file", key, loop},
-		{"cryptsetup", "open", "--key-file", key, loop, "bench-transfer"},
+		{"cryptsetup", "luksFormat", "--batch-mode", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--sector-size", "4096", "--key-file", key, loop.Name()},
+		{"cryptsetup", "open", "--key-file", key, loop.Name(), "bench-transfer"},
 	}); err != nil {
 		return nil, err
 	}
