@@ -176,9 +176,28 @@ func (s *site) hideDeviceMapper() {
 		s.t.Fatal(err)
 	}
 	s.write(loader, "/bin/false\n")
-	must(s.t, "modprobe", "--remove", "--all", "dm-zero", "dm-flakey", "dm-crypt", "dm-mod")
+	removeDeviceMapper(s.t)
 	s.t.Cleanup(func() {
 		s.write(loader, string(path))
 		must(s.t, "modprobe", "--all", "dm-mod", "dm-crypt", "dm-flakey")
 	})
+}
+
+// removeDeviceMapper removes the device mapper with whatever targets other tests have had the kernel load: each of them holds it, or
+// holds another one.
+func removeDeviceMapper(t *testing.T) {
+	t.Helper()
+	for range 5 {
+		targets, err := filepath.Glob("/sys/module/dm_mod/holders/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(targets) == 0 {
+			break
+		}
+		for _, target := range targets {
+			run(t, "", "modprobe", "--remove", filepath.Base(target)) // one that is held by another goes in the next round
+		}
+	}
+	must(t, "modprobe", "--remove", "dm-mod")
 }
