@@ -145,7 +145,7 @@ func (m *Machine) checkRecovered(id string, picture []byte) {
 	}
 	m.checkEncrypted()
 	m.checkOrder()
-	m.checkHealthy("protection_unknown") // the key file is gone, its keyslot is not
+	m.checkHealthy("protection_unknown", "keys") // the key file is gone, its keyslot is not, and the TPM is another one
 }
 
 // checkJournal: whatever has happened in all the boots, no key was written down. The search for something that was shows that the
@@ -204,11 +204,11 @@ func (d blockDevice) holdsStoreEncrypted() bool {
 }
 
 // checkHealthy gives the probes that need Synapse one interval's time: until then they are degraded, which is 200 as well. The one warning
-// that stays is about the key file.
-func (m *Machine) checkHealthy(keys string) {
+// that stays is about where the key file lies; besides are the conditions in which something else is wrong on purpose.
+func (m *Machine) checkHealthy(keys string, besides ...string) {
 	m.t.Helper()
 	m.Eventually(time.Minute, "/healthz is 200 without another warning", func() error {
-		text, code := m.healthz("protection")
+		text, code := m.healthz(append(besides, "protection")...)
 		if code != "200" || strings.Contains(text, "warnings") {
 			return fmt.Errorf("status %s: %s", code, text)
 		}
