@@ -63,6 +63,8 @@ type scanned struct {
 	links uint32
 	// block is where in the device the content of a small file lies in one piece, or 0.
 	block uint64
+	// aged: nothing has happened to it since a moment before which it was verified, so that no more than its stat was looked at.
+	aged bool
 }
 
 func entryOf(path string, stat *unix.Statx_t) Entry {

@@ -62,6 +62,9 @@ type Manifest struct {
 	// Changed counts what the operation has made and removed that gave this manifest.
 	Changed Totals
 
+	// verified is when the tree was last found to be as the manifest has it; zero if this process has not.
+	verified Time
+
 	file    *os.File
 	content io.ReaderAt
 	size    int64 // of the entries

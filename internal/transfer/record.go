@@ -52,6 +52,7 @@ func (r *recorder) write(e *Entry) error {
 	}
 	if e.scanned != nil {
 		b = binary.AppendUvarint(binary.AppendUvarint(b, uint64(e.scanned.links)), e.scanned.block)
+		b = append(b, bit(e.scanned.aged))
 	}
 	r.buf, r.last = b, e.Path
 	_, err := r.w.Write(b)
@@ -73,6 +74,13 @@ func flagsOf(e *Entry) byte {
 		flags |= flagScanned
 	}
 	return flags
+}
+
+func bit(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func sharedPrefix(a, b string) int {
@@ -123,7 +131,7 @@ func (p *player) next(flags byte, e *Entry) error {
 		e.First = p.bytes(maxPath)
 	}
 	if flags&flagScanned != 0 {
-		e.scanned = &scanned{links: uint32(p.number(1<<32 - 1)), block: p.number(1<<64 - 1)}
+		e.scanned = &scanned{links: uint32(p.number(1<<32 - 1)), block: p.number(1<<64 - 1), aged: p.number(1) == 1}
 	}
 	return p.check(flags, e)
 }

@@ -3,7 +3,6 @@ package transfer
 import (
 	"context"
 	"errors"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,9 +14,10 @@ type scan struct {
 	// xattrs and blocks ask for what costs an open of each file.
 	xattrs, blocks bool
 	meter          *meter
-	// newest is the latest change that is not in the future.
-	vanished atomic.Int64
-	live     bool
+	// aged, if it is not zero, spares the attributes and blocks of files that are older.
+	aged Time
+	// live is for a source whose service runs.
+	live bool
 }
 
 // scanTree walks a tree. Its entries have what stat(2) shows and, if asked for, their attributes and where their blocks lie.
@@ -54,7 +54,6 @@ func (s *scan) failed(path string, err error) error { return s.gone(readError(pa
 // gone forgives what a service that runs does.
 func (s *scan) gone(err error) error {
 	if s.live && errors.Is(err, ErrChanging) {
-		s.vanished.Add(1)
 		return nil
 	}
 	return err
@@ -82,14 +81,18 @@ func (s *scan) look(f *folder, n name) (Entry, error) {
 	if len(path) > maxPath {
 		return Entry{}, unix.ENAMETOOLONG
 	}
-	if n.kind == unix.DT_REG && (s.xattrs || s.blocks) {
-		return s.lookInside(f, n, path)
+	inside := n.kind == unix.DT_REG && (s.xattrs || s.blocks)
+	if inside && s.aged == (Time{}) {
+		return s.lookInside(f.fd, n.name, path)
 	}
 	stat, err := status(f.fd, n.name)
 	if err != nil {
 		return Entry{}, err
 	}
 	e := entryOf(path, &stat)
+	if inside && !s.isAged(&e) {
+		return s.lookInside(f.fd, n.name, path)
+	}
 	switch e.Kind {
 	case 0:
 		return e, refuse(path, stat.Mode)
@@ -98,8 +101,13 @@ func (s *scan) look(f *folder, n name) (Entry, error) {
 	case Symlink:
 		return s.lookLink(f, n, e)
 	}
-	e.scanned = &scanned{links: stat.Nlink}
+	e.scanned = &scanned{links: stat.Nlink, aged: inside}
 	return e, nil
+}
+
+// isAged leaves out what a filesystem with whole seconds may have dated back.
+func (s *scan) isAged(e *Entry) bool {
+	return e.Kind == File && s.aged.after(e.Changed) && e.Changed.Nanoseconds != 0
 }
 
 func (s *scan) lookLink(f *folder, n name, e Entry) (_ Entry, err error) {
@@ -116,8 +124,8 @@ func (s *scan) lookLink(f *folder, n name, e Entry) (_ Entry, err error) {
 	return e, nil
 }
 
-func (s *scan) lookInside(f *folder, n name, path string) (Entry, error) {
-	fd, err := openQuietly(f.fd, n.name, unix.O_RDONLY|unix.O_NOFOLLOW)
+func (s *scan) lookInside(folder int, name, path string) (Entry, error) {
+	fd, err := openQuietly(folder, name, unix.O_RDONLY|unix.O_NOFOLLOW)
 	if err != nil {
 		return Entry{}, err
 	}

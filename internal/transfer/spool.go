@@ -10,7 +10,7 @@ import (
 )
 
 // spoolEntries is how many entries stay in memory; more go to disk, sorted. Of what is kept in another way it is twice as many.
-const spoolEntries = 32 << 10
+const spoolEntries = 48 << 10
 
 // run begins to read sorted entries anew.
 type run func() stream

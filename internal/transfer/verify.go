@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 )
 
 // VerifyOptions say what Verify may use.
@@ -15,7 +16,8 @@ type VerifyOptions struct {
 	// Device is the block device that the target's filesystem is on, such as /dev/mapper/name: small files are read from it in the
 	// order of the disk. Without one, or if it is another, each file is read by itself.
 	Device string
-	// Verified is a manifest of the same tree that was verified before: contents that have not changed since are not read again.
+	// Verified is a manifest of the same tree that was verified before: contents that have not changed since are not read again. If
+	// this process has verified it, attributes are not either of files that are as old by their time of change.
 	Verified *Manifest
 }
 
@@ -99,10 +101,18 @@ func Verify(ctx context.Context, root string, m *Manifest, o VerifyOptions) (*Pr
 	v := &verifier{tree: t, manifest: m, o: o, meter: newMeter(o.Progress)}
 	v.proof = Proof{Totals: m.Totals, Read: map[Means]int64{}, Bytes: map[Means]int64{}}
 	defer v.meter.end()
+	began := before(time.Now())
 	if err := v.verify(ctx); err != nil {
 		return nil, fmt.Errorf("cannot verify %s: %w", root, err)
 	}
+	m.verified = began
 	return &v.proof, nil
+}
+
+// before is a moment by which everything that happened before t is dated.
+func before(t time.Time) Time {
+	t = t.Add(-clockTick)
+	return Time{t.Unix(), uint32(t.Nanosecond())}
 }
 
 type verifier struct {
@@ -112,7 +122,9 @@ type verifier struct {
 	meter    *meter
 	contents *spool // files to read, in the order in which they lie on the device
 	reading  Totals
-	device   *device
+	// ages: what has been verified before is known by its age.
+	ages   bool
+	device *device
 
 	mu    sync.Mutex
 	wrong Mismatch
@@ -146,6 +158,11 @@ func (v *verifier) verify(ctx context.Context) error {
 func (v *verifier) compare(ctx context.Context) error {
 	v.meter.begin(PhaseScan, v.manifest.Totals.Entries, 0)
 	s := &scan{xattrs: true, blocks: v.device != nil, meter: v.meter}
+	verified := stream(none{})
+	if v.o.Verified != nil {
+		verified, s.aged = v.o.Verified.stream(), v.o.Verified.verified
+		v.ages = s.aged != Time{}
+	}
 	if err := scanTree(ctx, v.tree, v.o.Options, s); err != nil {
 		if errors.Is(err, ErrRefused) {
 			return fmt.Errorf("%w: %w", ErrMismatch, err)
@@ -153,10 +170,6 @@ func (v *verifier) compare(ctx context.Context) error {
 		return err
 	}
 	defer s.close()
-	verified := stream(none{})
-	if v.o.Verified != nil {
-		verified = v.o.Verified.stream()
-	}
 	have, err := s.entries.sorted()
 	if err != nil {
 		return err
@@ -175,13 +188,16 @@ func (v *verifier) compareEntry(have, want, verified *Entry) error {
 		v.differ(want.Path, FaultMissing)
 		return nil
 	}
+	same := verified != nil && verified.untouched(want) && verified.SHA256 == want.SHA256 && verified.Xattrs == want.Xattrs
+	if have.Kind == File && have.scanned.aged {
+		if err := v.complete(have, want, same); err != nil {
+			return err
+		}
+	}
 	if fault := faultOf(have, want); fault != "" {
 		v.differ(want.Path, fault)
 	}
-	if have.Kind != File || want.Kind != File || have.Size != want.Size || want.First != "" {
-		return nil
-	}
-	if verified != nil && verified.First == "" && verified.untouched(want) && verified.SHA256 == want.SHA256 {
+	if have.Kind != File || want.Kind != File || have.Size != want.Size || want.First != "" || same && (have.scanned.aged || !v.ages) {
 		return nil
 	}
 	if have.Size == 0 {
@@ -193,6 +209,22 @@ func (v *verifier) compareEntry(have, want, verified *Entry) error {
 	have.SHA256 = want.SHA256
 	v.reading.add(have)
 	return v.contents.add(have)
+}
+
+// complete gives an entry that has not changed the attributes that were verified before, or else looks at it after all.
+func (v *verifier) complete(have, want *Entry, same bool) error {
+	if same {
+		have.Xattrs = want.Xattrs
+		return nil
+	}
+	folder, err := v.tree.folder(parent(have.Path))
+	if err != nil {
+		return readError(have.Path, err)
+	}
+	defer closeFD(folder)
+	e, err := (&scan{}).lookInside(folder, base(have.Path), have.Path)
+	have.Xattrs = e.Xattrs
+	return readError(have.Path, err)
 }
 
 func faultOf(have, want *Entry) Fault {

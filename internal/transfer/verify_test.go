@@ -150,6 +150,7 @@ func TestVerifyReadsOnlyWhatIsNew(t *testing.T) {
 	m.hostile()
 	m.rest()
 	before := m.copy()
+	time.Sleep(2 * clockTick)
 	if proof := m.verify(before); proof.Read[MeansDirect]+proof.Read[MeansCache] < 10 || proof.DeviceRefused != nil {
 		t.Errorf("%+v", proof)
 	}
@@ -163,6 +164,36 @@ func TestVerifyReadsOnlyWhatIsNew(t *testing.T) {
 	check(t, err)
 	if read := proof.Read[MeansDirect] + proof.Read[MeansCache]; read != 2 {
 		t.Errorf("%d files read", read)
+	}
+	// Another process knows only what the manifests say.
+	reopened, err := Open(filepath.Join(m.options.State, "manifest"))
+	check(t, err)
+	defer reopened.Close()
+	proof, err = Verify(context.Background(), m.to, after, VerifyOptions{Options: m.options, Verified: reopened})
+	check(t, err)
+	if read := proof.Read[MeansDirect] + proof.Read[MeansCache]; read != 0 {
+		t.Errorf("%d files read", read)
+	}
+}
+
+// What was touched since the first verification is looked at like everything else.
+func TestVerifyFindsWhatWasTouchedSince(t *testing.T) {
+	for _, mutation := range mutations() {
+		t.Run(string(mutation.fault)+" of "+mutation.path, func(t *testing.T) {
+			m := newMove(t)
+			m.depth = 1
+			m.hostile()
+			manifest := m.copy()
+			time.Sleep(2 * clockTick)
+			m.verify(manifest)
+			path := filepath.Join(m.to, mutation.path)
+			keepTimes(t, path, func() { mutation.mutate(t, path) })
+			if mutation.fault == FaultModified {
+				touchNow(t, path)
+			}
+			_, err := Verify(context.Background(), m.to, manifest, VerifyOptions{Options: m.options, Verified: manifest})
+			requireFaults(t, err, Difference{mutation.path, mutation.fault})
+		})
 	}
 }
 

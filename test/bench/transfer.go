@@ -23,6 +23,7 @@ type site struct {
 	dir, source, target, state, device string
 	turn                               int
 	inodes                             int // of the filesystem, with room for what is copied
+	said                               []byte
 }
 
 // newSite makes the source and puts a filesystem on the device that attach gives.
@@ -108,8 +109,8 @@ func (s *site) child(operation string) (maxRSS int64, err error) {
 		return 0, err
 	}
 	cmd := exec.Command(self, "job", string(job))
-	if output, err := cmd.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("cannot %s: %w: %s", operation, err, output)
+	if s.said, err = cmd.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("cannot %s: %w: %s", operation, err, s.said)
 	}
 	return cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10, nil
 }
@@ -129,7 +130,6 @@ type job struct {
 func (j job) run() error {
 	ctx := context.Background()
 	o := transfer.Options{State: j.State}
-	before := filepath.Join(j.State, "verified")
 	switch j.Operation {
 	case "copy":
 		_, err := transfer.Copy(ctx, j.From, j.To, o)
@@ -140,6 +140,8 @@ func (j job) run() error {
 			return err
 		}
 		return j.verify(ctx, m, nil)
+	case "move":
+		return j.move(ctx)
 	case "delta":
 		m, err := transfer.Open(o.ManifestPath())
 		if err != nil {
@@ -147,22 +149,39 @@ func (j job) run() error {
 		}
 		_, err = transfer.Delta(ctx, j.From, j.To, m, o)
 		return err
-	case "stop":
-		return j.stop(ctx, before)
 	}
 	return fmt.Errorf("no operation %q", j.Operation)
 }
 
-// stop is what happens while the service is stopped.
-func (j job) stop(ctx context.Context, before string) error {
-	o := transfer.Options{State: j.State}
-	if err := os.Link(o.ManifestPath(), before); err != nil {
-		return err
-	}
-	verified, err := transfer.Open(before)
+// move prints the milliseconds of a whole move in which one file of a hundred is new by the time the service stops, and of the part
+// in which it is stopped.
+func (j job) move(ctx context.Context) error {
+	began := time.Now()
+	verified, err := transfer.Copy(ctx, j.From, j.To, transfer.Options{State: j.State})
 	if err != nil {
 		return err
 	}
+	if err := j.verify(ctx, verified, nil); err != nil {
+		return err
+	}
+	live := time.Since(began)
+	news := store{path: filepath.Join(j.From, "new"), files: int(verified.Totals.Files) / 100}
+	if err := news.make(); err != nil {
+		return err
+	}
+	time.Sleep(100 * time.Millisecond)
+	began = time.Now()
+	if err := j.stop(ctx, verified); err != nil {
+		return err
+	}
+	stopped := time.Since(began)
+	fmt.Println(milliseconds(live+stopped), milliseconds(stopped))
+	return nil
+}
+
+// stop is what happens while the service is stopped.
+func (j job) stop(ctx context.Context, verified *transfer.Manifest) error {
+	o := transfer.Options{State: j.State}
 	m, err := transfer.Delta(ctx, j.From, j.To, verified, o)
 	if err != nil {
 		return err
@@ -252,32 +271,16 @@ func (s *site) measureAgain(runs int) ([]figure, error) {
 func (s *site) measureStop(runs int) (figure, error) {
 	f := figure{name: "delta, verification and last look with 1 % new files, beside the whole move", unit: "ms"}
 	for range runs {
-		whole, err := turns{prepare: s.fresh}.time(s.do("copy and verify"))
-		if err != nil {
+		if err := errors.Join(s.fresh(), s.do("move")(), os.RemoveAll(filepath.Join(s.source, "new"))); err != nil {
 			return f, err
 		}
-		added := filepath.Join(s.source, "new")
-		tree := store{path: added, files: s.count() / 100}
-		if err := tree.make(); err != nil {
-			return f, err
+		var whole, stopped float64
+		if _, err := fmt.Sscan(string(s.said), &whole, &stopped); err != nil {
+			return f, fmt.Errorf("cannot read %q: %w", s.said, err)
 		}
-		time.Sleep(100 * time.Millisecond)
-		stopped, err := turns{}.time(s.do("stop"))
-		if err := errors.Join(err, os.RemoveAll(added)); err != nil {
-			return f, err
-		}
-		f.ours, f.peer = append(f.ours, stopped), append(f.peer, whole+stopped)
+		f.ours, f.peer = append(f.ours, stopped), append(f.peer, whole)
 	}
 	return f, nil
-}
-
-func (s *site) count() int {
-	m, err := transfer.Open(filepath.Join(s.state, "manifest"))
-	if err != nil {
-		return 0
-	}
-	defer m.Close()
-	return int(m.Totals.Files)
 }
 
 // measureMemory copies and verifies so many entries.
