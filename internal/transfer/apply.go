@@ -12,11 +12,12 @@ import (
 
 // plan is what has to happen to a target.
 type plan struct {
-	kept    *spool // entries that are right
-	todo    *spool // entries to make, as the source has them
-	gone    *spool // entries to remove, a folder after what is in it
-	folders *spool // folders to dress at the end, because something in them is made or removed
-	links   *spool // hard links, once the first of them is there
+	kept    *spool     // entries that are right
+	todo    *spool     // entries to make, as the source has them
+	gone    *spool     // entries to remove, a folder after what is in it
+	folders *spool     // folders to dress at the end, because something in them is made or removed
+	links   *spool     // hard links, once the first of them is there
+	mu      sync.Mutex // the first pass plans with many workers
 	changes Totals
 }
 
@@ -34,7 +35,9 @@ func (p *plan) close() {
 }
 
 func (p *plan) make(e *Entry) error {
+	p.mu.Lock()
 	p.changes.add(e)
+	p.mu.Unlock()
 	if e.Kind == Folder {
 		return errors.Join(p.todo.add(e), p.folders.add(&Entry{Path: e.Path, Kind: Folder}))
 	}

@@ -76,11 +76,12 @@ func openBelow(folder int, path string, flags int, mode uint32) (int, error) {
 	return openAt(folder, path, &unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC, Mode: uint64(mode), Resolve: beneath})
 }
 
-// openAt tries again where the kernel could not tell whether a rename has led outside (EAGAIN, openat2(2)).
+// openAt tries again where a rename came in between, which the kernel reports as EAGAIN, or as EXDEV when what it has opened lies
+// outside by then (openat2(2); complete_walk in fs/namei.c). Where something is mounted EXDEV stays.
 func openAt(folder int, path string, how *unix.OpenHow) (fd int, err error) {
 	for range 1000 {
 		fd, err = unix.Openat2(folder, path, how)
-		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EXDEV) {
 			break
 		}
 	}

@@ -60,8 +60,9 @@ type visitor interface {
 
 // walk goes through a tree.
 type walk struct {
-	ctx     context.Context
-	visitor visitor
+	visitor  visitor
+	listings sync.Pool
+	failed   atomic.Bool
 
 	mu    sync.Mutex
 	more  *sync.Cond
@@ -79,14 +80,19 @@ type item struct {
 
 // walkTree walks below root with so many workers and gives the first error.
 func walkTree(ctx context.Context, t *tree, workers int, v visitor) error {
-	w := &walk{ctx: ctx, visitor: v}
+	w := &walk{visitor: v}
+	w.listings.New = func() any { b := make([]byte, listingBytes); return &b }
 	w.more = sync.NewCond(&w.mu)
+	defer context.AfterFunc(ctx, func() { w.fail(ctx.Err()) })()
 	w.items = []item{{}}
 	var all sync.WaitGroup
 	for range cmp.Or(workers, defaultWorkers) {
 		all.Go(func() { w.work(t) })
 	}
 	all.Wait()
+	w.fail(ctx.Err())
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	return w.err
 }
 
@@ -146,14 +152,8 @@ func (w *walk) fail(err error) {
 	defer w.mu.Unlock()
 	if w.err == nil {
 		w.err = err
+		w.failed.Store(true)
 	}
-}
-
-func (w *walk) hasFailed() bool {
-	w.fail(w.ctx.Err())
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.err != nil
 }
 
 // do does an item, or only lets go of its folder when the walk has failed.
@@ -162,7 +162,7 @@ func (w *walk) do(t *tree, i item, nested int) {
 		defer w.release(i.in)
 	}
 	switch {
-	case w.hasFailed():
+	case w.failed.Load():
 	case i.names != nil:
 		w.fail(w.visitor.visit(i.in, i.names))
 	default:
@@ -220,7 +220,7 @@ func (w *walk) release(f *folder) {
 	if f.users.Add(-1) > 0 {
 		return
 	}
-	if !w.hasFailed() {
+	if !w.failed.Load() {
 		w.fail(w.visitor.leave(f))
 	}
 	closeFD(f.fd)
@@ -232,8 +232,10 @@ func (w *walk) release(f *folder) {
 // list reads a folder piece by piece. The last entries it visits itself.
 func (w *walk) list(t *tree, f *folder, nested int) {
 	var pending []name
-	buf := make([]byte, listingBytes)
-	for !w.hasFailed() {
+	listing := w.listings.Get().(*[]byte)
+	defer w.listings.Put(listing)
+	buf := *listing
+	for !w.failed.Load() {
 		n, err := unix.Getdents(f.fd, buf)
 		if errors.Is(err, unix.ENOENT) { // the folder was removed
 			n, err = 0, nil
@@ -250,7 +252,7 @@ func (w *walk) list(t *tree, f *folder, nested int) {
 		}
 		pending = w.spread(t, f, parseListing(f.fd, buf[:n]), nested)
 	}
-	if len(pending) > 0 && !w.hasFailed() {
+	if len(pending) > 0 && !w.failed.Load() {
 		w.fail(w.visitor.visit(f, pending))
 	}
 }
