@@ -32,7 +32,7 @@ type vault struct {
 	key                       *secret.Key
 }
 
-// newVault makes a container whose keyslot 0 takes the passphrase and keyslot 1 the key file.
+// newVault makes a container as create does: keyslot 0 takes a recovery key and has its token, keyslot 1 takes the key file.
 func newVault(dir string, pbkdf unlock.PBKDF) (*vault, error) {
 	v := &vault{
 		path: filepath.Join(dir, "container"), keyFile: filepath.Join(dir, "key"), passphrase: "correct horse battery staple",
@@ -66,6 +66,9 @@ func (v *vault) format(pbkdf unlock.PBKDF) error {
 	}
 	way := &unlock.Way{Keyslots: []int{first}, Key: v.key}
 	if err := v.cryptsetup.AddKey(ctx, v.path, way, passphrase, 0, pbkdf); err != nil {
+		return err
+	}
+	if err := v.markRecovery(ctx, 0); err != nil {
 		return err
 	}
 	if err := v.cryptsetup.AddKey(ctx, v.path, way, v.key, 1, unlock.MinimalPBKDF); err != nil {
@@ -112,7 +115,16 @@ func (v *vault) enrol(tpm, pcrs string) error {
 	return nil
 }
 
-// crowd fills the header up to so many keyslots, the first two of the new ones with a token of a recovery key.
+// markRecovery adds the token of a recovery key.
+func (v *vault) markRecovery(ctx context.Context, keyslot int) error {
+	token, err := json.Marshal(map[string]any{"type": unlock.TokenRecovery, "keyslots": []string{strconv.Itoa(keyslot)}})
+	if err != nil {
+		return err
+	}
+	return v.cryptsetup.ImportToken(ctx, v.path, token)
+}
+
+// crowd fills the header up to so many keyslots, the first of the new ones with a token of a recovery key.
 func (v *vault) crowd(keyslots int) error {
 	ctx := context.Background()
 	for slot := 2; slot < keyslots; slot++ {
@@ -123,14 +135,10 @@ func (v *vault) crowd(keyslots int) error {
 		if err := v.cryptsetup.AddKey(ctx, v.path, v.way(), recovery, slot, unlock.MinimalPBKDF); err != nil {
 			return err
 		}
-		if slot > 3 {
+		if slot > 2 {
 			continue
 		}
-		token, err := json.Marshal(map[string]any{"type": unlock.TokenRecovery, "keyslots": []string{strconv.Itoa(slot)}})
-		if err == nil {
-			err = v.cryptsetup.ImportToken(ctx, v.path, token)
-		}
-		if err != nil {
+		if err := v.markRecovery(ctx, slot); err != nil {
 			return err
 		}
 	}
