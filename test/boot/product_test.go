@@ -4,9 +4,7 @@ package boot
 
 import (
 	"bytes"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 )
@@ -83,21 +81,11 @@ func (m *Machine) Unlock(key string) {
 // GiveUpSoon has what waits for the gate give up before the test does; the shipped unit gives a person more time.
 func (m *Machine) GiveUpSoon() {
 	m.t.Helper()
-	m.write("/etc/systemd/system/luksmediad-gate.service.d/soon.conf", "[Unit]\nJobTimeoutSec=45s\n")
+	m.write("/etc/systemd/system/luksmediad-gate.service.d/soon.conf", "[Unit]\nJobTimeoutSec=25s\n")
 }
 
 // write makes a file that only root may read.
 func (m *Machine) write(path, content string) {
 	m.t.Helper()
 	m.Pipe(strings.NewReader(content), "umask 077 && mkdir -p $(dirname "+path+") && cat >"+path)
-}
-
-// promtool is where the script install puts it.
-func (m *Machine) promtool() string {
-	m.t.Helper()
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	return filepath.Join(cache, "luksmediad", "boot", "promtool")
 }
