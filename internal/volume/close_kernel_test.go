@@ -4,12 +4,9 @@ package volume
 
 import (
 	"errors"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"luksmediad/internal/config"
 	"luksmediad/pkg/unlock"
@@ -56,22 +53,13 @@ func TestCloseUnbindsMovedStore(t *testing.T) {
 func TestCloseNamesHolders(t *testing.T) {
 	s := newCreated(t)
 	s.open()
-	other := exec.Command("unshare", "--mount", "--propagation", "private", "sleep", "1000")
-	if err := other.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = other.Process.Signal(syscall.SIGKILL)
-		_ = other.Wait()
-	}()
-	time.Sleep(time.Second) // until it has its own mounts
+	other := inNamespace(t, "true")
 	err := s.Close(t.Context(), &watcher{})
 	s.requireError(err, StepLock, unlock.ErrMappingBusy)
-	if !errors.Is(err, unlock.ErrMappingBusy) || !strings.Contains(err.Error(), "(sleep): mount "+s.Root()) {
+	if !errors.Is(err, unlock.ErrMappingBusy) || !strings.Contains(err.Error(), "(sh): mount "+s.Root()) {
 		t.Error(err)
 	}
-	_ = other.Process.Signal(syscall.SIGKILL)
-	_ = other.Wait()
+	other.end()
 	s.close()
 	s.requireClosed()
 }

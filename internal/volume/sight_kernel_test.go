@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -15,8 +16,15 @@ import (
 	"luksmediad/pkg/unlock"
 )
 
-// inNamespace starts a process in a mount namespace of its own, from which mounts neither come nor go, once script has run there.
-func inNamespace(t *testing.T, script string) int {
+// apart is a process in a mount namespace of its own.
+type apart struct {
+	pid int
+	// end ends it.
+	end func()
+}
+
+// inNamespace starts a process in a mount namespace of its own, from which mounts neither come nor go, and returns once script has run there.
+func inNamespace(t *testing.T, script string) apart {
 	t.Helper()
 	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", script+" && echo ready && read end")
 	stdin, err := cmd.StdinPipe()
@@ -31,14 +39,15 @@ func inNamespace(t *testing.T, script string) int {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	end := sync.OnceFunc(func() {
 		stdin.Close()
 		_ = cmd.Wait() // read(1) ends with 1 at the end of its input
 	})
+	t.Cleanup(end)
 	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "ready\n" {
 		t.Fatalf("%q, %v", line, err)
 	}
-	return cmd.Process.Pid
+	return apart{pid: cmd.Process.Pid, end: end}
 }
 
 func mountUntilEnd(t *testing.T, source, target, kind string, flags uintptr) {
@@ -67,7 +76,7 @@ func TestBlindsOfRealProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	bind := "mount --rbind " + filepath.Join(dir, "data") + " "
-	early := inNamespace(t, bind+filepath.Join(dir, "early"))
+	early := inNamespace(t, bind+filepath.Join(dir, "early")).pid
 	store := filepath.Join(dir, "data/media_store")
 	mountUntilEnd(t, folder, store, "", unix.MS_BIND)
 	var stat unix.Stat_t
@@ -75,7 +84,7 @@ func TestBlindsOfRealProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	opened := &Opened{Mapping: &unlock.Mapping{Device: stat.Dev}, Stores: []StoreStatus{{Name: "media", Path: store, State: StoreEncrypted}}}
-	late := inNamespace(t, bind+filepath.Join(dir, "late"))
+	late := inNamespace(t, bind+filepath.Join(dir, "late")).pid
 
 	found, err := Blinds(opened, nil, "/proc")
 	if err != nil {

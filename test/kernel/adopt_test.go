@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"luksmediad/test/swtpm"
 )
@@ -43,8 +44,7 @@ func TestAdopt(t *testing.T) {
 }
 
 func TestDaemonEndsInOrder(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	d := s.serve()
 	d.end(syscall.SIGTERM)
 	if code := d.cmd.ProcessState.ExitCode(); code != 0 {
@@ -60,8 +60,7 @@ func TestDaemonEndsInOrder(t *testing.T) {
 
 // Somebody opened the volume with plain cryptsetup: the daemon takes it over.
 func TestAdoptMappingOpenedByHand(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	loop := must(t, "losetup", "--sector-size", "4096", "--direct-io=on", "--find", "--show", s.container)
 	must(t, "cryptsetup", "open", "--key-file", s.keyFile, loop, s.mapping())
 	must(t, "losetup", "--detach", loop) // when its last user goes
@@ -74,12 +73,11 @@ func TestAdoptMappingOpenedByHand(t *testing.T) {
 
 // fault 57: a mapping of our name that is not ours is neither used nor removed.
 func TestForeignMappingIsRefused(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	must(t, "dmsetup", "create", s.mapping(), "--table", "0 131072 zero")
 	t.Cleanup(func() { must(t, "dmsetup", "remove", s.mapping()) })
 	s.start()
-	eventually(t, "the daemon to give up for now", func() bool { return s.status().Phase == "waiting" })
+	s.awaitPhase("waiting")
 	if table := must(t, "dmsetup", "table", s.mapping()); table != "0 131072 zero" {
 		t.Errorf("the foreign mapping became %q", table)
 	}
@@ -116,6 +114,7 @@ func (w *writer) write(path string) error {
 		if err := file.Sync(); err != nil {
 			return err
 		}
+		time.Sleep(10 * time.Millisecond) // or it would do all the work of this machine
 	}
 	return nil
 }

@@ -104,6 +104,26 @@ type condition struct {
 	Code, Status, Reason, Text, Next string
 }
 
+// awaitPhase waits until the daemon is in a phase.
+func (s *site) awaitPhase(phase string) {
+	s.t.Helper()
+	s.awaitStatus("phase "+phase, func(st status) bool { return st.Phase == phase })
+}
+
+// awaitStatus asks the daemon itself: to start the command again and again would keep the daemon from its work.
+func (s *site) awaitStatus(what string, holds func(status) bool) {
+	s.t.Helper()
+	eventually(s.t, what, func() bool {
+		var st status
+		answer, err := client.Get(address + "/v1/status")
+		if err != nil {
+			return false // it does not listen yet
+		}
+		defer answer.Body.Close()
+		return json.NewDecoder(answer.Body).Decode(&st) == nil && holds(st)
+	})
+}
+
 func (s *site) status() status {
 	s.t.Helper()
 	var st status

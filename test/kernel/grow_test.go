@@ -11,8 +11,7 @@ import (
 
 // The volume grows under a running daemon, which serves all the time and knows the new size afterwards.
 func TestGrowUnderDaemon(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	d := s.serve()
 	s.requireOpen()
 	s.write(filepath.Join(s.store, "upload"), "upload")

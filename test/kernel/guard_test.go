@@ -14,8 +14,7 @@ import (
 
 // fault 67: as long as nothing is mounted there, not even root writes where the store belongs.
 func TestGuard(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	s.requireGuarded()
 	s.serve()
 	s.requireGuardedBelow()

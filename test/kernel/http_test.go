@@ -12,10 +12,13 @@ import (
 
 const address = "http://127.0.0.1:10165"
 
+// client gives up before the test does.
+var client = &http.Client{Timeout: patience}
+
 // get asks the daemon over TCP.
 func get(t *testing.T, path string) (int, string) {
 	t.Helper()
-	answer, err := http.Get(address + path)
+	answer, err := client.Get(address + path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,9 +33,9 @@ func get(t *testing.T, path string) (int, string) {
 // requireHealthy wants 200 from the three health routes, once the probes have run.
 func requireHealthy(t *testing.T) {
 	t.Helper()
-	eventually(t, "/healthz to answer 200", func() bool {
-		code, _ := get(t, "/healthz")
-		return code == http.StatusOK
+	eventually(t, "/healthz to answer 200 and to know the ciphertext", func() bool {
+		code, body := get(t, "/healthz?verbose")
+		return code == http.StatusOK && strings.Contains(body, "[+]ciphertext ok")
 	})
 	for _, path := range []string{"/livez", "/readyz"} {
 		if code, body := get(t, path); code != http.StatusOK {

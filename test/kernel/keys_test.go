@@ -140,8 +140,7 @@ func (s *site) requireOpensBy(passphrase string) {
 
 // A container that grew is refused until somebody accepts it.
 func TestAcceptPin(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	must(t, "fallocate", "--length", "96MiB", s.container)
 	if r := s.call("key", "pin"); r.code != 15 || !strings.Contains(r.stdout, "container_bytes is 100663296, recorded is 67108864") {
 		t.Errorf("exit code %d\n%s", r.code, r.stdout)

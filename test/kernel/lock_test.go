@@ -10,8 +10,7 @@ import (
 )
 
 func TestLock(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	d := s.serve()
 	s.succeed("lock", "--yes")
 	s.requireClosed()
@@ -35,8 +34,7 @@ func TestLock(t *testing.T) {
 
 // What is in use stays mounted, all of it, and is said to be in use.
 func TestLockRefusesWhileInUse(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	s.serve()
 	file, err := os.Create(filepath.Join(s.store, "upload"))
 	if err != nil {
@@ -44,7 +42,7 @@ func TestLockRefusesWhileInUse(t *testing.T) {
 	}
 	defer file.Close()
 	s.refuses("in_use", 11, "lock", "--yes")
-	eventually(t, "the store to be served again", func() bool { return s.status().Phase == "serving" })
+	s.awaitPhase("serving")
 	s.requireOpen()
 	requireHealthy(t)
 	if _, err := file.WriteString("still here"); err != nil {
@@ -54,8 +52,7 @@ func TestLockRefusesWhileInUse(t *testing.T) {
 
 // Without a daemon the commands do the same work themselves.
 func TestUnlockAndLockWithoutDaemon(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	s.succeed("unlock")
 	s.requireOpen()
 	s.succeed("lock", "--yes")

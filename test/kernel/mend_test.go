@@ -6,8 +6,7 @@ import "testing"
 
 // What somebody unmounts by hand is mounted again within an interval of the probes, and by unlock at once.
 func TestDaemonMendsMounts(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	s.serve()
 	must(t, "umount", s.store)
 	eventually(t, "the store to be bound again", func() bool { return mountAt(t, s.store) != nil })
@@ -19,11 +18,10 @@ func TestDaemonMendsMounts(t *testing.T) {
 
 // A foreign mount over a store is said to be one, for as long as it is there.
 func TestDaemonSeesCoveredStore(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	s.serve()
 	must(t, "mount", "-t", "tmpfs", "tmpfs", s.store)
-	eventually(t, "the mount to be noticed", func() bool { return s.status().Phase == "waiting" })
+	s.awaitPhase("waiting")
 	if state := s.status().State; state != "open" {
 		t.Errorf("the container is open; status says %s", state)
 	}
@@ -35,8 +33,7 @@ func TestDaemonSeesCoveredStore(t *testing.T) {
 
 // A gate that starts again takes back what its stop has done, and not what a person has asked for.
 func TestLockByGate(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	s.serve()
 	s.succeed("gate", "close")
 	s.requireClosed()

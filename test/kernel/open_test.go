@@ -17,8 +17,7 @@ import (
 )
 
 func TestOpenByKeyFile(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	s.serve()
 	s.requireOpen()
 	s.requireOpenedBy("keyfile")
@@ -66,7 +65,7 @@ func TestOpenByRecoveryKey(t *testing.T) {
 	tpm.Replace()
 	s.remove(s.keyFile)
 	d := s.start()
-	eventually(t, "the daemon to give up for now", func() bool { return s.status().Phase == "waiting" })
+	s.awaitPhase("waiting")
 	s.requireClosed()
 	s.requireUnlockFailed()
 	s.refuses("gate_closed", 14, "gate", "wait", "--timeout", "1s")
@@ -84,19 +83,17 @@ func TestOpenByRecoveryKey(t *testing.T) {
 }
 
 func TestWrongPassphraseIsRefused(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	s.remove(s.keyFile)
 	s.start()
-	eventually(t, "the daemon to give up for now", func() bool { return s.status().Phase == "waiting" })
+	s.awaitPhase("waiting")
 	s.checkRefusal(s.callWith("wrong\n", "--json", "unlock", "--passphrase-file", "-"), "", 12, "unlock")
 	s.requireClosed()
 }
 
 // What the mount options, the loop device and the owner have to be.
 func TestOpenedVolume(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	s.serve()
 	m := mountAt(t, s.store)
 	for _, option := range []string{"nosuid", "nodev", "noexec"} {
@@ -123,8 +120,7 @@ func TestOpenedVolume(t *testing.T) {
 }
 
 func TestDiskHoldsCiphertext(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	s.serve()
 	plaintext := []byte(strings.Repeat(rand.Text(), 1000))
 	if err := os.WriteFile(filepath.Join(s.store, "picture.png"), plaintext, 0o600); err != nil {
@@ -144,8 +140,7 @@ func TestDiskHoldsCiphertext(t *testing.T) {
 
 // A file written before comes back through a new mapping and a new key.
 func TestReopenKeepsFiles(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	s.serve()
 	path, content := filepath.Join(s.store, "picture.png"), []byte(rand.Text())
 	if err := os.WriteFile(path, content, 0o600); err != nil {
@@ -162,12 +157,11 @@ func TestReopenKeepsFiles(t *testing.T) {
 
 // Another container in the place of ours is not opened, even with a key that fits it.
 func TestForeignContainerIsNotOpened(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	must(t, "cryptsetup", "luksFormat", "--batch-mode", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000",
 		"--sector-size", "4096", "--key-file", s.keyFile, s.container)
 	s.start()
-	eventually(t, "the daemon to give up for now", func() bool { return s.status().Phase == "waiting" })
+	s.awaitPhase("waiting")
 	if header := s.condition("header"); header.Status != "failed" || header.Reason != "pin_mismatch" || header.Next == "" {
 		t.Errorf("condition header: %+v", header)
 	}

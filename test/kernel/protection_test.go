@@ -24,7 +24,7 @@ func keyIn(folder string) setting {
 // requireProtection wants status, health and metrics to say the same.
 func (s *site) requireProtection(level, reason string) {
 	s.t.Helper()
-	eventually(s.t, "the keys to be looked for", func() bool { return s.status().Protection.Level != "" })
+	s.awaitStatus("the keys to be looked for", func(st status) bool { return st.Protection.Level != "" })
 	if p := s.status().Protection; p.Level != level || p.Text == "" || !strings.Contains(p.Warning, "root filesystem") {
 		s.t.Errorf("protection %+v, want %s", p, level)
 	}

@@ -92,8 +92,7 @@ func (s *site) callPrivately(args ...string) result {
 
 // fault 74
 func TestSecondDaemonIsRefused(t *testing.T) {
-	s := newSite(t)
-	s.create()
+	s := newCreated(t)
 	d := s.serve()
 	s.refuses("busy", 11, "run")
 	select {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"luksmediad/test/extents"
 	"luksmediad/test/swtpm"
 )
 
@@ -38,6 +39,11 @@ func newSite(t *testing.T, settings ...setting) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newSiteIn(t, dir, settings...)
+}
+
+func newSiteIn(t *testing.T, dir string, settings ...setting) *site {
+	t.Helper()
 	s := &site{
 		t: t, dir: dir,
 		config:     filepath.Join(dir, "config.yaml"),
@@ -122,6 +128,66 @@ func (s *site) create() {
 	s.recovery, _, _ = strings.Cut(line, "\n")
 }
 
+// created is always the same folder, which a record names; kept is a copy of it and of the state of its volume.
+const created, kept = "/scratch/created", "/scratch/kept"
+
+// newCreated is a volume that create has made once for all tests.
+func newCreated(t *testing.T) *site {
+	t.Helper()
+	must(t, "mkdir", created)
+	s := newSiteIn(t, created)
+	if _, err := os.Stat(kept); err != nil {
+		s.create()
+		s.keep()
+		return s
+	}
+	s.restore()
+	return s
+}
+
+func (s *site) keep() {
+	s.t.Helper()
+	must(s.t, "mkdir", kept)
+	must(s.t, "tar", append([]string{"--create", "--absolute-names", "--file", filepath.Join(kept, "files"), s.keyFile}, s.states()...)...)
+	s.write(filepath.Join(kept, "recovery"), s.recovery)
+	if err := extents.Copy(s.container, filepath.Join(kept, "container")); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// restore does what create does, guards and all.
+func (s *site) restore() {
+	s.t.Helper()
+	must(s.t, "tar", "--extract", "--absolute-names", "--file", filepath.Join(kept, "files"))
+	recovery, err := os.ReadFile(filepath.Join(kept, "recovery"))
+	s.recovery = string(recovery)
+	faults := []error{err, extents.Copy(filepath.Join(kept, "container"), s.container)}
+	for _, path := range []string{s.root(), s.store} {
+		faults = append(faults, os.MkdirAll(filepath.Dir(path), 0o700), os.Mkdir(path, 0))
+		faults = append(faults, setImmutable(path, true))
+	}
+	if err := errors.Join(faults...); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// states are the records, journals and header backups of the volume.
+func (s *site) states() (paths []string) {
+	s.t.Helper()
+	for _, pattern := range []string{"*", "*/*"} {
+		found, err := filepath.Glob("/var/lib/luksmediad/" + pattern + s.volume + "*")
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, path := range found {
+			if path != s.root() {
+				paths = append(paths, path)
+			}
+		}
+	}
+	return paths
+}
+
 func (s *site) mapping() string { return "luksmediad-" + s.volume }
 
 // root is where the volume is mounted.
@@ -140,12 +206,13 @@ func (s *site) tearDown() {
 		}
 	}
 	faults := []error{os.RemoveAll(s.dir), os.RemoveAll(s.root())}
-	for _, pattern := range []string{"*", "*/*"} { // records and header backups
-		paths, err := filepath.Glob("/var/lib/luksmediad/" + pattern + s.volume + "*")
-		faults = append(faults, err)
-		for _, path := range paths {
-			faults = append(faults, os.Remove(path))
-		}
+	for _, path := range s.states() {
+		faults = append(faults, os.Remove(path))
+	}
+	of, err := filepath.Glob("/run/luksmediad/" + s.volume + "*") // another test may have a volume of this name
+	faults = append(faults, err)
+	for _, path := range of {
+		faults = append(faults, os.RemoveAll(path))
 	}
 	if err := errors.Join(faults...); err != nil {
 		s.t.Error(err)
@@ -154,16 +221,28 @@ func (s *site) tearDown() {
 
 // unguard makes a bare mountpoint an ordinary folder again.
 func (s *site) unguard(path string) {
-	folder, err := os.OpenFile(path, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return
-	}
-	if err != nil {
+	err := setImmutable(path, false)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
 		s.t.Error(err)
-		return
+	}
+}
+
+const immutable = 0x10 // FS_IMMUTABLE_FL of linux/fs.h
+
+// setImmutable does what chattr(1) does, without following a link.
+func setImmutable(path string, on bool) error {
+	folder, err := os.OpenFile(path, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
 	}
 	defer folder.Close()
-	if err := unix.IoctlSetPointerInt(int(folder.Fd()), unix.FS_IOC_SETFLAGS, 0); err != nil {
-		s.t.Error(err)
+	flags, err := unix.IoctlGetInt(int(folder.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return err
 	}
+	flags &^= immutable
+	if on {
+		flags |= immutable
+	}
+	return unix.IoctlSetPointerInt(int(folder.Fd()), unix.FS_IOC_SETFLAGS, flags)
 }

@@ -219,7 +219,7 @@ func TestQuestionIsRefused(t *testing.T) {
 	}
 	person.types(s.recovery)
 	person.sees("opened", "adopted")
-	eventually(t, "the volume to be served", func() bool { return s.status().Phase == "serving" })
+	s.awaitPhase("serving")
 }
 
 // The PIN of a TPM key is asked for in the same way.
@@ -257,12 +257,12 @@ func TestOpenByTPMWithPINInAFile(t *testing.T) {
 	s.sources = tpmSource(tpm.TCTI())
 	s.configure()
 	s.start()
-	eventually(t, "the daemon to give up for now", func() bool { return s.status().Phase == "waiting" })
+	s.awaitPhase("waiting")
 	if source := s.status().Sources[0]; source.Reason != "pin_needed" {
 		t.Errorf("the part of the TPM: %+v", source)
 	}
 	person := atTerminal(t, binary(t), "--config", s.config, "unlock")
 	person.sees("TPM PIN of volume " + s.volume + ": ")
 	person.types("1234")
-	eventually(t, "the volume to be served", func() bool { return s.status().Phase == "serving" })
+	s.awaitPhase("serving")
 }
