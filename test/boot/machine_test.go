@@ -33,6 +33,8 @@ type Machine struct {
 
 	tpm  *process
 	qemu *process
+	// connection is what all commands share: a connection of its own would cost each a second on an emulated processor.
+	connection *process
 }
 
 // NewMachine copies the disk; the machine is off until Boot.
@@ -63,8 +65,7 @@ func (m *Machine) Boot() {
 		if err := m.qemu.exited(); err != nil {
 			m.t.Fatalf("the machine ended while booting: %v", err)
 		}
-		_, err := m.ssh(10*time.Second, nil, "true")
-		return err
+		return m.connect()
 	})
 	m.t.Logf("boot %d takes commands after %s", m.boots, since(start))
 }
@@ -74,6 +75,7 @@ func (m *Machine) Cut() {
 	m.t.Helper()
 	m.qemu.kill()
 	m.tpm.kill()
+	m.disconnect()
 }
 
 // Shutdown has the guest's own systemd switch the machine off.
@@ -85,6 +87,7 @@ func (m *Machine) Shutdown() {
 		m.t.Fatalf("the machine did not switch off: %v", err)
 	}
 	m.tpm.kill()
+	m.disconnect()
 }
 
 // ReplaceTPM gives the machine, while it is off, a TPM that knows nothing of the one before.
@@ -166,12 +169,40 @@ func (m *Machine) console() string {
 	return filepath.Join(m.t.ArtifactDir(), fmt.Sprintf("console-%d.log", m.boots))
 }
 
+// connect makes the connection, which takes more than one attempt while the machine boots.
+func (m *Machine) connect() error {
+	m.t.Helper()
+	if m.connection == nil || m.connection.exited() != nil {
+		m.disconnect()
+		m.connection = start(m.t, filepath.Join(m.t.ArtifactDir(), "ssh.log"), "ssh", m.sshArguments("-M", "-N")...)
+	}
+	if _, err := os.Stat(m.sshSocket()); err != nil {
+		return err
+	}
+	_, err := m.ssh(10*time.Second, nil, "true")
+	return err
+}
+
+func (m *Machine) disconnect() {
+	m.connection.kill()
+	m.connection = nil
+	_ = os.Remove(m.sshSocket()) // a killed ssh leaves it behind
+}
+
+func (m *Machine) sshSocket() string { return filepath.Join(m.dir, "ssh.sock") }
+
+// sshArguments are those of ssh: what is given, how to reach the machine, and what to do there.
+func (m *Machine) sshArguments(first ...string) []string {
+	return append(first, "-F", "none", "-q", "-S", m.sshSocket(), "-i", filepath.Join(m.image, "id"), "-p", fmt.Sprint(m.port),
+		"-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+		"-o", "ConnectTimeout=10", "root@127.0.0.1")
+}
+
+// ssh would make a connection of its own if the one of all were gone.
 func (m *Machine) ssh(deadline time.Duration, stdin io.Reader, command string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "ssh", "-F", "none", "-q", "-i", filepath.Join(m.image, "id"), "-p", fmt.Sprint(m.port),
-		"-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
-		"-o", "ControlMaster=no", "-o", "ConnectTimeout=10", "root@127.0.0.1", command)
+	cmd := exec.CommandContext(ctx, "ssh", append(m.sshArguments(), command)...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
 	err := cmd.Run()

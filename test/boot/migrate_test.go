@@ -17,6 +17,7 @@ import (
 func TestMigrate(t *testing.T) {
 	m := NewMachine(t)
 	tree := m.Build()
+	t.Parallel() // an emulator keeps little more than one processor busy
 	m.Boot()
 	m.Run("docker start synapse")
 	m.WaitForSynapse()
@@ -43,6 +44,8 @@ func TestMigrate(t *testing.T) {
 	m.WaitForSynapse()
 	m.checkStore("moving")
 	uploads.check("after a power cut in the copy")
+	// Most of them have done their work; the copy goes on with what is left, and takes back what is gone.
+	m.Run("rm " + mediaStore + "/local_content/filler-[b-z]*")
 	uploads.add(1)
 
 	t.Logf("dry run: %s", m.Run("luksmediad migrate --dry-run"))
