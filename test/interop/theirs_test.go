@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"os"
 	"strings"
+	"sync"
 
 	"luksmediad/pkg/unlock/tpm2"
 )
@@ -126,10 +127,13 @@ func signed(measure []string, withPIN bool, args ...string) func(*cell) string {
 	}
 }
 
-// sign makes a key and has systemd-measure sign what boot measures.
+// signingKey takes long to make where programs are slow.
+var signingKey = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
+
+// sign has systemd-measure sign what boot measures.
 func (c *cell) sign(args ...string) string {
 	c.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	key, err := signingKey()
 	if err != nil {
 		c.Fatal(err)
 	}
