@@ -66,7 +66,8 @@ type inspected struct {
 	}
 }
 
-// State tells whether the container runs, and why it is not well yet; empty if it is.
+// State tells whether the container runs, and why it is not well yet; empty if it is. One that Docker is about to start again runs: only
+// a stop keeps it from that.
 func (c Container) State(ctx context.Context) (running bool, ailing string, err error) {
 	found, err := c.inspect(ctx)
 	if err != nil {
@@ -74,8 +75,10 @@ func (c Container) State(ctx context.Context) (running bool, ailing string, err 
 	}
 	state := found.State
 	switch {
-	case !state.Running || state.Restarting:
+	case !state.Running && !state.Restarting:
 		return false, "it is " + state.Status, nil
+	case state.Restarting:
+		ailing = "it is " + state.Status
 	case state.Health != nil && state.Health.Status != "" && state.Health.Status != "none":
 		if state.Health.Status != "healthy" {
 			ailing = "its health check says " + state.Health.Status
@@ -198,7 +201,7 @@ func (d *Docker) call(ctx context.Context, method, path string, into any) error 
 // Unit is a unit of systemd that uses a store.
 type Unit struct{ Name string }
 
-// State tells whether the unit is active; it is well then.
+// State tells whether the unit runs, or is about to, as between two tries to start it; it is well if it is active.
 func (u Unit) State(ctx context.Context) (running bool, ailing string, err error) {
 	err = u.with(ctx, func(units *Units) error {
 		state, err := units.State(ctx, u.Name)
@@ -208,10 +211,7 @@ func (u Unit) State(ctx context.Context) (running bool, ailing string, err error
 		case state.Load == "not-found":
 			return fmt.Errorf("cannot ask for the state of %s: %w", u.Name, ErrNoSuchUnit)
 		}
-		running = state.Active == "active" || state.Active == "reloading"
-		if !running {
-			ailing = "it is " + state.Active
-		}
+		running, ailing = state.running(), state.ailing()
 		return nil
 	})
 	return running, ailing, err

@@ -105,7 +105,7 @@ func TestContainerState(t *testing.T) {
 		"no check configured": {up("none", time.Hour), true, ""},
 		"just started":        {up("", 0), true, "just been started"},
 		"stopped":             {map[string]any{"Running": false, "Status": "exited", "StartedAt": "0001-01-01T00:00:00Z"}, false, "exited"},
-		"restarting":          {map[string]any{"Running": true, "Restarting": true, "Status": "restarting", "StartedAt": "0001-01-01T00:00:00Z"}, false, "restarting"},
+		"restarting":          {map[string]any{"Running": true, "Restarting": true, "Status": "restarting", "StartedAt": "0001-01-01T00:00:00Z"}, true, "restarting"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			docker := serveEngine(t, &engine{containers: map[string]map[string]any{"1234": test.state}})

@@ -18,8 +18,7 @@ type Gate struct {
 func (g Gate) Running(ctx context.Context) ([]string, error) {
 	var running []string
 	err := g.eachRequirer(ctx, func(_ *Units, unit string, state UnitState) error {
-		switch state.Active {
-		case "active", "activating", "reloading", "deactivating":
+		if state.running() {
 			running = append(running, unit)
 		}
 		return nil

@@ -30,6 +30,23 @@ type UnitState struct {
 	File   string // UnitFileState: "enabled", "disabled", "static", …; empty without a file
 }
 
+// running: it has processes, or is about to have them: a service between two tries to start it is activating.
+func (s UnitState) running() bool {
+	switch s.Active {
+	case "active", "activating", "reloading", "deactivating":
+		return true
+	}
+	return false
+}
+
+// ailing says why the unit is not well; empty if it is.
+func (s UnitState) ailing() string {
+	if s.Active == "active" || s.Active == "reloading" {
+		return ""
+	}
+	return "it is " + s.Active
+}
+
 // ConnectUnits connects to systemd over its own socket, which is there for root as long as systemd is, also when the
 // bus is not up yet or down already, or else over the system bus. The error is ErrNoSystemd if neither answers.
 func ConnectUnits(ctx context.Context) (*Units, error) {

@@ -58,3 +58,23 @@ func TestJobOutlivesItsWaiter(t *testing.T) {
 		t.Errorf("wait returned %v", err)
 	}
 }
+
+// A unit that systemd starts again by itself has to be stopped like one that runs.
+func TestUnitState(t *testing.T) {
+	for active, want := range map[string]struct {
+		running bool
+		ailing  string
+	}{
+		"active":       {true, ""},
+		"reloading":    {true, ""},
+		"activating":   {true, "it is activating"},
+		"deactivating": {true, "it is deactivating"},
+		"inactive":     {false, "it is inactive"},
+		"failed":       {false, "it is failed"},
+	} {
+		state := UnitState{Active: active}
+		if state.running() != want.running || state.ailing() != want.ailing {
+			t.Errorf("%s: running %v, ailing %q", active, state.running(), state.ailing())
+		}
+	}
+}

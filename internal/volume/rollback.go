@@ -112,8 +112,12 @@ func (m *mover) verifyBack(ctx context.Context) error {
 	return transfer.Unchanged(ctx, m.target(), m.manifest, options)
 }
 
-// unbind uncovers the bare directory, and makes it one that can be renamed.
-func (m *mover) unbind(context.Context) error {
+// unbind uncovers the bare directory, and makes it one that can be renamed. What uses the volume by a mount of its own would not stand in
+// the way of that, and go on writing where nobody looks any more.
+func (m *mover) unbind(ctx context.Context) error {
+	if err := m.requireUnused(ctx, m.target()); err != nil {
+		return err
+	}
 	mounted, err := mount.At(m.store.Path)
 	if err != nil {
 		return err
