@@ -38,8 +38,8 @@ const (
 var thumbnailName = regexp.MustCompile(`^(\d{1,4})-(\d{1,4})-image-png-(?:crop|scale)$`)
 
 // ThumbnailProbe proves that Synapse reads from and writes to the volume and can make thumbnails.
-// It uploads a canary at its start and daily, which takes the place of the one before. Each run removes the canary's thumbnails below the volume's mount and
-// asks Synapse for one: Synapse has to read the original and write the thumbnail again
+// It uploads a canary at its start and daily, which takes the place of the one before. Each run in which Synapse answers removes the
+// canary's thumbnails below the volume's mount and asks Synapse for one: Synapse has to read the original and write the thumbnail again
 // (synapse/media/thumbnailer.py), which must then appear on the volume's device.
 type ThumbnailProbe struct {
 	Store  string           // Synapse's media_store_path, as mounted
@@ -227,8 +227,12 @@ func (d *directory) evict(name string) error {
 }
 
 // thumbnail removes the canary's thumbnails, asks for one and returns the name of the file that
-// came back. All are removed, since homeserver.yaml decides which of them Synapse picks.
+// came back. All are removed, since homeserver.yaml decides which of them Synapse picks. Nothing is
+// while Synapse does not answer: it may have been stopped so that the store stays as it is.
 func (p *ThumbnailProbe) thumbnail(ctx context.Context, store *directory, c *canary) (string, error) {
+	if _, _, err := p.ask(ctx, c); err != nil && ReasonOf(err) != ReasonNotImage {
+		return "", err
+	}
 	dir := path.Join("local_thumbnails", c.media)
 	if err := removeThumbnails(store, dir); err != nil {
 		return "", err

@@ -391,3 +391,17 @@ func FuzzParseCanary(f *testing.F) {
 		}
 	})
 }
+
+// A store whose Synapse stands still does not change: a way back out of the volume would take that for a write and be given up.
+func TestThumbnailStaysWhileSynapseIsDown(t *testing.T) {
+	s := newScene(t)
+	s.mustRun(t)
+	before := s.files(t)
+	for _, down := range []error{&Failure{ReasonSynapseUnreachable, errors.New("connection refused")}, refusal("502 Bad Gateway")} {
+		s.server.down = down
+		s.mustFail(t, ReasonOf(down))
+	}
+	if after := s.files(t); !slices.Equal(before, after) {
+		t.Errorf("%v has become %v", before, after)
+	}
+}
