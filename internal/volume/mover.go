@@ -89,8 +89,9 @@ type mover struct {
 	plan    Plan
 	// manifest describes the copy as it is now, verified as it was when its contents were read back.
 	manifest, verified *transfer.Manifest
-	stoppedAt          time.Time
-	standstill         time.Duration
+	// stoppedAt is when this run has stopped the service; zero if it has not, or has not seen the end of that.
+	stoppedAt  time.Time
+	standstill time.Duration
 }
 
 // moveStore does something with a store while no other process does.
@@ -216,15 +217,26 @@ func (m *mover) stopService(ctx context.Context, phase movePhase) error {
 	if err := m.saveMove(m.move); err != nil {
 		return err
 	}
-	m.stoppedAt = time.Now()
-	if !running {
-		return nil
+	began := time.Now()
+	if running {
+		if err := m.stopFully(ctx); err != nil {
+			return err
+		}
+		m.observer.Event(journal.ServiceStopped, journal.F("STORE", m.store.Name), journal.F("SERVICE", m.store.Service.String()))
 	}
-	if err := m.service.Stop(ctx); err != nil {
-		return err
-	}
-	m.observer.Event(journal.ServiceStopped, journal.F("STORE", m.store.Name), journal.F("SERVICE", m.store.Service.String()))
+	m.stoppedAt = began
 	return m.fail("after stop")
+}
+
+// stopPatience is longer than Docker and systemd by default (TimeoutStopSec= of 90 seconds, twice) take to kill what does not stop.
+const stopPatience = 4 * time.Minute
+
+// stopFully waits for the stop also where the move is interrupted: the service stops all the same, and until then it would pass for one
+// that runs and need no start.
+func (m *mover) stopFully(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
+	defer cancel()
+	return m.service.Stop(ctx)
 }
 
 // settling is how long a process that was told to end may still be seen.
@@ -271,10 +283,18 @@ func (m *mover) startService(ctx context.Context) error {
 	if err := m.fail("before start"); err != nil {
 		return err
 	}
+	if m.stoppedAt.IsZero() {
+		// Stopped by a run that may not have waited for it: what is still stopping runs, and would not be started.
+		if err := m.service.Stop(ctx); err != nil {
+			return err
+		}
+	}
 	if err := m.service.Start(ctx); err != nil {
 		return err
 	}
-	m.standstill = time.Since(m.stoppedAt)
+	if !m.stoppedAt.IsZero() {
+		m.standstill = time.Since(m.stoppedAt)
+	}
 	m.observer.Event(journal.ServiceStarted, journal.F("STORE", m.store.Name), journal.F("SERVICE", m.store.Service.String()))
 	return m.fail("after start")
 }
@@ -296,11 +316,38 @@ func (m *mover) bind(context.Context) error {
 	if err := m.fail("after guard"); err != nil {
 		return err
 	}
-	o := &opening{Volume: m.Volume, observer: m.observer, opened: Opened{Record: m.record, Mapping: m.mapping}}
-	if err := o.bindStore(m.store); err != nil {
+	if err := m.bindStore(m.store, m.mapping.Device, m.observer); err != nil {
 		return err
 	}
 	return m.fail("after bind")
+}
+
+// verifyBound wants the store to be seen in the volume.
+func (m *mover) verifyBound() error {
+	table, err := mount.ReadTable()
+	if err != nil {
+		return err
+	}
+	return verifyMount(table, m.store.Path, storesRoot+m.store.Name, m.mapping.Device)
+}
+
+// restart starts the service again as far as its store is there. Without it the next opening is waited for, after which the debt is still
+// there.
+func (m *mover) restart(ctx context.Context) error {
+	if !m.move.inVolume() {
+		return m.startAgain(ctx)
+	}
+	err := m.reload()
+	if err == nil {
+		err = m.verifyBound()
+	}
+	if errors.Is(err, mount.ErrNotMounted) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return m.startAgain(ctx)
 }
 
 // trialPause is the time between two looks at a service.
@@ -314,15 +361,18 @@ func (m *mover) awaitService(ctx context.Context) error {
 	if running, _, err := m.service.State(ctx); err == nil && !running && !m.move.Stopped {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, m.options.Deadline)
+	trial, cancel := context.WithTimeout(ctx, m.options.Deadline)
 	defer cancel()
 	for {
-		ailing := m.ailing(ctx)
+		ailing := m.ailing(trial)
 		if ailing == "" {
 			return nil
 		}
 		select {
-		case <-ctx.Done():
+		case <-trial.Done():
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
 			return wrongf(ErrUnhealthy, "cannot use store %s: %s: %s", m.store.Name, m.store.Service, ailing)
 		case <-time.After(trialPause):
 		}
@@ -365,7 +415,8 @@ func (m *mover) openedNow() (*Opened, error) {
 // discardedFolder holds copies that are no longer needed, on their way to nothing.
 func (m *mover) discardedFolder() string { return filepath.Join(m.PrivateDir(), "discarded") }
 
-// discard ends a move of which nothing in the volume is needed any more: the copy, at once, then the folder aside and the journal.
+// discard ends a move of which nothing in the volume is needed any more: the copy, at once, then the folder aside, and the journal when
+// nothing is left.
 func (m *mover) discard(context.Context) error {
 	if err := m.setAside(); err != nil {
 		return err
@@ -373,11 +424,14 @@ func (m *mover) discard(context.Context) error {
 	if err := m.removeAside(); err != nil {
 		return err
 	}
+	if err := m.emptyDiscarded(); err != nil {
+		return err
+	}
 	if err := m.forgetMove(m.move); err != nil {
 		return err
 	}
 	m.move = nil
-	return m.emptyDiscarded()
+	return nil
 }
 
 // setAside takes copy and manifest out of the way in one step each.

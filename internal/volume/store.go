@@ -108,7 +108,7 @@ func (o *opening) bindStores(context.Context) error {
 			status, err = o.adoptNewStore(store)
 		}
 		if err == nil && status.State == StoreEncrypted {
-			err = o.bindStore(store)
+			err = o.bindStore(store, o.opened.Mapping.Device, o.observer)
 			status.Mounted = true
 		}
 		if err != nil {
@@ -138,13 +138,13 @@ func (o *opening) adoptNewStore(store config.Store) (StoreStatus, error) {
 	return o.storeStatus(store, record)
 }
 
-func (o *opening) bindStore(store config.Store) error {
+func (v *Volume) bindStore(store config.Store, device uint64, observer Observer) error {
 	mounted, err := mount.At(store.Path)
 	if err != nil {
 		return err
 	}
 	if mounted == nil {
-		source, err := mount.OpenDirectory(o.Store(store.Name))
+		source, err := mount.OpenDirectory(v.Store(store.Name))
 		if err != nil {
 			return err
 		}
@@ -152,10 +152,10 @@ func (o *opening) bindStore(store config.Store) error {
 		if err := mount.Bind(source, store.Path); err != nil {
 			return err
 		}
-		o.observer.Event(journal.StoreBound, journal.F("STORE", store.Name), journal.F("PATH", store.Path))
+		observer.Event(journal.StoreBound, journal.F("STORE", store.Name), journal.F("PATH", store.Path))
 		return nil
 	}
-	if !o.isStore(mounted, store.Name, o.opened.Mapping.Device) {
+	if !v.isStore(mounted, store.Name, device) {
 		return wrongf(ErrMountForeign, "cannot bind store %s at %s: %s is mounted there", store.Name, store.Path, mounted.Source)
 	}
 	return nil

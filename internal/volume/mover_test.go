@@ -1,0 +1,136 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"luksmediad/internal/config"
+)
+
+// slowService takes a while to stop, whether or not anybody waits for that. Until then it runs, so that a start does nothing, as with a
+// container of Docker, which answers "not modified".
+type slowService struct {
+	mu      sync.Mutex
+	running bool
+	ending  *time.Timer
+	ill     string
+}
+
+const slowStop = 20 * time.Second
+
+func (s *slowService) State(context.Context) (bool, string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.running {
+		return false, "it is exited", nil
+	}
+	return true, s.ill, nil
+}
+
+func (s *slowService) Stop(ctx context.Context) error {
+	s.mu.Lock()
+	if s.running && s.ending == nil {
+		s.ending = time.AfterFunc(slowStop, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.running, s.ending = false, nil
+		})
+	}
+	s.mu.Unlock()
+	for {
+		if running, _, _ := s.State(ctx); !running {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (s *slowService) Start(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running = true
+	return nil
+}
+
+// newTestMover moves the store of a volume that is not there.
+func newTestMover(t *testing.T, service Service) *mover {
+	t.Helper()
+	m := testVolume(t, "/srv/volume.luks").newMover(MoveOptions{Deadline: time.Minute}, silent{})
+	m.service = service
+	m.store = config.Store{Name: "media", Path: "/srv/media", Service: &config.Service{Docker: "synapse"}}
+	m.move = &move{Store: "media", Path: "/srv/media", ID: "1", Phase: phaseCopying}
+	return m
+}
+
+// requireRunning looks when everything that was begun has come to its end.
+func requireRunning(t *testing.T, s *slowService) {
+	t.Helper()
+	time.Sleep(time.Hour)
+	if running, _, _ := s.State(t.Context()); !running {
+		t.Error("the service is down")
+	}
+}
+
+// An interruption while the service stops leaves it running all the same.
+func TestInterruptedStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service := &slowService{running: true}
+		m := newTestMover(t, service)
+		ctx, cancel := context.WithTimeout(t.Context(), slowStop/2)
+		defer cancel()
+		if err := m.stopService(ctx, phaseCopying); err != nil {
+			t.Error(err)
+		}
+		if err := m.giveUp(context.WithoutCancel(ctx), context.Cause(ctx)); err != nil {
+			t.Fatal(err)
+		}
+		requireRunning(t, service)
+		if m.standstill < slowStop || m.standstill > time.Minute {
+			t.Errorf("stood still for %s", m.standstill)
+		}
+	})
+}
+
+// What a killed process has told to stop is started only when it has stopped; how long it stood still nobody knows.
+func TestStartAfterAnotherRunsStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service := &slowService{running: true}
+		m := newTestMover(t, service)
+		m.move.Stopped = true
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := service.Stop(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if err := m.startAgain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		requireRunning(t, service)
+		if m.standstill != 0 || m.move.Stopped {
+			t.Errorf("stood still for %s, stopped %v", m.standstill, m.move.Stopped)
+		}
+	})
+}
+
+// An interruption while the service is tried is one, and says nothing about the service.
+func TestInterruptedTrial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newTestMover(t, &slowService{running: true, ill: "it is ill"})
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		if err := m.awaitService(ctx); !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnhealthy) {
+			t.Errorf("interrupted: %v", err)
+		}
+		if err := m.awaitService(t.Context()); !errors.Is(err, ErrUnhealthy) {
+			t.Errorf("ill: %v", err)
+		}
+	})
+}
