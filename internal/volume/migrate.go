@@ -46,6 +46,11 @@ func (m *mover) migrate(ctx context.Context) (changed bool, err error) {
 
 // moveIn is the whole way.
 func (m *mover) moveIn(ctx context.Context) error {
+	if !m.options.DryRun {
+		if err := m.emptyDiscarded(); err != nil { // takes room that the preflight wants
+			return err
+		}
+	}
 	if err := runSteps(ctx, m.observer, []step{{StepPreflight, m.preflight}}); err != nil || m.options.DryRun {
 		return err
 	}
@@ -59,12 +64,18 @@ func (m *mover) moveIn(ctx context.Context) error {
 	return m.underLock(ctx, m.cutOver)
 }
 
-// dropLost discards a copy of which the kernel has lost writes: what is in it proves nothing, and a second sync would not fail.
+// isWorthless tells whether nothing can be built on the copy. Where the kernel has lost writes, a second sync would not fail. What was read
+// back otherwise than it was written may look as it should but for that, and would be taken for copied ever again.
+func isWorthless(err error) bool {
+	return errors.Is(err, transfer.ErrSync) || errors.Is(err, transfer.ErrMismatch)
+}
+
+// dropLost discards a copy that is worthless.
 func (m *mover) dropLost(ctx context.Context, err error) error {
-	if !errors.Is(err, transfer.ErrSync) {
+	if !isWorthless(err) {
 		return nil
 	}
-	return m.underLock(context.WithoutCancel(ctx), m.discard)
+	return m.underLock(context.WithoutCancel(ctx), m.abandon)
 }
 
 // copy copies while the service runs.
@@ -90,7 +101,7 @@ func (m *mover) beginCopy(context.Context) error {
 		}
 		m.observer.Event(journal.MoveBegun, journal.F("STORE", m.store.Name), journal.F("PATH", m.store.Path))
 	}
-	faults := []error{m.emptyDiscarded(), makePrivate(m.moveState(m.move)), m.makeStoresFolder()}
+	faults := []error{makePrivate(m.moveState(m.move)), m.makeStoresFolder()}
 	if err := os.Mkdir(m.target(), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		faults = append(faults, fmt.Errorf("cannot make store %s: %w", m.store.Name, err))
 	}
@@ -113,7 +124,7 @@ func (m *mover) cutOver(ctx context.Context) error {
 		{StepSwap, m.swap},
 		{StepBind, m.bind},
 		{StepStart, m.startService},
-		{StepTrial, m.trial},
+		{StepTrial, m.awaitService},
 	})
 	if err != nil {
 		return errors.Join(err, m.giveUp(context.WithoutCancel(ctx), err))
@@ -202,7 +213,8 @@ func (m *mover) makeAside() error {
 	return errors.Join(faults[:]...)
 }
 
-// makeOwn makes a directory, or takes one that an interrupted move has made: root's, and nobody else's to write.
+// makeOwn makes a directory, or takes one that an interrupted move has made: root's, and nobody else's to write. Below a set-group-ID
+// directory it is one too (mkdir(2)), which changes nothing.
 func makeOwn(path string, mode uint32) error {
 	if err := unix.Mkdir(path, mode); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("cannot make %s: %w", path, err)
@@ -211,13 +223,11 @@ func makeOwn(path string, mode uint32) error {
 	if err := unix.Lstat(path, &stat); err != nil {
 		return fmt.Errorf("cannot inspect %s: %w", path, err)
 	}
-	if stat.Mode&unix.S_IFMT != unix.S_IFDIR || stat.Uid != 0 || stat.Mode&0o7777 != mode {
+	if stat.Mode&unix.S_IFMT != unix.S_IFDIR || stat.Uid != 0 || stat.Mode&0o7777&^unix.S_ISGID != mode {
 		return wrongf(mount.ErrForeign, "cannot use %s: it is not as a move would have made it", path)
 	}
 	return nil
 }
-
-func (m *mover) trial(ctx context.Context) error { return m.awaitService(ctx) }
 
 func (m *mover) commit() error {
 	m.move.Phase, m.move.Stopped, m.move.Moved = phaseMoved, false, time.Now().UTC().Truncate(time.Second)
@@ -236,7 +246,7 @@ func (m *mover) finishIn(ctx context.Context) error {
 	}
 	err := runSteps(ctx, m.observer, []step{{StepBind, m.bind}, {StepStart, m.startService}})
 	if err == nil && m.move.Phase == phaseTrial {
-		err = runSteps(ctx, m.observer, []step{{StepTrial, m.trial}})
+		err = runSteps(ctx, m.observer, []step{{StepTrial, m.awaitService}})
 		if err != nil {
 			return errors.Join(err, m.giveUp(context.WithoutCancel(ctx), err))
 		}
@@ -245,7 +255,8 @@ func (m *mover) finishIn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return m.started()
+	m.move.Stopped = false
+	return m.saveMove(m.move)
 }
 
 // giveUp takes the store back where the service was seen on it and is not well, and starts the service where it is.
@@ -262,7 +273,7 @@ func (m *mover) giveUp(ctx context.Context, why error) error {
 	if err := errors.Join(m.startService(ctx), m.started()); err != nil {
 		return err
 	}
-	if errors.Is(why, transfer.ErrSync) {
+	if isWorthless(why) {
 		return m.discard(ctx)
 	}
 	return nil
