@@ -10,7 +10,6 @@ import (
 	"luksmediad/internal/journal"
 	"luksmediad/internal/state"
 	"luksmediad/internal/transfer"
-	"luksmediad/pkg/mount"
 )
 
 // LeftError says what a purge has left: it is not as it was moved. It is an ErrLeftOver.
@@ -62,11 +61,7 @@ func (m *mover) planPurge(context.Context) error {
 		return wrongf(ErrNothingOld, "cannot purge store %s: it has not moved in", m.store.Name)
 	}
 	m.plan.Found.Totals = transfer.Totals{Entries: m.move.Entries, Bytes: m.move.Bytes}
-	table, err := mount.ReadTable()
-	if err != nil {
-		return err
-	}
-	return verifyMount(table, m.store.Path, storesRoot+m.store.Name, m.mapping.Device)
+	return m.verifyBound()
 }
 
 func (m *mover) purge(ctx context.Context) error {
@@ -116,11 +111,14 @@ func (m *mover) removeOld(ctx context.Context, aside string) error {
 // endPurge removes the manifests, which have nothing more to tell.
 func (m *mover) endPurge(ctx context.Context) error {
 	return m.underLock(ctx, func(context.Context) error {
+		if err := errors.Join(os.RemoveAll(m.moveState(m.move)), os.RemoveAll(m.moveStateBack(m.move))); err != nil {
+			return err
+		}
 		if err := m.forgetMove(m.move); err != nil {
 			return err
 		}
 		m.observer.Event(journal.Purged, journal.F("STORE", m.store.Name), journal.F("PATH", m.store.Path))
-		return errors.Join(os.RemoveAll(m.moveState(m.move)), os.RemoveAll(m.moveStateBack(m.move)))
+		return nil
 	})
 }
 
@@ -148,7 +146,7 @@ func (v *Volume) PendingMoves() (undecided, stopped bool, err error) {
 	return undecided, stopped, release()
 }
 
-// RestartServices starts what an interrupted move has left stopped. It does nothing while one is under way.
+// RestartServices starts what an interrupted move has left stopped, where its store is there. It does nothing while a move is under way.
 func (v *Volume) RestartServices(ctx context.Context, options MoveOptions, observer Observer) (err error) {
 	release, err := state.Lock(v.movesLock())
 	if errors.Is(err, state.ErrBusy) {
@@ -171,7 +169,7 @@ func (v *Volume) RestartServices(ctx context.Context, options MoveOptions, obser
 			return err
 		}
 		if m.move != nil && m.move.Stopped && !m.move.unresolved() {
-			faults = append(faults, m.startAgain(ctx))
+			faults = append(faults, m.restart(ctx))
 		}
 	}
 	return errors.Join(faults...)
