@@ -27,8 +27,8 @@ func newGrowCommand(a *app) *cobra.Command {
 		Long: `Make the open volume larger: container, loop device, mapping, filesystem. Nothing is stopped. The disk below keeps a
 reserve of 5 percent. A block device is enlarged by what made it, such as lvextend; then neither --to nor --by is given.
 
-A key is proven before anything is changed. What an interruption has left the next grow finishes; until then the
-volume opens all the same. Volumes do not shrink.
+A key is proven before anything is changed. What an interruption has left the next grow finishes, with the same --to or
+--by or with neither; until then the volume opens all the same. Volumes do not shrink.
 
 ` + authorizeHelp,
 		Example: `  luksmediad grow --by 20GiB

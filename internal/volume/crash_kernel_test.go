@@ -14,7 +14,7 @@ import (
 	"luksmediad/internal/config"
 )
 
-// The variables of a child: the container, where it is no file, and the bytes to grow to.
+// The variables of a child: the container, where it is no file, and the bytes to grow by.
 const (
 	crashDevice = "LUKSMEDIAD_TEST_DEVICE"
 	crashGrow   = "LUKSMEDIAD_TEST_GROW"

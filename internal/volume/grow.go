@@ -67,8 +67,8 @@ func (v *Volume) mayBeLarger(record *Record, bytes int64) (bool, error) {
 
 // GrowOptions say how large the volume is to be.
 type GrowOptions struct {
-	// To is the size of the container in bytes; By is added to what it has instead. A block device has a size of its own, and
-	// neither is given.
+	// To is the size of the container in bytes; By is added instead to what it has, or had before a growth that was interrupted. With
+	// neither that one is finished. A block device has a size of its own, and neither is given.
 	To, By int64
 	// DryRun finds everything that would stop the growth, and changes nothing.
 	DryRun bool
@@ -134,8 +134,16 @@ func (g *growing) open(context.Context) (err error) {
 	if g.container, err = openContainer(g.config.Volume.Container, os.O_RDWR); err != nil {
 		return err
 	}
-	g.from = g.container.bytes
+	g.from = g.before()
 	return g.container.checkAllocated()
+}
+
+// before is the size that the container had before this growth, and before an interrupted one that this one goes on with.
+func (g *growing) before() int64 {
+	if g.interrupted != nil && !g.container.block {
+		return g.interrupted.From
+	}
+	return g.container.bytes
 }
 
 func (g *growing) readHeader(context.Context) (err error) {
@@ -175,14 +183,18 @@ func (g *growing) target() (int64, error) {
 		return g.container.bytes, nil
 	}
 	to := g.options.To
-	if to == 0 {
-		to = g.container.bytes + g.options.By
+	switch {
+	case to != 0:
+	case g.options.By == 0 && g.interrupted != nil:
+		to = g.interrupted.To
+	default:
+		to = g.from + g.options.By
 	}
 	to -= to % sectorBytes
 	switch {
 	case to < g.container.bytes:
 		return 0, wrongf(ErrShrink, "cannot make volume %s %d bytes large: it has %d", g.Name(), to, g.container.bytes)
-	case to == g.container.bytes && g.options.To == 0:
+	case to == g.from && g.options.To == 0 && g.interrupted == nil:
 		return 0, wrongf(ErrShrink, "cannot make volume %s larger by %d bytes", g.Name(), g.options.By)
 	}
 	return to, nil
@@ -233,16 +245,23 @@ func (g *growing) allocate(ctx context.Context) error {
 	return g.saveRecord(g.record)
 }
 
-// saveGrowth writes down what is about to be done; from is the size that the record knows.
+// saveGrowth writes down what is about to be done; from stays what it was before a growth that was interrupted, however far that came.
 func (g *growing) saveGrowth() error {
-	from := g.record.Pin.ContainerBytes
-	return g.states.Save(g.growthName(), growthVersion, &growth{UUID: g.header.UUID, From: from, To: g.to})
+	return g.states.Save(g.growthName(), growthVersion, &growth{UUID: g.header.UUID, From: g.from, To: g.to})
 }
 
-// forgetGrowth ends the journal of a growth that has left the container as it was recorded.
+// forgetGrowth takes the journal back of a growth that has left the container as it was, on the disk too: a container that is longer
+// after a power cut does not open without the journal.
 func (g *growing) forgetGrowth() error {
-	if g.container.bytes != g.record.Pin.ContainerBytes {
-		return nil // what an earlier one has left
+	if err := g.container.Sync(); err != nil {
+		return fmt.Errorf("cannot sync container %s: %w", g.container.Name(), err)
+	}
+	info, err := g.container.Stat()
+	if err != nil || info.Size() != g.container.bytes {
+		return err
+	}
+	if g.interrupted != nil {
+		return g.states.Save(g.growthName(), growthVersion, g.interrupted)
 	}
 	return g.states.Remove(g.growthName())
 }

@@ -190,9 +190,10 @@ func TestGrowKilledAnywhere(t *testing.T) {
 	s := newCreated(t)
 	s.open()
 	to := int64(64 << 20)
+	const by = 4 << 20
 	for point := 1; ; point++ {
-		to += 4 << 20
-		where, err := crashChild(t, "grow", s.dir, strconv.Itoa(point), fmt.Sprintf("%s=%d", crashGrow, to))
+		to += by
+		where, err := crashChild(t, "grow", s.dir, strconv.Itoa(point), fmt.Sprintf("%s=%d", crashGrow, by))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -200,8 +201,15 @@ func TestGrowKilledAnywhere(t *testing.T) {
 		s.close()
 		s.open()
 		s.requireOpen()
-		if _, err := s.grow(GrowOptions{To: to}); err != nil {
-			t.Fatalf("killed at %s: %v", where, err)
+		// Once more the same, or what was interrupted, or the same as a size.
+		again := []GrowOptions{{By: by}, {}, {To: to}}[point%3]
+		if left, err := s.loadGrowth(s.pin().UUID); err != nil {
+			t.Fatal(err)
+		} else if left == nil { // not begun, or at its end
+			again = GrowOptions{To: to}
+		}
+		if _, err := s.grow(again); err != nil {
+			t.Fatalf("killed at %s, and then %+v: %v", where, again, err)
 		}
 		s.requireSize(to)
 		if where == "" {
@@ -215,15 +223,24 @@ func TestGrowKilledAnywhere(t *testing.T) {
 	s.close()
 }
 
+func (s *site) pin() luks2.Pin {
+	s.t.Helper()
+	record, err := s.loadRecord()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return record.Pin
+}
+
 // regrow grows the open volume below folder.
 func regrow(folder string, c *crasher) error {
-	to, err := strconv.ParseInt(os.Getenv(crashGrow), 10, 64)
+	by, err := strconv.ParseInt(os.Getenv(crashGrow), 10, 64)
 	if err != nil {
 		return err
 	}
 	s := openSite(folder)
 	s.Volume = New(s.config, s.paths, c)
-	_, err = s.Grow(context.Background(), s.Sources(), GrowOptions{To: to}, c)
+	_, err = s.Grow(context.Background(), s.Sources(), GrowOptions{By: by}, c)
 	return err
 }
 
