@@ -1,0 +1,158 @@
+//go:build kernel
+
+package volume
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"luksmediad/internal/transfer"
+)
+
+// failAtPoint has the operation fail at the failpoint of that name.
+func (s *site) failAtPoint(name string, do func(context.Context, MoveOptions, Observer) (*Moved, error)) {
+	s.t.Helper()
+	fault := errors.New("fault")
+	s.failpoint = func(point string) error {
+		if point == name {
+			return fault
+		}
+		return nil
+	}
+	defer func() { s.failpoint = nil }()
+	if _, err := do(s.t.Context(), s.moveOptions(), &watcher{}); !errors.Is(err, fault) {
+		s.t.Fatalf("%v instead of a failure at %s", err, name)
+	}
+}
+
+// leave writes into the journal what a killed run would have left there.
+func (s *site) leave(change func(*move)) {
+	s.t.Helper()
+	all, err := s.loadMoves()
+	if err != nil || len(all.Moves) != 1 {
+		s.t.Fatalf("%+v, %v", all, err)
+	}
+	change(all.Moves[0])
+	if err := s.saveMove(all.Moves[0]); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// A copy that has other contents than were written is made anew, and a service that a killed run has left stopped is started all the same.
+func TestMigrateDiscardsWrongCopy(t *testing.T) {
+	s := newPlaintext(t)
+	s.failAtPoint("after stop", s.Migrate)
+	damaged := filepath.Join(s.Store("media"), "local_content/aa/7")
+	info, err := os.Stat(damaged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.write(damaged, strings.Repeat("x", int(info.Size())))
+	if err := os.Chtimes(damaged, info.ModTime(), info.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	s.leave(func(m *move) { m.Stopped = true })
+	s.remove(s.standIn().running())
+	_, err = s.Migrate(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepVerify, transfer.ErrMismatch)
+	s.requireServing("after the comparison")
+	s.requirePlain()
+	s.migrate()
+	s.requireServing("moved in")
+}
+
+// What an interrupted discard has left takes no room of the next move; a discard that has come to its end leaves nothing. The directory
+// above may have set-group-ID, which those below get too.
+func TestMigrateAfterInterruptedDiscard(t *testing.T) {
+	s := newPlaintext(t)
+	if err := os.Chmod(s.dir, 0o755|os.ModeSetgid); err != nil {
+		t.Fatal(err)
+	}
+	s.write(filepath.Join(s.store, "large"), strings.Repeat(clearText, 300_000)) // 16 MB
+	s.expect()
+	discarded := filepath.Join(s.PrivateDir(), "discarded")
+	if err := makePrivate(discarded); err != nil {
+		t.Fatal(err)
+	}
+	s.run("fallocate", "--length", "20MiB", filepath.Join(discarded, "before"))
+	s.migrate()
+	s.requireServing("moved in")
+	s.failAtPoint("before the journal's end", s.Rollback)
+	if _, err := os.Lstat(discarded); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the copy is there and nothing tells of it: %v", err)
+	}
+	s.rollback()
+	s.requirePlain()
+}
+
+// What a way back leaves that came to no good: nothing uses the store by a mount of its own when it goes, a service is started only on a
+// store that is there, and a migrate ends it all, so that the old files can be purged, with their manifests.
+func TestMigrateAfterInterruptedRollback(t *testing.T) {
+	s := newPlaintext(t)
+	s.migrate()
+	var apart func()
+	_, err := s.Rollback(t.Context(), s.moveOptions(), &watcher{before: func(step Step) {
+		if step == StepUnbind { // everything is compared
+			apart = s.mountApart()
+		}
+	}})
+	s.requireError(err, StepUnbind, ErrInUse)
+	s.requireServing("kept in the volume")
+	s.requireEncrypted()
+	apart()
+
+	s.leave(func(m *move) { m.Phase, m.Stopped = phaseReturning, true })
+	s.remove(s.standIn().running())
+	s.close()
+	for _, open := range []bool{false, true} {
+		if open {
+			s.open()
+		}
+		if err := s.RestartServices(t.Context(), s.moveOptions(), &watcher{}); err != nil {
+			t.Fatal(err)
+		}
+		if running, _, _ := s.standIn().State(t.Context()); running != open {
+			t.Fatalf("open: %v, running: %v", open, running)
+		}
+	}
+	_, err = s.Purge(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepPreflight, ErrReturning)
+	if moved := s.migrate(); !moved.Changed || moved.Standstill != 0 {
+		t.Errorf("%+v", moved)
+	}
+	s.failAtPoint("before the journal's end", s.Purge)
+	s.complete("purge")
+	if left, err := os.ReadDir(filepath.Join(s.PrivateDir(), movesFolder)); err != nil || len(left) != 0 {
+		t.Errorf("manifests are left: %v, %v", left, err)
+	}
+	s.requireServing("purged")
+}
+
+// mountApart has another process mount the store in a namespace of its own until it is ended.
+func (s *site) mountApart() (end func()) {
+	s.t.Helper()
+	own := filepath.Join(s.t.TempDir(), "own")
+	s.mkdir(own)
+	apart := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", `mount --bind "$1" "$2" && echo && exec sleep 300`, "sh", s.store, own)
+	ready, err := apart.StdoutPipe()
+	if err == nil {
+		err = apart.Start()
+	}
+	if err == nil {
+		_, err = ready.Read(make([]byte, 1))
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return func() {
+		if err := apart.Process.Kill(); err != nil {
+			s.t.Error(err)
+		}
+		_ = apart.Wait() // killed
+	}
+}
