@@ -338,12 +338,25 @@ func (a *adopting) commit(ctx context.Context) error {
 	a.record.Filesystem, a.record.FilesystemUUID = a.identity.Kind, a.identity.UUID
 	a.record.Keyslots = []Keyslot{}
 	a.record.Created = time.Now().UTC().Truncate(time.Second)
-	if err := a.saveRecord(&a.record); err != nil {
+	if err := a.keepRecord(); err != nil {
 		return err
 	}
-	a.bare = nil // of what has a record nothing is undone
 	a.observer.Event(journal.ContainerAdopted, journal.F("CONTAINER", a.record.Container))
 	return a.states.Remove(a.adoptionName())
+}
+
+// keepRecord writes the record down. Of what has a record nothing is undone, be it one that could neither be written nor be removed.
+func (a *adopting) keepRecord() error {
+	err := a.saveRecord(&a.record)
+	if err != nil {
+		left := a.forgetRecord()
+		err = errors.Join(err, left)
+		if left == nil {
+			return err
+		}
+	}
+	a.bare = nil
+	return err
 }
 
 // saveHeader requires that the header is still the one that was opened.

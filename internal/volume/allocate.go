@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -23,6 +22,7 @@ func (c *creating) allocate(ctx context.Context) (err error) {
 	if c.journal, err = c.beginCreation(fresh); err != nil {
 		return err
 	}
+	c.resumed = c.journal != fresh
 	if err := c.closeMapping(ctx); err != nil {
 		return err
 	}
@@ -78,46 +78,45 @@ func (c *creating) recordContainer() error {
 	return c.saveCreation(c.journal)
 }
 
-// undo removes what a failed creation made: nothing of it was ever in use.
+// undo removes what a failed creation made: nothing of it was ever in use. The journal goes last, and stays where something else does:
+// without it a leftover is foreign to the next create. What an interrupted create has left is not touched if this one could not open it.
 func (c *creating) undo(ctx context.Context) error {
-	if c.journal == nil {
+	if c.journal == nil || c.resumed && c.container == nil {
 		return nil
 	}
 	if err := c.forgetRecord(); err != nil {
 		return err
 	}
 	if err := c.closeMapping(ctx); err != nil {
-		return err // the journal stays: the next create goes on from here
+		return err
 	}
 	faults := []error{c.removeContainer()}
 	for _, file := range c.journal.KeyFiles {
 		faults = append(faults, file.remove())
 	}
-	return errors.Join(append(faults, c.removeBackup(), c.restorePaths(), c.states.Remove(c.enrolmentName()), c.states.Remove(c.proofName()), c.states.Remove(c.knownName()), c.states.Remove(c.creationName()))...)
-}
-
-// forgetRecord removes a record whose writing failed after it had got its name: preflight has found none, and a record without
-// its container would stand for a volume that lost everything.
-func (c *creating) forgetRecord() error {
-	err := c.states.Load(c.recordName(), recordVersion, new(Record))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	faults = append(faults, c.removeBackup(), c.restorePaths())
+	for _, name := range []string{c.enrolmentName(), c.proofName(), c.knownName()} {
+		faults = append(faults, c.states.Remove(name))
 	}
-	return c.states.Remove(c.recordName())
+	if err := errors.Join(faults...); err != nil {
+		return err
+	}
+	return c.states.Remove(c.creationName())
 }
 
 // removeContainer deletes the file, or makes the device blank that was so before.
 func (c *creating) removeContainer() error {
-	if c.container == nil {
-		return nil
-	}
-	if c.container.block {
+	if c.container != nil && c.container.block {
 		if !c.journal.madeHeader(c.container) {
 			return nil
 		}
 		return c.container.wipe()
 	}
-	return errors.Join(c.journal.Container.remove(), syncFolder(filepath.Dir(c.container.Name())))
+	file := &c.journal.Container // made, perhaps, and not opened
+	if made, err := file.exists(); err != nil || !made {
+		return err
+	}
+	return errors.Join(file.remove(), syncFolder(filepath.Dir(file.Path)))
 }
 
 func syncFolder(path string) error {

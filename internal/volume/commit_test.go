@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -85,6 +86,44 @@ func TestMakePoints(t *testing.T) {
 		t.Errorf("what was found: %v, %v", info, err)
 	}
 	if err := c.restorePaths(); err != nil { // a second time
+		t.Error(err)
+	}
+}
+
+// An adoption whose record got its name before its writing failed leaves none, and its paths are given back; one that cannot be removed
+// keeps its paths guarded.
+func TestAdoptionWithoutRecord(t *testing.T) {
+	v := testVolume(t, "/srv/volume.luks")
+	a := &adopting{visit: visit{Volume: v}, bare: []barePath{{Path: "/srv/media"}}}
+	a.record = Record{Container: "/srv/volume.luks", Marker: strings.Repeat("m", 64<<20)} // more than a state may be
+	if err := v.saveRecord(&Record{Container: "/srv/volume.luks"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.keepRecord(); err == nil || a.bare == nil {
+		t.Errorf("%v, to give back: %v", err, a.bare)
+	}
+	if _, err := v.loadRecord(); !errors.Is(err, ErrNotSetUp) {
+		t.Error(err)
+	}
+	if err := os.MkdirAll(filepath.Join(v.paths.State, v.recordName()+".json", "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.keepRecord(); err == nil || a.bare != nil {
+		t.Errorf("%v, to give back: %v", err, a.bare)
+	}
+}
+
+// What an interrupted create has left and this one could not open is there for the next.
+func TestUndoLeavesWhatWasNotOpened(t *testing.T) {
+	v := testVolume(t, "/srv/volume.luks")
+	c := &creating{Volume: v, observer: silent{}, undoable: true, resumed: true, journal: &creation{Container: ownFile{Path: "/srv/volume.luks"}}}
+	if err := v.saveCreation(c.journal); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.undo(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := v.loadCreation(); err != nil {
 		t.Error(err)
 	}
 }

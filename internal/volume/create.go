@@ -54,8 +54,8 @@ type creating struct {
 	pins      []*secret.Key
 	generated bool
 	record    Record
-	// undoable: this run has begun to change things that are its own to take back.
-	undoable bool
+	// undoable: this run has begun to change things that are its own to take back. resumed: an earlier one has begun before.
+	undoable, resumed bool
 }
 
 // Create makes the container, its keys, its filesystem and its stores, and records it. A store that has files already is left alone, and

@@ -184,3 +184,17 @@ func TestMissingDeviceIsRefused(t *testing.T) {
 		t.Errorf("%s was made", missing)
 	}
 }
+
+// What an interrupted create has left stays its own while something else uses the device.
+func TestDeviceInUseAfterCrash(t *testing.T) {
+	s := newDeviceSite(t)
+	s.mustCrash(string(StepKeys))
+	s.requireError(s.tryCreate(t.Context(), &watcher{before: func(step Step) {
+		if step == StepAllocate { // preflight is over
+			s.run("dmsetup", "create", "volume-test-user", "--table", "0 8 linear "+s.container+" 0")
+		}
+	}}), StepAllocate, mount.ErrBusy)
+	s.run("dmsetup", "remove", "--retry", "volume-test-user")
+	s.create()
+	s.requireComplete()
+}

@@ -116,6 +116,16 @@ func (v *Volume) saveRecord(record *Record) error {
 	return v.states.Save(v.recordName(), recordVersion, record)
 }
 
+// forgetRecord removes a record whose writing failed after it had got its name: there was none before, and a record without its container
+// and its guards would stand for a volume that lost everything.
+func (v *Volume) forgetRecord() error {
+	err := v.states.Load(v.recordName(), recordVersion, new(Record))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return v.states.Remove(v.recordName())
+}
+
 func (v *Volume) recordName() string { return "volume-" + v.Name() }
 
 // Record is what was written down when the volume was created. It fails with [ErrUnfinished], [ErrAdopting] or
