@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"luksmediad/internal/config"
 	"luksmediad/internal/transfer"
 )
 
@@ -155,4 +156,43 @@ func (s *site) mountApart() (end func()) {
 		}
 		_ = apart.Wait() // killed
 	}
+}
+
+// What somebody interrupts by hand says so, and leaves the service running on a complete store.
+func TestMoveCancelled(t *testing.T) {
+	s := newPlaintext(t)
+	cancelled := func(what func(context.Context, MoveOptions, Observer) (*Moved, error), at Step) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		options := s.moveOptions()
+		w := &watcher{before: func(step Step) {
+			if step == at {
+				cancel()
+			}
+		}}
+		if at == StepTrial {
+			w.before = nil
+			options.Trial = func(context.Context, config.Store, *Opened) error {
+				cancel()
+				return errors.New("no answer yet")
+			}
+		}
+		_, err := what(ctx, options, w)
+		s.requireError(err, at, context.Canceled)
+		if errors.Is(err, ErrUnhealthy) {
+			t.Errorf("in step %s: %v", at, err)
+		}
+		s.requireServing("interrupted in step " + string(at))
+	}
+	for _, step := range []Step{StepCopy, StepDelta, StepSwap, StepTrial} {
+		cancelled(s.Migrate, step)
+	}
+	s.requirePlain()
+	s.migrate()
+	s.requireEncrypted()
+	for _, step := range []Step{StepStop, StepVerifyAll, StepSwapBack} {
+		cancelled(s.Rollback, step)
+	}
+	s.requireEncrypted()
 }

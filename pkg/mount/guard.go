@@ -52,7 +52,7 @@ func GuardState(path string) (PointState, error) {
 // even if one is mounted there meanwhile.
 //
 // Errors: ErrMounted, ErrNotEmpty, ErrSymlink, ErrNotDirectory, fs.ErrNotExist, ErrUnsupported (the filesystem has no such
-// attribute), fs.ErrPermission (CAP_LINUX_IMMUTABLE), ErrInvalid.
+// attribute), fs.ErrPermission (CAP_LINUX_IMMUTABLE), ErrInvalid. Where no guard comes about, owner and mode are as they were.
 func Guard(path string) error {
 	directory, err := openPoint(path)
 	if err != nil {
@@ -169,6 +169,18 @@ func (p point) guard() error {
 	if err := p.checkEmpty(); err != nil {
 		return err
 	}
+	before, err := fstat(p.File)
+	if err != nil {
+		return err
+	}
+	if err := p.makeUseless(); err != nil {
+		return errors.Join(err, p.restore(newBarePoint(before)))
+	}
+	return p.verify()
+}
+
+// makeUseless may fail half-way.
+func (p point) makeUseless() error {
 	if err := p.setImmutable(false); err != nil {
 		return err
 	}
@@ -179,10 +191,7 @@ func (p point) guard() error {
 		return err
 	}
 	// What came in between the first look and the attribute is caught now that nothing can come in any more.
-	if err := p.checkEmpty(); err != nil {
-		return errors.Join(err, p.setImmutable(false))
-	}
-	return p.verify()
+	return p.checkEmpty()
 }
 
 func (p point) checkEmpty() error {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -159,5 +160,44 @@ func TestGuardUnsupported(t *testing.T) {
 	}
 	if err := Unguard(target); err != nil {
 		t.Error(err)
+	}
+}
+
+// A guard that fails late leaves a directory that its owner can use.
+func TestGuardFailsLate(t *testing.T) {
+	target := mountpoint(t)
+	if err := errors.Join(os.Chmod(target, 0o750), os.Chown(target, 991, 992)); err != nil {
+		t.Fatal(err)
+	}
+	withoutImmutable(t, func() {
+		if err := Guard(target); !errors.Is(err, unix.EPERM) {
+			t.Errorf("%v, want EPERM", err)
+		}
+	})
+	var stat unix.Stat_t
+	if err := unix.Stat(target, &stat); err != nil || stat.Mode != unix.S_IFDIR|0o750 || stat.Uid != 991 || stat.Gid != 992 {
+		t.Errorf("mode %o of %d:%d (%v)", stat.Mode, stat.Uid, stat.Gid, err)
+	}
+	guardFor(t, target)
+}
+
+// withoutImmutable does something on a thread that cannot set the attribute.
+func withoutImmutable(t *testing.T, do func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var had [2]unix.CapUserData
+	if err := unix.Capget(&header, &had[0]); err != nil {
+		t.Fatal(err)
+	}
+	lacks := had
+	lacks[0].Effective &^= 1 << unix.CAP_LINUX_IMMUTABLE
+	if err := unix.Capset(&header, &lacks[0]); err != nil {
+		t.Fatal(err)
+	}
+	do()
+	if err := unix.Capset(&header, &had[0]); err != nil {
+		t.Fatal(err)
 	}
 }
