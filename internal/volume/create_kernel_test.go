@@ -95,6 +95,18 @@ func TestAdoptionOfWhatIsThere(t *testing.T) {
 	s.run("umount", s.store)
 	s.open()
 	s.requireOpen()
+	before, err := mount.At(s.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.run("umount", s.Root()) // a store that is used outlives it
+	s.write(filepath.Join(s.store, "written"), "meanwhile")
+	s.open()
+	s.requireOpen()
+	s.requireContent(filepath.Join(s.Store("media"), "written"), "meanwhile")
+	if after, err := mount.At(s.store); err != nil || after.ID != before.ID {
+		t.Errorf("the store was mounted anew: %+v, %v", after, err)
+	}
 	s.close()
 	s.requireClosed()
 	s.close() // a closed volume is closed

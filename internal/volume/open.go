@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"time"
 
+	"luksmediad/internal/config"
 	"luksmediad/internal/journal"
 	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock"
@@ -230,10 +232,14 @@ func (o *opening) reportAttempts(opened *unlock.Opened, err error) {
 	}
 }
 
-// checkFilesystem repairs what can be repaired without a question; a mounted filesystem has been through it.
+// checkFilesystem repairs what can be repaired without a question; a mounted filesystem has been through it, be it that a store is all
+// that is left of it.
 func (o *opening) checkFilesystem(ctx context.Context) error {
 	mounted, err := mount.At(o.Root())
 	if err != nil || mounted != nil {
+		return err
+	}
+	if bound, err := o.onlyStores(); err != nil || bound {
 		return err
 	}
 	record := o.opened.Record
@@ -253,6 +259,31 @@ func (o *opening) checkFilesystem(ctx context.Context) error {
 	return nil
 }
 
+// onlyStores tells whether stores are all that is mounted of the volume: somebody has unmounted the private root, which they outlive.
+func (o *opening) onlyStores() (bool, error) {
+	mounts, err := mountsOf(o.opened.Mapping)
+	if err != nil {
+		return false, err
+	}
+	return len(mounts) > 0 && !slices.ContainsFunc(mounts, func(info mount.Info) bool {
+		return !slices.ContainsFunc(o.config.Stores, func(store config.Store) bool {
+			return info.Target == store.Path && o.isStore(&info, store.Name, o.opened.Mapping.Device)
+		})
+	}), nil
+}
+
+// mountRoot mounts the filesystem at the private root.
+func (o *opening) mountRoot() error {
+	bound, err := o.onlyStores()
+	if err != nil {
+		return err
+	}
+	if bound {
+		return mount.Again(o.opened.Mapping.Path, o.opened.Record.Filesystem, o.Root())
+	}
+	return mount.Mount(o.opened.Mapping.Path, o.opened.Record.Filesystem, o.Root())
+}
+
 // mount adopts our mount at the private root or makes it, and requires the recorded marker in it.
 func (o *opening) mount(context.Context) error {
 	mounted, err := mount.At(o.Root())
@@ -260,7 +291,7 @@ func (o *opening) mount(context.Context) error {
 		return err
 	}
 	if mounted == nil {
-		if err := mount.Mount(o.opened.Mapping.Path, o.opened.Record.Filesystem, o.Root()); err != nil {
+		if err := o.mountRoot(); err != nil {
 			return err
 		}
 		o.observer.Event(journal.Mounted, journal.F("DEVICE", o.opened.Mapping.Path), journal.F("PATH", o.Root()))

@@ -22,23 +22,35 @@ func safeOptions() []string { return []string{"nosuid", "nodev", "noexec"} }
 // Errors: ErrMounted (target is a mount, or the device is mounted elsewhere), ErrForeign (no such filesystem on device),
 // ErrFilesystemDamaged, ErrReadOnly, ErrUnsupported, ErrUnverified, and those of OpenDirectory.
 func Mount(device string, kind Kind, target string) error {
-	return mountOn(device, kind, target, false)
+	return mountOn(device, kind, target, options{})
+}
+
+// Again is [Mount] of a device that Mount has mounted elsewhere already, or a directory of which is all that is left of that: the kernel
+// shares the filesystem, with the options that it has.
+func Again(device string, kind Kind, target string) error {
+	return mountOn(device, kind, target, options{shared: true})
 }
 
 // ReadOnly is [Mount] for a look: nothing is written to the device, also no journal replayed, so that after a crash it may show
 // less than there is, or be refused.
 func ReadOnly(device string, kind Kind, target string) error {
-	return mountOn(device, kind, target, true)
+	return mountOn(device, kind, target, options{readOnly: true})
 }
 
-func mountOn(device string, kind Kind, target string, readOnly bool) error {
-	if err := mountDevice(device, kind, target, readOnly); err != nil {
+type options struct {
+	readOnly bool
+	// shared: the filesystem may be mounted already.
+	shared bool
+}
+
+func mountOn(device string, kind Kind, target string, with options) error {
+	if err := mountDevice(device, kind, target, with); err != nil {
 		return fmt.Errorf("cannot mount %s on %s: %w", device, target, err)
 	}
 	return nil
 }
 
-func mountDevice(device string, kind Kind, target string, readOnly bool) error {
+func mountDevice(device string, kind Kind, target string, with options) error {
 	if err := kind.check(); err != nil {
 		return err
 	}
@@ -52,14 +64,14 @@ func mountDevice(device string, kind Kind, target string, readOnly bool) error {
 		return err
 	}
 	// The kernel would share the filesystem mounted there, and silently ignore the options given here.
-	if mounted, err := mountsOf(device); err != nil || len(mounted) > 0 {
+	if mounted, err := mountsOf(device); err != nil || len(mounted) > 0 && !with.shared {
 		return errors.Join(err, alreadyMounted(mounted))
 	}
-	filesystem, err := newMount(device, kind, readOnly)
+	filesystem, err := newMount(device, kind, with.readOnly)
 	if err != nil {
 		return err
 	}
-	return attach(filesystem, point, func(info *Info) error { return checkMount(info, kind, number, readOnly) })
+	return attach(filesystem, point, func(info *Info) error { return checkMount(info, kind, number, with.readOnly) })
 }
 
 // openTarget opens a directory that is not the root of a mount.
