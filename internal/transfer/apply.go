@@ -202,8 +202,7 @@ func (c *copier) dispatch(ctx context.Context, p *plan, entries stream, batches 
 		case e.Kind == Folder:
 			err = makeFolder(to, e)
 		case e.First != "":
-			e.Unsettled, e.Xattrs = c.unsettled(e.Changed), Digest{}
-			err = errors.Join(p.links.add(e), c.note(e))
+			err = p.links.add(e)
 		default:
 			batch = append(batch, *e)
 		}
@@ -281,47 +280,60 @@ func (c *copier) linkAll(ctx context.Context, p *plan) error {
 		if err != nil {
 			return endOfStream(err)
 		}
-		made, err := link(e, first, folder)
-		if hasGone(err) { // the first has vanished from the source
-			err = &PathError{"read", e.Path, ErrChanging, err}
-		}
-		if err == nil && made {
-			err = p.folders.add(&Entry{Path: parent(e.Path), Kind: Folder})
-		}
-		if err := c.vanished(writeError(e.Path, err)); err != nil {
+		if err := c.linkOne(e, p, first, folder); err != nil {
 			return err
 		}
 	}
 }
 
-// link says whether it had to make the link.
-func link(e *Entry, first, folder *place) (made bool, err error) {
+// linkOne notes a link with the look that the first got when it was copied: the walk's may be an older one.
+func (c *copier) linkOne(e *Entry, p *plan, first, folder *place) error {
+	look, made, err := link(e, first, folder)
+	if hasGone(err) { // the first has vanished from the source
+		err = &PathError{"read", e.Path, ErrChanging, err}
+	}
+	if made || err != nil {
+		err = errors.Join(err, p.folders.add(&Entry{Path: parent(e.Path), Kind: Folder}))
+	}
+	if err != nil {
+		if err := c.vanished(writeError(e.Path, err)); err != nil {
+			return err
+		}
+		return folder.removeEntry(e) // an older copy of it, which the manifest will not know
+	}
+	seen := entryOf(e.Path, &look)
+	e.Mode, e.UID, e.GID, e.Size, e.Modified = seen.Mode, seen.UID, seen.GID, seen.Size, seen.Modified
+	e.Unsettled, e.Xattrs = c.unsettled(e.Changed), Digest{}
+	return c.note(e)
+}
+
+// link gives the look of the first, and says whether it had to make the link.
+func link(e *Entry, first, folder *place) (look unix.Statx_t, made bool, err error) {
 	from, err := first.enter(parent(e.First))
 	if err != nil {
-		return false, err
+		return look, false, err
 	}
 	to, err := folder.enter(parent(e.Path))
 	if err != nil {
-		return false, err
+		return look, false, err
 	}
-	want, err := status(from, base(e.First))
-	if err != nil {
-		return false, err
+	if look, err = status(from, base(e.First)); err != nil {
+		return look, false, err
 	}
 	have, err := status(to, base(e.Path))
-	if err == nil && have.Ino == want.Ino {
-		return false, nil
+	if err == nil && have.Ino == look.Ino {
+		return look, false, nil
 	}
 	if err == nil {
 		err = unix.Unlinkat(to, base(e.Path), 0)
 	}
 	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return false, err
+		return look, false, err
 	}
-	return true, unix.Linkat(from, base(e.First), to, base(e.Path), 0)
+	return look, true, unix.Linkat(from, base(e.First), to, base(e.Path), 0)
 }
 
-// dressFolders dresses every folder in which something was made or removed, and notes the new ones.
+// dressFolders dresses and notes every folder in which something was made or removed.
 func (c *copier) dressFolders(p *plan) error {
 	folders, err := p.folders.sorted()
 	if err != nil {
@@ -336,20 +348,17 @@ func (c *copier) dressFolders(p *plan) error {
 		return err
 	}
 	return zip(func(found []*Entry) error {
-		e, isNew := found[1], found[2] != nil
-		if isNew {
-			e = found[2]
-		}
+		e := cmp.Or(found[2], found[1])
 		if found[0] == nil || e == nil || e.Kind != Folder {
 			return nil
 		}
-		return c.dressAgain(e, isNew)
+		return c.dressAgain(e)
 	}, &unique{stream: folders}, kept, todo)
 }
 
-// dressAgain takes the attributes from the source and the rest from the entry. A new folder is noted even if it has vanished from the
-// source meanwhile: what is in it has been noted too.
-func (c *copier) dressAgain(e *Entry, isNew bool) error {
+// dressAgain takes the attributes from the source, as they are by now, and the rest from the entry. A folder is noted even if it has
+// vanished from the source meanwhile: what is in it has been noted too.
+func (c *copier) dressAgain(e *Entry) error {
 	x, err := c.folderXattrs(e.Path)
 	gone := err != nil
 	if gone && c.vanished(err) != nil {
@@ -360,7 +369,7 @@ func (c *copier) dressAgain(e *Entry, isNew bool) error {
 		return writeError(e.Path, err)
 	}
 	defer closeFD(target)
-	if err := c.dressFolder(target, e, x); err != nil || !isNew {
+	if err := c.dressFolder(target, e, x); err != nil {
 		return writeError(e.Path, err)
 	}
 	e.Xattrs, e.Unsettled = x.digest(), gone || c.unsettled(e.Changed)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -225,14 +226,18 @@ func TestCopyOfALiveSource(t *testing.T) {
 	m := newMove(t)
 	m.hostile()
 	stop, stopped := make(chan struct{}), make(chan struct{})
+	end := sync.OnceFunc(func() { close(stop); <-stopped })
+	t.Cleanup(end)
 	go func() {
 		defer close(stopped)
 		m.live(stop)
 	}()
-	m.copy().Close()
+	for range 3 { // the first copies all, the others go on
+		m.verify(m.copy()) // as a move does, before the service stops
+	}
 	manifest := m.copy()
-	close(stop)
-	<-stopped
+	end()
+	m.verify(manifest)
 	manifest = m.delta(manifest)
 	requireSame(t, m.from, m.to)
 	m.verify(manifest)

@@ -84,12 +84,12 @@ func (c *copier) requireOurs(e *Entry) error {
 	return nil
 }
 
-// keep leaves an entry as it is. Hard links are looked at all the same: the first of them may be made anew.
+// keep leaves an entry as it is. Hard links are looked at all the same: the first of them may be made anew, or have gone.
 func (p *plan) keep(e *Entry) error {
-	if e.First == "" {
-		return p.kept.add(e)
+	if e.First != "" {
+		return p.links.add(e)
 	}
-	return errors.Join(p.kept.add(e), p.links.add(e))
+	return p.kept.add(e)
 }
 
 // carryOut makes a plan and does it.
