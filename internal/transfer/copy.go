@@ -39,7 +39,7 @@ const (
 // ManifestPath is where the manifest lies once a copy has ended.
 func (o Options) ManifestPath() string { return filepath.Join(o.State, manifestName) }
 
-// claim says that a copy has begun, into a folder that was empty then: what is in it since then is ours.
+// claim says that a copy has begun: what is born in the target since then is ours, since nobody else may write there.
 type claim struct {
 	From  Identity `json:"from"`
 	To    Identity `json:"to"`
@@ -146,24 +146,34 @@ func (c *copier) copy(ctx context.Context) (*Manifest, error) {
 
 // begin claims an empty target, or gives what is known of one that was claimed before.
 func (c *copier) begin() ([]*Manifest, error) {
-	store := state.Store{Dir: c.o.State}
-	err := store.Load(claimName, stateVersion, &c.claim)
-	ours := claim{From: identityOf(&c.from.root), To: identityOf(&c.to.root), Began: c.began}
+	again, err := c.claimTarget(c.requireEmpty)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if err := c.requireEmpty(); err != nil {
-			return nil, err
-		}
-		c.claim = ours
-		return nil, store.Save(claimName, stateVersion, ours)
-	case err != nil:
+	case err != nil || !again:
 		return nil, err
 	case c.claim.Lost:
 		return nil, fmt.Errorf("cannot go on with %s: %w before", c.to.path, ErrSync)
-	case c.claim.From != ours.From || c.claim.To != ours.To:
-		return nil, fmt.Errorf("cannot go on with %s: an earlier copy was of another folder, or to another: %w", c.to.path, ErrForeign)
 	}
 	return c.known()
+}
+
+// claimTarget says whether an earlier run has claimed the target, with the same source. Only then it may be as check would not have it.
+func (c *copier) claimTarget(check func() error) (again bool, err error) {
+	store := state.Store{Dir: c.o.State}
+	err = store.Load(claimName, stateVersion, &c.claim)
+	ours := claim{From: identityOf(&c.from.root), To: identityOf(&c.to.root), Began: c.began}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := check(); err != nil {
+			return false, err
+		}
+		c.claim = ours
+		return false, store.Save(claimName, stateVersion, ours)
+	case err != nil:
+		return false, err
+	case c.claim.From != ours.From || c.claim.To != ours.To:
+		return false, fmt.Errorf("cannot go on with %s: an earlier copy was of another folder, or to another: %w", c.to.path, ErrForeign)
+	}
+	return true, nil
 }
 
 // requireEmpty also takes away what new entries would inherit.
@@ -218,6 +228,16 @@ func (c *copier) savePart(entries stream) (run, error) {
 	}
 	c.parts++
 	return m.stream, nil
+}
+
+// owns says that something in the target was put there since it was claimed, and not moved there. Where a filesystem keeps no time of
+// birth, that of the last change has to do.
+func (c claim) owns(stat *unix.Statx_t) bool {
+	born := stat.Btime
+	if stat.Mask&unix.STATX_BTIME == 0 {
+		born = stat.Ctime
+	}
+	return timeOf(born).after(Time{Seconds: c.Began.Seconds - racySeconds})
 }
 
 // sync remembers a failure, which the kernel reports only once.

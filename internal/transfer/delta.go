@@ -19,7 +19,14 @@ func (c *copier) resume(ctx context.Context, known []*Manifest) (*Manifest, erro
 	if err != nil {
 		return nil, err
 	}
-	source, target := &scan{live: true, meter: c.meter}, &scan{meter: c.meter}
+	c.meter.begin(PhaseScan, 2*c.o.Total.Entries, 0)
+	return c.compare(ctx, &scan{live: true}, &scan{}, &unique{stream: before}, c.planResume)
+}
+
+// compare scans both sides, plans from what they and the manifest have of each path, and carries that out.
+func (c *copier) compare(ctx context.Context, source, target *scan, known stream, decide func(p *plan, source, target, known *Entry) error,
+) (*Manifest, error) {
+	source.meter, target.meter = c.meter, c.meter
 	if err := scanTree(ctx, c.from, c.o, source); err != nil {
 		return nil, err
 	}
@@ -29,8 +36,7 @@ func (c *copier) resume(ctx context.Context, known []*Manifest) (*Manifest, erro
 	}
 	defer target.close()
 	return c.carryOut(ctx, func(p *plan) error {
-		return zipSpools(func(found []*Entry) error { return c.planResume(p, found[0], found[1], found[2]) },
-			source.entries, target.entries, &unique{stream: before})
+		return zipSpools(func(found []*Entry) error { return decide(p, found[0], found[1], found[2]) }, source.entries, target.entries, known)
 	})
 }
 
@@ -57,14 +63,19 @@ func (c *copier) planResume(p *plan, source, target, known *Entry) error {
 			return err
 		}
 	}
+	if source != nil && target != nil && known != nil && !known.Unsettled && source.untouched(known) && target.sameLook(known) {
+		return p.keep(known)
+	}
+	return p.replace(target, source)
+}
+
+// replace plans what makes of an entry of the target that of the source; either may be nil.
+func (p *plan) replace(target, source *Entry) error {
 	switch {
 	case source == nil && target == nil:
 		return nil
 	case source == nil:
 		return p.remove(target)
-	case target != nil && known != nil && !known.Unsettled && source.untouched(known) && target.sameLook(known):
-		c.meter.bytes.Add(known.Size)
-		return p.keep(known)
 	case target != nil && target.Kind != source.Kind && (target.Kind == Folder || source.Kind == Folder):
 		return errors.Join(p.remove(target), p.make(source))
 	}
@@ -77,8 +88,7 @@ func (c *copier) requireOurs(e *Entry) error {
 	if err != nil {
 		return writeError(e.Path, err)
 	}
-	began := Time{Seconds: c.claim.Began.Seconds - racySeconds}
-	if e.Path != "" && !timeOf(stat.Btime).after(began) {
+	if e.Path != "" && !c.claim.owns(&stat) {
 		return foreign(e.Path)
 	}
 	return nil
@@ -120,18 +130,61 @@ func (c *copier) carryOut(ctx context.Context, decide func(p *plan) error) (*Man
 //
 // Errors: those of Copy, and ErrChanging when the source changes all the same.
 func Delta(ctx context.Context, from, to string, known *Manifest, o Options) (*Manifest, error) {
-	return update(ctx, from, to, known, o, (*Entry).untouched)
+	return follow(ctx, from, to, o, func(c *copier) (*Manifest, error) { return c.update(ctx, known) })
 }
 
 // CarryBack takes the old copy, which a manifest describes, to what its successor is now: the way back of Delta. What has vanished
-// from the successor is removed. The manifest that it gives describes the successor. State is another folder than that of the move.
+// from the successor is removed. The manifest that it gives describes the successor. State is another folder than that of the move: with
+// the same one, a later call goes on from what an interrupted one has left. Nobody else may write to the old copy from the first call on.
 //
 // The manifest knows no inodes of the successor, so that a file counts as unchanged whose size, mode, owner, attributes and time of
 // modification are the same, as with rsync.
 //
 // Errors: those of Delta.
 func CarryBack(ctx context.Context, from, to string, known *Manifest, o Options) (*Manifest, error) {
-	return update(ctx, from, to, known, o, nil)
+	return follow(ctx, from, to, o, func(c *copier) (*Manifest, error) { return c.carryBack(ctx, known) })
+}
+
+// follow takes a target to what the source is, whose service has stopped.
+func follow(ctx context.Context, from, to string, o Options, do func(c *copier) (*Manifest, error)) (*Manifest, error) {
+	c, err := newCopier(from, to, o)
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	c.strict, c.settled = true, never()
+	time.Sleep(clockTick) // so that what changes from here on is younger than what was found
+	m, err := do(c)
+	if err != nil {
+		return nil, fmt.Errorf("cannot copy what has changed in %s: %w", from, err)
+	}
+	return m, nil
+}
+
+func (c *copier) carryBack(ctx context.Context, known *Manifest) (*Manifest, error) {
+	if _, err := c.claimTarget(func() error { return nil }); err != nil {
+		return nil, err
+	}
+	c.meter.begin(PhaseScan, 2*known.Totals.Entries, 0)
+	return c.compare(ctx, &scan{xattrs: true}, &scan{xattrs: true}, known.stream(), c.planBack)
+}
+
+// planBack decides about one path: what the source has, what the target has, perhaps from an interrupted run, and what it had before.
+func (c *copier) planBack(p *plan, source, target, known *Entry) error {
+	if err := c.requireStill(source); err != nil {
+		return err
+	}
+	// Another name of something in the target has the birth of that.
+	if target != nil && target.First == "" && (known == nil || !resembles(target, known)) {
+		if err := c.requireOurs(target); err != nil {
+			return err
+		}
+	}
+	if source != nil && target != nil && known != nil && alike(source, known) && alike(target, known) {
+		source.SHA256 = known.SHA256
+		return p.keep(source)
+	}
+	return p.replace(target, source)
 }
 
 // alike compares with a manifest of the other side, which knows nothing of this side's inodes.
@@ -139,37 +192,27 @@ func alike(e, known *Entry) bool {
 	return e.sameLook(known) && e.First == known.First && (e.First != "" || e.Xattrs == known.Xattrs)
 }
 
-// update takes a target from what is known to what the source is now. Without untouched, entries are compared by all that shows.
-func update(ctx context.Context, from, to string, known *Manifest, o Options, untouched func(e, known *Entry) bool) (*Manifest, error) {
-	c, err := newCopier(from, to, o)
-	if err != nil {
-		return nil, err
+// requireStill refuses what has changed since the copier began.
+func (c *copier) requireStill(source *Entry) error {
+	if source != nil && source.Changed.after(c.began) && !source.Changed.after(now()) {
+		return &PathError{"read", source.Path, ErrChanging, nil}
 	}
-	defer c.close()
-	c.strict, c.settled = true, never()
-	m, err := c.update(ctx, known, untouched)
-	if err != nil {
-		return nil, fmt.Errorf("cannot copy what has changed in %s: %w", from, err)
-	}
-	return m, nil
+	return nil
 }
 
-func (c *copier) update(ctx context.Context, known *Manifest, untouched func(e, known *Entry) bool) (*Manifest, error) {
-	if untouched != nil && known.From != identityOf(&c.from.root) {
+func (c *copier) update(ctx context.Context, known *Manifest) (*Manifest, error) {
+	if known.From != identityOf(&c.from.root) {
 		return nil, fmt.Errorf("%w: the manifest is of another folder", ErrForeign)
 	}
-	time.Sleep(clockTick) // so that what changes from here on is younger than what was found
-	source := &scan{xattrs: untouched == nil, meter: c.meter}
+	source := &scan{meter: c.meter}
 	c.meter.begin(PhaseScan, known.Totals.Entries, 0)
 	if err := scanTree(ctx, c.from, c.o, source); err != nil {
 		return nil, err
 	}
 	defer source.close()
 	m, err := c.carryOut(ctx, func(p *plan) error {
-		err := zipSpools(func(found []*Entry) error {
-			return c.planUpdate(p, found[0], found[1], untouched)
-		}, source.entries, nil, known.stream())
-		if err == nil && p.changes.Entries == 0 && untouched != nil && known.Path() == c.o.ManifestPath() {
+		err := zipSpools(func(found []*Entry) error { return c.planUpdate(p, found[0], found[1]) }, source.entries, nil, known.stream())
+		if err == nil && p.changes.Entries == 0 && known.Path() == c.o.ManifestPath() {
 			err = errNothing
 		}
 		return err
@@ -184,51 +227,35 @@ func (c *copier) update(ctx context.Context, known *Manifest, untouched func(e, 
 var errNothing = errors.New("nothing has changed")
 
 // planUpdate decides about one path: what the source has, and what the target is known to have.
-func (c *copier) planUpdate(p *plan, source, known *Entry, untouched func(e, known *Entry) bool) error {
-	if source == nil {
-		have, err := c.requireKnown(known.Path, known)
-		if err != nil || have == 0 {
-			return err
-		}
-		return p.remove(known)
+func (c *copier) planUpdate(p *plan, source, known *Entry) error {
+	if err := c.requireStill(source); err != nil {
+		return err
 	}
-	if source.Changed.after(c.began) && !source.Changed.after(now()) {
-		return &PathError{"read", source.Path, ErrChanging, nil}
-	}
-	switch {
-	case known == nil:
-	case untouched == nil && alike(source, known):
-		source.SHA256 = known.SHA256
-		return p.keep(source)
-	case untouched != nil && !known.Unsettled && untouched(source, known):
+	if source != nil && known != nil && !known.Unsettled && source.untouched(known) {
 		return p.keep(known)
 	}
-	have, err := c.requireKnown(source.Path, known, source)
+	target, err := c.requireKnown(pathOf([]*Entry{source, known}), known, source)
 	if err != nil {
 		return err
 	}
-	if have != 0 && have != source.Kind && (have == Folder || source.Kind == Folder) {
-		gone := Entry{Path: source.Path, Kind: have}
-		return errors.Join(p.remove(&gone), p.make(source))
-	}
-	return p.make(source)
+	return p.replace(target, source)
 }
 
-// requireKnown refuses to replace what is neither as the manifest says nor as an interrupted run would have left it. It gives the kind
-// of what is there, 0 for nothing.
-func (c *copier) requireKnown(path string, ours ...*Entry) (Kind, error) {
+// requireKnown refuses to replace what is neither as the manifest says nor as an interrupted run would have left it. It gives what is
+// there, nil for nothing.
+func (c *copier) requireKnown(path string, ours ...*Entry) (*Entry, error) {
 	stat, err := c.to.status(path)
 	if hasGone(err) {
-		return 0, nil
+		return nil, nil
 	}
 	if err != nil {
-		return 0, writeError(path, err)
+		return nil, writeError(path, err)
 	}
 	have := entryOf(path, &stat)
 	if !slices.ContainsFunc(ours, func(e *Entry) bool { return e != nil && resembles(&have, e) }) {
-		return 0, foreign(path)
+		return nil, foreign(path)
 	}
-	return have.Kind, nil
+	return &have, nil
 }
 
 // resembles leaves out what a target that is not linked or dressed yet may lack.

@@ -199,21 +199,81 @@ func TestCarryBack(t *testing.T) {
 	m.change()
 	m.file("a!b", "other content") // the time of modification has to tell
 	time.Sleep(clockTick)
-	back := m.options
-	back.State = filepath.Join(m.dir, "back")
-	check(t, os.Mkdir(back.State, 0o700))
-	carried, err := CarryBack(context.Background(), m.from, m.to, manifest, back)
+	carried, err := m.carryBack(manifest)
 	check(t, err)
-	defer carried.Close()
 	requireSame(t, m.from, m.to)
 	m.verify(carried)
-	check(t, Unchanged(context.Background(), m.from, carried, back))
-	// Once more, as after an interruption: the same.
-	again, err := CarryBack(context.Background(), m.from, m.to, manifest, back)
-	check(t, err)
-	defer again.Close()
-	requireSame(t, m.from, m.to)
-	m.verify(again)
+	check(t, Unchanged(context.Background(), m.from, carried, m.options))
+}
+
+// carryBack is for a move whose ends have been exchanged.
+func (m *move) carryBack(known *Manifest) (*Manifest, error) {
+	m.t.Helper()
+	back := m.options
+	back.State = filepath.Join(m.dir, "back")
+	check(m.t, os.MkdirAll(back.State, 0o700))
+	time.Sleep(clockTick)
+	carried, err := CarryBack(context.Background(), m.from, m.to, known, back)
+	if err == nil {
+		m.t.Cleanup(func() { carried.Close() })
+	}
+	return carried, err
+}
+
+// stopAt puts a file into the source that no copy takes: everything before it is copied, nothing behind it.
+func (m *move) stopAt(path string) {
+	m.t.Helper()
+	m.file(path, "x")
+	check(m.t, unix.Chmod(m.at(path), 0o4755))
+}
+
+// interruptedBack is an old copy that a way back has changed in part: one file of each kind of change is done, one is not.
+func interruptedBack(t *testing.T) (m *move, manifest *Manifest) {
+	t.Helper()
+	m = newMove(t)
+	for _, path := range []string{"replaced", "linked", "goes", "folder/below", "z replaced", "z goes"} {
+		m.file("a/"+path, path)
+	}
+	m.rest()
+	manifest = m.delta(m.copy())
+	m.from, m.to = m.to, m.from
+	m.file("a/came", "1")
+	m.file("a/came and goes", "1")
+	m.file("a/new folder/deeper/file", "1")
+	m.file("a/replaced", "one")
+	m.link("a/linked", "a/linked again")
+	check(t, os.Remove(m.at("a/goes")))
+	check(t, os.RemoveAll(m.at("a/folder")))
+	m.file("a/folder", "a file now")
+	m.file("a/z replaced", "one")
+	m.stopAt("a/n")
+	_, err := m.carryBack(manifest)
+	requirePath(t, err, ErrRefused, "a/n")
+	for _, path := range []string{"a/came", "a/came and goes", "a/folder", "a/new folder/deeper"} {
+		if _, err := os.Lstat(filepath.Join(m.to, path)); err != nil {
+			t.Fatalf("the way back was interrupted too early: %v", err)
+		}
+	}
+	return m, manifest
+}
+
+// fault 27: after an interruption the service has run on the successor again.
+func TestCarryBackGoesOn(t *testing.T) {
+	m, manifest := interruptedBack(t)
+	check(t, os.Remove(m.at("a/n")))
+	for range 2 { // the second time from where the first has come to
+		m.file("a/came", "another")
+		m.file("a/new folder/deeper/file", "another")
+		m.file("a/replaced", "another")
+		m.file("a/z replaced", "another")
+		check(t, errors.Join(os.RemoveAll(m.at("a/came and goes")), os.RemoveAll(m.at("a/folder")), os.RemoveAll(m.at("a/linked"))))
+		m.file("a/folder/below", "a folder again")
+		carried, err := m.carryBack(manifest)
+		check(t, err)
+		requireSame(t, m.from, m.to)
+		m.verify(carried)
+		manifest = carried
+	}
 }
 
 func TestCarryBackRefusesForeign(t *testing.T) {
@@ -221,13 +281,13 @@ func TestCarryBackRefusesForeign(t *testing.T) {
 	m.file("plain", "x")
 	manifest := m.delta(m.copy())
 	check(t, os.WriteFile(m.at("new"), []byte("precious"), 0o600))
-	time.Sleep(clockTick)
+	m.rest()
 	check(t, os.WriteFile(filepath.Join(m.to, "new"), []byte("uploaded"), 0o600))
 	time.Sleep(clockTick)
-	back := Options{State: t.TempDir()}
-	_, err := CarryBack(context.Background(), m.to, m.from, manifest, back)
+	m.from, m.to = m.to, m.from
+	_, err := m.carryBack(manifest)
 	requirePath(t, err, ErrForeign, "new")
-	if content, err := os.ReadFile(m.at("new")); string(content) != "precious" {
+	if content, err := os.ReadFile(filepath.Join(m.to, "new")); string(content) != "precious" {
 		t.Errorf("it holds %q: %v", content, err)
 	}
 }

@@ -23,7 +23,7 @@ const (
 // Progress is how far an operation has come.
 type Progress struct {
 	Phase Phase
-	// Files counts entries of every kind, Bytes contents of files; what was adopted counts too. A total is 0 when it is not known.
+	// Files counts entries of every kind, Bytes contents of files. A total is 0 when it is not known.
 	Files, TotalFiles int64
 	Bytes, TotalBytes int64
 	// Rate is bytes a second over the last seconds. Left is 0 when it is not known.
