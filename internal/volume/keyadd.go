@@ -114,8 +114,7 @@ func (k *keyChanging) add(ctx context.Context, wanted Enrolment, added *AddedKey
 	}
 	defer way.Key.Wipe()
 	if len(added.Replaced) > 0 {
-		// Not before the new one is recorded: what goes wrong from here on leaves both.
-		k.journal = &keyChange{UUID: k.header.UUID}
+		// Not before the new one is recorded: what goes wrong from here on leaves both. The journal goes on naming it: it is not known yet.
 		if err := k.removeKeyslots(ctx, way, added.Replaced...); err != nil {
 			return err
 		}
@@ -189,8 +188,12 @@ func (k *keyChanging) undo(ctx context.Context) (err error) {
 	if err := k.checkWhole(); err != nil {
 		return err
 	}
+	untouched := k.header.SequenceID == k.journal.Added.Sequence
 	if err := k.takeBack(ctx); err != nil {
 		return err
 	}
-	return k.endJournal()
+	if untouched {
+		return k.endJournal()
+	}
+	return k.finish(ctx)
 }

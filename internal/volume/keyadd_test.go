@@ -60,6 +60,7 @@ func TestAddKeyFile(t *testing.T) {
 
 func TestAddRecovery(t *testing.T) {
 	r := newRing(t)
+	r.backUp()
 	var printed string
 	added := r.add(EnrolRecovery{Deliver: func(key *secret.Key) error { printed += string(key.Bytes()); return nil }})
 	r.requireKeyslots("0 recovery", "2 recovery")
@@ -78,6 +79,8 @@ func TestAddRecovery(t *testing.T) {
 	if after := r.header(); len(after.Metadata.Tokens) != len(before.Metadata.Tokens) {
 		t.Errorf("tokens %v", after.Metadata.Tokens)
 	}
+	r.requireKeyslots("0 recovery", "2 recovery")
+	r.requireLook(nil)
 }
 
 func TestAddPassphrase(t *testing.T) {
@@ -348,6 +351,7 @@ func (r *ring) forget(t *testing.T, keyslot int) {
 // What an operation that is cut short has begun is taken back at once.
 func TestAddIsCancelled(t *testing.T) {
 	r := newRing(t)
+	r.backUp()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	deliver := func(*secret.Key) error { cancel(); return ctx.Err() }
@@ -357,6 +361,8 @@ func TestAddIsCancelled(t *testing.T) {
 	if len(r.header().Metadata.Tokens) != 0 {
 		t.Errorf("tokens %v", r.header().Metadata.Tokens)
 	}
+	r.requireKeyslots("0 recovery")
+	r.requireLook(nil)
 }
 
 // A key bound to a real tang server: clevis itself lists it, gives its key, and unbinds it.

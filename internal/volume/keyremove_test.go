@@ -179,7 +179,7 @@ func (r *ring) snapshot() (restore func()) {
 }
 
 // crashOnceAnywhere has a child do something, killed at each point in turn from the same beginning, and then once more to its end.
-// Before it comes to the keys it only looks.
+// Before it comes to the keys it only looks. What luksmediad has put into the header is known all the time.
 func (r *ring) crashOnceAnywhere(words string, check func(left int)) {
 	r.t.Helper()
 	restore := r.snapshot()
@@ -193,13 +193,16 @@ func (r *ring) crashOnceAnywhere(words string, check func(left int)) {
 		}
 		r.requireOpens(0, r.path("passphrase"))
 		r.requireOpens(1, r.path("foreign"))
-		if _, err := crashChild(r.t, words, r.dir, "never"); err != nil {
-			r.t.Errorf("after a crash at %s: %v", place, err)
-		}
 		left := 0
 		if place == unnoted {
 			left = 1
+		} else if err := r.look(); errors.Is(err, ErrKeyslotUnknown) || errors.Is(err, ErrTokenUnknown) {
+			r.t.Errorf("interrupted at %s: %v", place, err)
 		}
+		if _, err := crashChild(r.t, words, r.dir, "never"); err != nil {
+			r.t.Errorf("after a crash at %s: %v", place, err)
+		}
+		r.requireKnown(left)
 		check(left)
 		if r.t.Failed() {
 			r.t.Fatalf("killed at point %d, %s", point, place)
@@ -207,10 +210,22 @@ func (r *ring) crashOnceAnywhere(words string, check func(left int)) {
 	}
 }
 
+// requireKnown wants nothing to be wrong with the header but so many keyslots that an interrupted change has left.
+func (r *ring) requireKnown(left int) {
+	r.t.Helper()
+	if left > 0 {
+		r.requireLook(ErrKeyslotUnknown)
+		return
+	}
+	r.requireLook(nil)
+}
+
 // Killed at every step and event, before and after every program: what was begun is taken back by the next, and nothing else.
 func TestAddAfterEveryCrash(t *testing.T) {
 	r := newRing(t)
+	r.backUp()
 	left := r.crashUntilDone("add", 12, never)
+	r.requireKnown(left)
 	record, err := r.loadRecord()
 	r.must(err)
 	made := record.Keyslots[len(record.Keyslots)-1]
@@ -222,8 +237,10 @@ func TestAddAfterEveryCrash(t *testing.T) {
 // Killed between the new keyslot and the removal of the old one leaves both, and the next run one.
 func TestReplaceAfterEveryCrash(t *testing.T) {
 	r, tpm := newRing(t), swtpm.Start(t)
+	r.backUp()
 	r.add(EnrolTPM2{Device: tpm.TCTI()})
 	left := r.crashUntilDone("replace "+tpm.TCTI(), 20, never)
+	r.requireKnown(left)
 	made := r.madeTPM2()
 	if len(made) != 1 {
 		t.Fatalf("TPM keyslots %v", made)
@@ -239,6 +256,7 @@ func TestReplaceAfterEveryCrash(t *testing.T) {
 // One crash anywhere, and the same command again. Replacing adds and removes.
 func TestReplaceAfterCrash(t *testing.T) {
 	r, tpm := newRing(t), swtpm.Start(t)
+	r.backUp()
 	r.add(EnrolTPM2{Device: tpm.TCTI()})
 	r.crashOnceAnywhere("replace "+tpm.TCTI(), func(left int) {
 		made := r.madeTPM2()
@@ -251,8 +269,22 @@ func TestReplaceAfterCrash(t *testing.T) {
 	})
 }
 
+// A recovery key that was recorded before the crash stays beside that of the next run, with its token.
+func TestRecoveryAfterCrash(t *testing.T) {
+	r := newRing(t)
+	r.backUp()
+	r.crashOnceAnywhere("recovery", func(left int) {
+		record, err := r.loadRecord()
+		r.must(err)
+		if header := r.header(); len(header.Metadata.Keyslots) != len(record.Keyslots)+1+left || len(header.Metadata.Tokens) != len(record.Keyslots)-1 {
+			t.Errorf("recorded %v, header has %v, %v", record.Keyslots, header.Metadata.Keyslots, header.Metadata.Tokens)
+		}
+	})
+}
+
 func TestRemoveAfterEveryCrash(t *testing.T) {
 	r, tpm := newRing(t), swtpm.Start(t)
+	r.backUp()
 	r.add(EnrolTPM2{Device: tpm.TCTI()})
 	gone := false
 	r.crashUntilDone("remove 2", 8, func(error) bool {
@@ -263,6 +295,7 @@ func TestRemoveAfterEveryCrash(t *testing.T) {
 	r.add(EnrolKeyFile{Path: r.path("key")})
 	r.requireKeyslots("0 recovery", "2 keyfile")
 	r.requireInHeader(0, 1, 2)
+	r.requireLook(nil)
 	if tokens := r.header().Metadata.Tokens; len(tokens) != 0 {
 		t.Errorf("tokens %v", tokens)
 	}
@@ -289,6 +322,7 @@ func TestCrashThenForeign(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRing(t)
+			r.backUp()
 			r.crashAt("add", test.point)
 			test.then(r)
 			if !r.madeIn(2) {
@@ -302,6 +336,11 @@ func TestCrashThenForeign(t *testing.T) {
 				t.Errorf("keyslot 2 stays: %t", !test.stays)
 			}
 			r.requireKeyslots("0 recovery")
+			left := 0
+			if test.stays {
+				left = 1
+			}
+			r.requireKnown(left)
 		})
 	}
 }

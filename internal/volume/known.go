@@ -83,6 +83,16 @@ func (k *known) after(before, after *luks2.Header) *known {
 	return next
 }
 
+// add makes a keyslot known, with the tokens that speak for it alone.
+func (k *known) add(header *luks2.Header, keyslot int) {
+	k.Salts[keyslot] = header.Metadata.Keyslots[keyslot].KDF.Salt
+	for _, id := range tokensOnlyOf(header, keyslot) {
+		if token := header.Metadata.Tokens[id]; !k.hasToken(token) {
+			k.Tokens = append(k.Tokens, tokenDigest(token))
+		}
+	}
+}
+
 // loadKnown returns nil if nothing is known about the container.
 func (v *Volume) loadKnown(uuid string) (*known, error) {
 	var found known
@@ -112,8 +122,7 @@ func (k *keyChanging) rememberChange() error {
 	}
 	after := before.after(k.before, k.header)
 	if added := k.journal.Added; added != nil && k.record.made(added.Keyslot) && added.fills(k.header) {
-		// An interrupted change had added it.
-		after.Salts[added.Keyslot] = k.header.Metadata.Keyslots[added.Keyslot].KDF.Salt
+		after.add(k.header, added.Keyslot) // which an interrupted change had done
 	}
 	return k.states.Save(k.knownName(), knownVersion, after)
 }

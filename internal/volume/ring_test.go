@@ -288,7 +288,7 @@ func requireStep(t *testing.T, err error, step Step, class error) {
 	}
 }
 
-// reliveKeys changes the keys of the ring below folder, as words say: "add", "replace SOCKET", "remove N".
+// reliveKeys changes the keys of the ring below folder, as words say: "add", "recovery", "replace SOCKET", "remove N".
 func reliveKeys(words, folder string, c *crasher) error {
 	c.before = true
 	r := openRing(folder, c)
@@ -301,6 +301,8 @@ func reliveKeys(words, folder string, c *crasher) error {
 	switch what {
 	case "add":
 		_, err = r.AddKey(context.Background(), EnrolKeyFile{Path: r.path("key")}, AddOptions{Sources: sources}, c)
+	case "recovery":
+		_, err = r.AddKey(context.Background(), EnrolRecovery{Deliver: func(*secret.Key) error { return nil }}, AddOptions{Sources: sources}, c)
 	case "replace":
 		_, err = r.AddKey(context.Background(), EnrolTPM2{Device: argument}, AddOptions{Sources: sources, Replace: Replacement{Superseded: true}}, c)
 	case "remove":
