@@ -178,8 +178,9 @@ func TestRecordedContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	salt := func(keyslot int) volume.Hex { return container.Header.Metadata.Keyslots[keyslot].KDF.Salt }
 	record := &volume.Record{Pin: container.Header.Pin(container.Bytes), Keyslots: []volume.Keyslot{
-		{Slot: 0, Source: "recovery"}, {Slot: 1, Source: "keyfile"}, {Slot: 2, Source: "tpm2"}}}
+		{Slot: 0, Source: "recovery", Salt: salt(0)}, {Slot: 1, Source: "keyfile", Salt: salt(1)}, {Slot: 2, Source: "tpm2"}}}
 	loaded := &config.Config{Unlock: []config.KeySource{{Keyfile: &config.Keyfile{Path: key}}}}
 	vol := volume.New(loaded, volume.Paths{State: t.TempDir(), Runtime: t.TempDir()}, nil)
 	s := &subject{Container: container, config: loaded, volume: vol, record: record}

@@ -83,6 +83,8 @@ func Slots(header *luks2.Header, made []volume.Keyslot) []*Slot {
 		if slot == nil {
 			slot = &Slot{Number: keyslot.Slot, Missing: true}
 			slots[keyslot.Slot] = slot
+		} else if !keyslot.In(header) {
+			continue // somebody else's in its place
 		}
 		if slot.Ours = true; len(slot.Tokens) == 0 {
 			slot.Source = Source(keyslot.Source)

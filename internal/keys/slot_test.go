@@ -16,7 +16,7 @@ import (
 func header() *luks2.Header {
 	slots := map[int]luks2.Keyslot{}
 	for number := range 5 {
-		slots[number] = luks2.Keyslot{Type: "luks2", KDF: luks2.KDF{Type: "pbkdf2", Iterations: 1000 + number}}
+		slots[number] = luks2.Keyslot{Type: "luks2", KDF: luks2.KDF{Type: "pbkdf2", Salt: []byte{byte(number)}, Iterations: 1000 + number}}
 	}
 	return &luks2.Header{Metadata: luks2.Metadata{
 		Keyslots: slots,
@@ -56,9 +56,11 @@ func TestSlots(t *testing.T) {
 	}
 }
 
-// The record tells what a keyslot without token is, and which one is gone; a token knows better than the record.
+// The record tells what a keyslot without token is, and which one is gone; a token knows better than the record. What has taken the place of
+// another is not ours.
 func TestRecordedSlots(t *testing.T) {
-	made := []volume.Keyslot{{Slot: 0, Source: "recovery"}, {Slot: 1, Source: "keyfile"}, {Slot: 9, Source: "tpm2"}}
+	made := []volume.Keyslot{{Slot: 0, Source: "recovery", Salt: volume.Hex{0}}, {Slot: 1, Source: "keyfile", Salt: volume.Hex{1}},
+		{Slot: 3, Source: "keyfile", Salt: volume.Hex{1}}, {Slot: 9, Source: "tpm2", Salt: volume.Hex{9}}}
 	slots := Slots(header(), made)
 	want := []string{"0 recovery 0 tokens ours", "1 tpm2 2 tokens ours", "2 unknown 1 tokens", "3 passphrase 0 tokens", "4 passphrase 0 tokens unbound",
 		"9 tpm2 0 tokens ours missing"}

@@ -80,7 +80,8 @@ func TestUnboundKeyslot(t *testing.T) {
 // A key is not blamed on a keyslot that is recorded to be another's.
 func TestKeyOfRecordedKeyslot(t *testing.T) {
 	test := newTest(t, newContainer(t), unlock.KeyFile{Path: filepath.Join(t.TempDir(), "missing")})
-	test.Slots = Slots(test.Container.Header, []volume.Keyslot{{Slot: 0, Source: "recovery"}})
+	header := test.Container.Header
+	test.Slots = Slots(header, []volume.Keyslot{{Slot: 0, Source: "recovery", Salt: header.Metadata.Keyslots[0].KDF.Salt}})
 	unplaced, err := test.Run(t.Context())
 	if err != nil || len(unplaced) != 1 || !errors.Is(unplaced[0].Err, unlock.ErrKeyFileMissing) || len(test.Slots[0].Proofs) > 0 {
 		t.Errorf("%+v, %v, %+v", unplaced, err, test.Slots[0])

@@ -67,8 +67,8 @@ type enrolling struct {
 	read func() (*luks2.Header, error)
 	// noteFile writes a key file down before it is made, and again as soon as its inode is known.
 	noteFile func(file ownFile) error
-	// noteSlot writes down which keyslot was filled.
-	noteSlot func(keyslot int, made luks2.Keyslot) error
+	// noteSlot writes down how the keyslot was filled.
+	noteSlot func(filled luks2.Keyslot) error
 	// noteTPM writes down what the TPM says while the key of a token is sealed in it.
 	noteTPM func(ctx context.Context, device *tpm2.Device, keyslot int, token *tpm2.Token) error
 }
@@ -82,7 +82,7 @@ func (e *enrolling) enrol(ctx context.Context, keyslot int, c *candidate) error 
 	if err != nil {
 		return err
 	}
-	if err := e.noteSlot(keyslot, header.Metadata.Keyslots[keyslot]); err != nil {
+	if err := e.noteSlot(header.Metadata.Keyslots[keyslot]); err != nil {
 		return err
 	}
 	if err := e.cryptsetup.Prove(ctx, e.container, header, c.key, keyslot); err != nil {

@@ -74,7 +74,7 @@ func (k *keyChanging) present(ctx context.Context, wanted Enrolment) (int, bool,
 func (k *keyChanging) madeFor(source string) []int {
 	var keyslots []int
 	for _, made := range k.record.Keyslots {
-		if _, there := k.header.Metadata.Keyslots[made.Slot]; there && made.Source == source {
+		if made.In(k.header) && made.Source == source {
 			keyslots = append(keyslots, made.Slot)
 		}
 	}
@@ -87,7 +87,7 @@ const maxKeyslots = 32
 // freeKeyslot is the lowest that is neither in the header nor in the record.
 func (k *keyChanging) freeKeyslot() (int, error) {
 	for keyslot := range maxKeyslots {
-		if _, there := k.header.Metadata.Keyslots[keyslot]; !there && !k.record.made(keyslot) {
+		if _, there := k.header.Metadata.Keyslots[keyslot]; !there && !k.record.has(keyslot) {
 			return keyslot, nil
 		}
 	}
@@ -137,7 +137,7 @@ func (k *keyChanging) fill(ctx context.Context, wanted Enrolment) (*unlock.Way, 
 		err = made.deliver(made.key)
 	}
 	if err == nil {
-		err = k.recordKeyslot(Keyslot{Slot: keyslot, Source: wanted.Kind()})
+		err = k.recordKeyslot(Keyslot{Slot: keyslot, Source: wanted.Kind(), Salt: k.journal.Added.Salt})
 	}
 	if err != nil {
 		way.Key.Wipe()
@@ -163,7 +163,7 @@ func (k *keyChanging) enrolling() *enrolling {
 			return k.saveJournal()
 		},
 		noteTPM: k.recordEnrolment,
-		noteSlot: func(_ int, made luks2.Keyslot) error {
+		noteSlot: func(made luks2.Keyslot) error {
 			k.journal.Added.Salt = made.KDF.Salt
 			return k.saveJournal()
 		},

@@ -311,7 +311,7 @@ func TestAddRefuses(t *testing.T) {
 			record, err := r.loadRecord()
 			r.must(err)
 			for keyslot := 2; keyslot < maxKeyslots; keyslot++ {
-				record.Keyslots = append(record.Keyslots, Keyslot{keyslot, sourceKeyFile})
+				record.Keyslots = append(record.Keyslots, Keyslot{Slot: keyslot, Source: sourceKeyFile})
 			}
 			r.must(r.saveRecord(record))
 		}, keyFile, StepKeys, ErrKeyslotsFull},

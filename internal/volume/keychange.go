@@ -199,7 +199,7 @@ func readValid(container *container) (*luks2.Header, error) {
 // question leaves out the keyslot of an interrupted change, which is about to go.
 func (k *keyChanging) question() unlock.Question {
 	about := unlock.Question{Container: k.container.Name(), Header: k.header}
-	if k.journal != nil && k.journal.Added != nil && !k.record.made(k.journal.Added.Keyslot) && k.journal.Added.fills(k.header) {
+	if k.journal != nil && k.journal.Added != nil && !k.record.has(k.journal.Added.Keyslot) && k.journal.Added.fills(k.header) {
 		about.Except = []int{k.journal.Added.Keyslot}
 	}
 	return about
@@ -254,7 +254,7 @@ func (k *keyChanging) reread() (err error) {
 // begun, nobody has its key.
 func (k *keyChanging) takeBack(ctx context.Context) error {
 	added := k.journal.Added
-	if added == nil || k.record.made(added.Keyslot) {
+	if added == nil || k.record.has(added.Keyslot) {
 		return nil
 	}
 	if added.fills(k.header) {
@@ -328,7 +328,7 @@ func (k *keyChanging) endRemovals(ctx context.Context) (err error) {
 
 // forget removes a keyslot from the record.
 func (k *keyChanging) forget(keyslot int) error {
-	if !k.record.made(keyslot) {
+	if !k.record.has(keyslot) {
 		return nil
 	}
 	k.record.Keyslots = slices.DeleteFunc(k.record.Keyslots, func(made Keyslot) bool { return made.Slot == keyslot })
@@ -351,9 +351,4 @@ func (k *keyChanging) release() {
 	if k.container != nil {
 		k.container.Close()
 	}
-}
-
-// made tells whether luksmediad made the keyslot.
-func (r *Record) made(keyslot int) bool {
-	return slices.ContainsFunc(r.Keyslots, func(made Keyslot) bool { return made.Slot == keyslot })
 }

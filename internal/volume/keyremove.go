@@ -54,11 +54,11 @@ func (k *keyChanging) proveOthers(ctx context.Context, options RemoveOptions) er
 
 func (k *keyChanging) checkRemovable(options RemoveOptions) error {
 	_, there := k.header.Metadata.Keyslots[options.Keyslot]
-	ours := k.record.made(options.Keyslot)
+	_, ours := k.record.keyslot(k.header, options.Keyslot)
 	switch {
-	case !there && !ours:
+	case !there && !k.record.has(options.Keyslot):
 		return wrongf(ErrKeyslotMissing, "cannot remove keyslot %d of %s", options.Keyslot, k.container.Name())
-	case !ours && !options.Foreign:
+	case there && !ours && !options.Foreign:
 		return wrongf(ErrKeyslotForeign, "cannot remove keyslot %d of %s: luksmediad did not make it", options.Keyslot, k.container.Name())
 	case slices.Equal(k.header.Slots(), []int{options.Keyslot}):
 		return wrongf(ErrOnlyKeyslot, "cannot remove keyslot %d of %s", options.Keyslot, k.container.Name())
@@ -81,10 +81,8 @@ func (k *keyChanging) wayBeside(keyslot int) *unlock.Way {
 // needsNothing tells whether the keyslot may be a way in for a person who has nothing but what is written down. A keyslot without
 // token that luksmediad did not make is one unless a key file opens it.
 func (k *keyChanging) needsNothing(keyslot int) bool {
-	for _, made := range k.record.Keyslots {
-		if made.Slot == keyslot {
-			return made.Source == sourceRecovery || made.Source == sourcePassphrase
-		}
+	if made, ours := k.record.keyslot(k.header, keyslot); ours {
+		return made.Source == sourceRecovery || made.Source == sourcePassphrase
 	}
 	if slices.Contains(k.header.SlotsByToken(unlock.TokenRecovery), keyslot) {
 		return true

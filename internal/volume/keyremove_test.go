@@ -68,13 +68,55 @@ func TestRemoveMissing(t *testing.T) {
 	r.must(r.remove(2))
 	record, err := r.loadRecord()
 	r.must(err)
-	if !slices.Equal(record.Keyslots, []Keyslot{{0, sourceRecovery}}) {
+	if len(record.Keyslots) != 1 || record.has(2) {
 		t.Errorf("recorded %v", record.Keyslots)
 	}
 	// Its number is free again.
 	if added := r.add(EnrolKeyFile{Path: r.path("key")}); added.Keyslot != 2 {
 		t.Errorf("%+v", added)
 	}
+}
+
+// What somebody else has put in place of a keyslot of luksmediad's is neither removed unasked, nor replaced, nor taken for a machine's key.
+func TestForeignInPlace(t *testing.T) {
+	r, tpm := newRing(t), swtpm.Start(t)
+	r.backUp()
+	r.add(EnrolTPM2{Device: tpm.TCTI()})
+	r.run("luksKillSlot", "--key-file="+r.path("passphrase"), r.container(), "2")
+	r.addForeign(2, "in its place")
+	requireStep(t, r.remove(2), StepProve, ErrKeyslotForeign)
+	_, err := r.AddKey(t.Context(), EnrolTPM2{Device: tpm.TCTI()},
+		AddOptions{Sources: offers(t, ringPassphrase), Replace: Replacement{Keyslots: []int{2}}}, &watcher{})
+	requireStep(t, err, StepKeys, ErrKeyslotForeign)
+	if added := r.add(EnrolTPM2{Device: tpm.TCTI()}, replacing); added.Keyslot != 3 || len(added.Replaced) != 0 {
+		t.Errorf("%+v", added)
+	}
+	r.must(r.remove(3))
+	r.add(EnrolKeyFile{Path: r.path("key")})
+	byKeyFile := func(options *RemoveOptions) { options.Foreign, options.Sources = true, r.Sources() }
+	requireStep(t, r.remove(2, byKeyFile), StepProve, ErrLastWayIn)
+	r.run("token", "remove", "--token-id=0", r.container())
+
+	// Said to be right, it is known and still not ours.
+	r.requireLook(ErrKeyslotUnknown)
+	r.backUp()
+	r.requireLook(nil)
+	r.requireKeyslots("0 recovery", "3 keyfile")
+	requireStep(t, r.remove(2), StepProve, ErrKeyslotForeign)
+}
+
+// Records of before had no salts: what was known when they were written tells.
+func TestRecordWithoutSalts(t *testing.T) {
+	r := newRing(t)
+	r.add(EnrolKeyFile{Path: r.path("key")})
+	record, err := r.loadRecord()
+	r.must(err)
+	record.Keyslots = []Keyslot{{Slot: 0, Source: sourceRecovery}, {Slot: 2, Source: sourceKeyFile}}
+	r.must(r.saveRecord(record))
+	requireStep(t, r.remove(2), StepProve, ErrKeyslotForeign)
+	r.backUp()
+	r.must(r.remove(2))
+	r.requireKeyslots("0 recovery")
 }
 
 // removeRefusal is what stands in the way of a removal, with what is offered.
@@ -394,7 +436,7 @@ func (r *ring) record(keyslots ...int) {
 	r.must(err)
 	record.Keyslots = nil
 	for _, keyslot := range keyslots {
-		record.Keyslots = append(record.Keyslots, Keyslot{keyslot, sourceRecovery})
+		record.Keyslots = append(record.Keyslots, r.made(keyslot, sourceRecovery))
 	}
 	r.must(r.saveRecord(record))
 }

@@ -60,21 +60,27 @@ func (c *creating) addRecovery(ctx context.Context) error {
 }
 
 func (c *creating) addKey(ctx context.Context, keyslot int, source string, made *candidate) error {
-	if err := c.enrolling().enrol(ctx, keyslot, made); err != nil {
+	recorded := Keyslot{Slot: keyslot, Source: source}
+	e := c.enrolling()
+	e.noteSlot = func(filled luks2.Keyslot) error {
+		recorded.Salt = filled.KDF.Salt
+		return nil
+	}
+	if err := e.enrol(ctx, keyslot, made); err != nil {
 		return err
 	}
-	c.record.Keyslots = append(c.record.Keyslots, Keyslot{Slot: keyslot, Source: source})
+	c.record.Keyslots = append(c.record.Keyslots, recorded)
 	return nil
 }
 
-// enrolling authorises by the throw-away key. A keyslot needs no note: the whole container is this creation's.
+// enrolling authorises by the throw-away key. A keyslot needs no note on disk: the whole container is
+// this creation's.
 func (c *creating) enrolling() *enrolling {
 	return &enrolling{
 		runner: c.runner, cryptsetup: c.cryptsetup, container: c.container.Name(), device: c.backing.path,
 		way:      &unlock.Way{Keyslots: []int{formatKeyslot}, Key: c.formatKey},
 		read:     c.readOwnHeader,
 		noteFile: c.noteKeyFile,
-		noteSlot: func(int, luks2.Keyslot) error { return nil },
 		noteTPM:  c.recordEnrolment,
 	}
 }

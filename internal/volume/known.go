@@ -121,7 +121,7 @@ func (k *keyChanging) rememberChange() error {
 		return err
 	}
 	after := before.after(k.before, k.header)
-	if added := k.journal.Added; added != nil && k.record.made(added.Keyslot) && added.fills(k.header) {
+	if added := k.journal.Added; added != nil && k.record.has(added.Keyslot) && added.fills(k.header) {
 		after.add(k.header, added.Keyslot) // which an interrupted change had done
 	}
 	return k.states.Save(k.knownName(), knownVersion, after)
@@ -210,11 +210,24 @@ func (v *Volume) checkKnown(record *Record, header *luks2.Header) error {
 		}
 	}
 	for _, made := range record.Keyslots {
-		if _, there := header.Metadata.Keyslots[made.Slot]; !there {
+		if !made.In(header) {
 			return wrongf(ErrKeyslotMissing, "header of %s: keyslot %d, %s, is gone", record.Container, made.Slot, made.Source)
 		}
 	}
 	return nil
+}
+
+// forgetReplaced removes from the record what the header has another keyslot for.
+func (k *keyChanging) forgetReplaced() error {
+	left := slices.DeleteFunc(slices.Clone(k.record.Keyslots), func(made Keyslot) bool {
+		_, there := k.header.Metadata.Keyslots[made.Slot]
+		return there && len(made.Salt) > 0 && !made.In(k.header)
+	})
+	if len(left) == len(k.record.Keyslots) {
+		return nil
+	}
+	k.record.Keyslots = left
+	return k.saveRecord(k.record)
 }
 
 // fills: the keyslot is that of a change under way, or interrupted.
@@ -264,6 +277,10 @@ func (v *Volume) BackUpHeader(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if err := k.backUpHeader(ctx, k.device, k.header.UUID); err != nil {
+		return "", err
+	}
+	// What has taken the place of a keyslot of ours is said to be right, and not to be ours.
+	if err := k.forgetReplaced(); err != nil {
 		return "", err
 	}
 	return k.backupPath(k.header.UUID), k.rememberHeader(k.header)

@@ -131,7 +131,7 @@ func TestKnownAfterInterruption(t *testing.T) {
 	r.addForeign(4, "begun")
 	record, err := r.Record()
 	r.must(err)
-	record.Keyslots = append(record.Keyslots, Keyslot{4, sourceKeyFile})
+	record.Keyslots = append(record.Keyslots, r.made(4, sourceKeyFile))
 	r.must(r.saveRecord(record))
 	r.must(r.states.Save(r.keyChangeName(), keyChangeVersion, &keyChange{UUID: before.UUID,
 		Added: &addedKeyslot{Keyslot: 4, Source: sourceKeyFile, Sequence: before.SequenceID, Salt: r.header().Metadata.Keyslots[4].KDF.Salt}}))

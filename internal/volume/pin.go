@@ -217,8 +217,5 @@ func (a *accepting) keptKeyslots() []Keyslot {
 	if a.record.Pin.UUID != a.report.Found.UUID || a.record.Pin.VolumeKeyDigest != a.report.Found.VolumeKeyDigest {
 		return nil
 	}
-	return slices.DeleteFunc(slices.Clone(a.record.Keyslots), func(made Keyslot) bool {
-		_, there := a.header.Metadata.Keyslots[made.Slot]
-		return !there
-	})
+	return slices.DeleteFunc(slices.Clone(a.record.Keyslots), func(made Keyslot) bool { return !made.In(a.header) })
 }

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"slices"
@@ -77,6 +78,45 @@ func (r *Record) unknownStore(store config.Store) error {
 type Keyslot struct {
 	Slot   int    `json:"slot"`
 	Source string `json:"source"`
+	// Salt is that of the keyslot: what has another under the same number is somebody else's.
+	Salt Hex `json:"salt,omitempty"`
+}
+
+// In tells whether the header has the keyslot.
+func (s Keyslot) In(header *luks2.Header) bool {
+	found, there := header.Metadata.Keyslots[s.Slot]
+	return there && len(s.Salt) > 0 && bytes.Equal(found.KDF.Salt, s.Salt)
+}
+
+// keyslot is the one of the header that luksmediad made.
+func (r *Record) keyslot(header *luks2.Header, number int) (Keyslot, bool) {
+	for _, made := range r.Keyslots {
+		if made.Slot == number && made.In(header) {
+			return made, true
+		}
+	}
+	return Keyslot{}, false
+}
+
+// has tells whether the number is that of a keyslot that luksmediad made, whatever the header has there now.
+func (r *Record) has(number int) bool {
+	return slices.ContainsFunc(r.Keyslots, func(made Keyslot) bool { return made.Slot == number })
+}
+
+// addSalts takes the salts that a record of before does not have from what is known of the header.
+func (v *Volume) addSalts(record *Record) {
+	if !slices.ContainsFunc(record.Keyslots, func(made Keyslot) bool { return len(made.Salt) == 0 }) {
+		return
+	}
+	known, err := v.loadKnown(record.Pin.UUID)
+	if err != nil || known == nil {
+		return // nothing is taken for ours then, and all the rest goes on
+	}
+	for i, made := range record.Keyslots {
+		if len(made.Salt) == 0 {
+			record.Keyslots[i].Salt = known.Salts[made.Slot]
+		}
+	}
 }
 
 // loadRecord fails with [ErrUnfinished], [ErrAdopting] or [ErrNotSetUp] if there is none.
@@ -93,6 +133,7 @@ func (v *Volume) loadRecord() (*Record, error) {
 		return nil, wrongf(ErrSettings, "cannot use volume %s: it was created in %s, not %s",
 			v.Name(), record.Container, v.config.Volume.Container)
 	}
+	v.addSalts(&record)
 	return &record, nil
 }
 

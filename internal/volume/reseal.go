@@ -78,7 +78,11 @@ func (o *opening) refusedTokens(ctx context.Context, address string) (refused []
 }
 
 func (o *opening) madeByTPM(token luks2.Token) bool {
-	return len(token.Keyslots) == 1 && slices.Contains(o.opened.Record.Keyslots, Keyslot{Slot: token.Keyslots[0], Source: sourceTPM2})
+	if len(token.Keyslots) != 1 {
+		return false
+	}
+	made, ours := o.opened.Record.keyslot(o.opened.Header, token.Keyslots[0])
+	return ours && made.Source == sourceTPM2
 }
 
 // resealToken puts a new keyslot with the same PCRs in place of the token's.

@@ -53,7 +53,7 @@ func newRing(t *testing.T) *ring {
 	r.write("foreign", ringForeign)
 	r.must(r.formatted())
 	r.must(r.saveRecord(&Record{Container: r.container(), Pin: r.header().Pin(ringBytes), Filesystem: mount.Ext4,
-		Keyslots: []Keyslot{{0, sourceRecovery}}, Encrypted: []EncryptedStore{}}))
+		Keyslots: []Keyslot{r.made(0, sourceRecovery)}, Encrypted: []EncryptedStore{}}))
 	return r
 }
 
@@ -142,6 +142,12 @@ func (r *ring) header() *luks2.Header {
 	r.must(err)
 	r.must(header.Validate(ringBytes))
 	return header
+}
+
+// made is the record of a keyslot as it is.
+func (r *ring) made(keyslot int, source string) Keyslot {
+	r.t.Helper()
+	return Keyslot{keyslot, source, r.header().Metadata.Keyslots[keyslot].KDF.Salt}
 }
 
 // offers are the sources of one passphrase.
