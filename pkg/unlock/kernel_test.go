@@ -221,6 +221,41 @@ func TestOpenVerifiesMapping(t *testing.T) {
 	requireNoMapping(t)
 }
 
+// An opening that is given up while cryptsetup activates leaves no mapping, and neither does one whose cryptsetup fails late.
+func TestOpenLeavesNothingBehind(t *testing.T) {
+	gaveUp := errors.New("the person has given up")
+	for _, class := range []error{gaveUp, ErrCryptsetup} {
+		a := newAttached(t)
+		ctx, end := context.WithCancelCause(t.Context())
+		cryptsetup := Cryptsetup{Runner: late{a.recorder, func() error {
+			a.requireMapping(t)
+			if errors.Is(class, gaveUp) {
+				end(gaveUp)
+			}
+			return errors.New("too late")
+		}}}
+		opener := Opener{Cryptsetup: cryptsetup, Sources: []Source{Passphrase{Key: newKey(t, formatKey)}}}
+		if opened, err := opener.Open(ctx, a.target); opened != nil || !errors.Is(err, class) {
+			t.Errorf("opened %v, %v", opened, err)
+		}
+		requireNoMapping(t)
+	}
+}
+
+// late fails an activation that has succeeded.
+type late struct {
+	Runner
+	fail func() error
+}
+
+func (l late) Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error) {
+	output, err := l.Runner.Run(ctx, stdin, extra, name, args...)
+	if err == nil && args[0] == "open" {
+		err = l.fail()
+	}
+	return output, err
+}
+
 // fault 55: one container under two mappings would be torn apart by two filesystems.
 func TestDeviceInUseIsBusy(t *testing.T) {
 	a := newAttached(t)

@@ -47,8 +47,26 @@ type Opened struct {
 
 // Open tries the offers of each source in turn. It fails with [NoKeyError] when none fits, with
 // [ErrForeignMapping] when the kernel's table is not what the header says, and with the error itself where another
-// key would not help (no device mapper, device busy, cryptsetup missing, no locked memory, context done).
+// key would not help (no device mapper, device busy, cryptsetup missing, no locked memory, context done). When it fails
+// it leaves no mapping that was not there before.
 func (o Opener) Open(ctx context.Context, target Target) (*Opened, error) {
+	found, unknown := FindMapping(target.Name)
+	opened, err := o.open(ctx, target)
+	if err != nil && found == nil && unknown == nil && !errors.Is(err, ErrMappingBusy) {
+		err = errors.Join(err, o.close(context.WithoutCancel(ctx), target.Name))
+	}
+	return opened, err
+}
+
+// close deactivates what has come about nevertheless: cryptsetup may fail, or be ended with the context, when the mapping is there.
+func (o Opener) close(ctx context.Context, name string) error {
+	if mapping, err := FindMapping(name); mapping == nil && err == nil {
+		return nil
+	}
+	return o.Cryptsetup.Deactivate(ctx, name)
+}
+
+func (o Opener) open(ctx context.Context, target Target) (*Opened, error) {
 	var failed []Attempt
 	for _, source := range o.Sources {
 		began := time.Now()
@@ -59,7 +77,7 @@ func (o Opener) Open(ctx context.Context, target Target) (*Opened, error) {
 		if err != nil {
 			return nil, err
 		}
-		mapping, err := o.verified(ctx, target)
+		mapping, err := verified(target)
 		if err != nil {
 			key.Wipe()
 			return nil, err
@@ -129,8 +147,8 @@ func (o Opener) activate(ctx context.Context, target Target, offer Offer) (int, 
 	return -1, err
 }
 
-// verified compares the kernel's table with the header and closes a mapping that differs.
-func (o Opener) verified(ctx context.Context, target Target) (*Mapping, error) {
+// verified compares the kernel's table with the header.
+func verified(target Target) (*Mapping, error) {
 	mapping, err := FindMapping(target.Name)
 	if err == nil && mapping == nil {
 		err = ErrForeignMapping
@@ -139,7 +157,7 @@ func (o Opener) verified(ctx context.Context, target Target) (*Mapping, error) {
 		err = mapping.Matches(target.Header, target.Backing)
 	}
 	if err != nil {
-		return nil, errors.Join(err, o.Cryptsetup.Deactivate(ctx, target.Name))
+		return nil, err
 	}
 	return mapping, nil
 }
