@@ -67,7 +67,7 @@ func (c *growCommand) run(ctx context.Context) error {
 		return err
 	}
 	if !c.dryRun {
-		if err := c.tellDaemon(ctx); err != nil {
+		if err := tellDaemon(ctx, c.client()); err != nil {
 			return err
 		}
 	}

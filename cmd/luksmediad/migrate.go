@@ -121,15 +121,28 @@ func (c *migrateCommand) run(ctx context.Context, args []string, choose func(*vo
 	}
 	moved, err := choose(vol)(ctx, options, job)
 	job.end(err)
-	if !c.dryRun {
-		err = errors.Join(err, c.tellDaemon(ctx))
+	if c.dryRun {
+		return moved, err
+	}
+	if told := tellDaemon(ctx, c.client()); err == nil { // why the move has failed is what counts
+		err = told
 	}
 	return moved, err
 }
 
-// tellDaemon has the daemon, if there is one, look at what it holds open once more.
-func (a *app) tellDaemon(ctx context.Context) error {
-	_, err := a.client().Unlock(context.WithoutCancel(ctx))
+// holder is the daemon, which holds the volume open.
+type holder interface {
+	Status(ctx context.Context) (*api.Status, error)
+	Unlock(ctx context.Context) (*api.Outcome, error)
+}
+
+// tellDaemon has the daemon, if there is one, look at what it holds open once more. What was locked stays locked.
+func tellDaemon(ctx context.Context, daemon holder) error {
+	ctx = context.WithoutCancel(ctx)
+	status, err := daemon.Status(ctx)
+	if err == nil && status.Phase != api.PhaseLocked && status.Phase != api.PhaseClosing {
+		_, err = daemon.Unlock(ctx)
+	}
 	if errors.Is(err, api.ErrNoDaemon) {
 		return nil
 	}

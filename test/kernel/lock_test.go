@@ -22,6 +22,8 @@ func TestLock(t *testing.T) {
 		t.Errorf("/healthz: %d\n%s", code, body)
 	}
 	s.succeed("lock", "--yes") // once more is harmless
+	s.refuses("not_mounted", 1, "migrate", "purge", "--confirm", "media")
+	s.requireClosed()
 	select {
 	case <-d.ended:
 		t.Fatal("the daemon ended")
