@@ -208,3 +208,30 @@ func TestWebConfigurationThatIsEdited(t *testing.T) {
 		t.Errorf("%s: %s", response.Status, text)
 	}
 }
+
+// Whether TLS is spoken is decided once, at the start, and a certificate is wanted at the handshake: an edit that takes the users away for
+// certificates lets nobody in who has shown none.
+func TestWebConfigurationThatIsEditedToCertificates(t *testing.T) {
+	for name, c := range map[string]struct{ scheme, before string }{
+		"in clear":                 {"http", withUser(t)},
+		"a connection from before": {"https", withTLS + withUser(t)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, d := newWebSite(t), newDaemon()
+			d.makeHealthy()
+			path := s.write(t, c.before)
+			client := s.client(t, serveAuthenticated(t, d, path))
+			transport := client.Transport.(describedTransport).next.(*http.Transport)
+			transport.DisableKeepAlives = false
+			t.Cleanup(transport.CloseIdleConnections)
+			if response, _ := do(t, client, http.MethodGet, c.scheme+"://media.example/healthz", ""); response.StatusCode != http.StatusUnauthorized {
+				t.Errorf("before: %s", response.Status)
+			}
+			s.write(t, withClients)
+			response, text := do(t, client, http.MethodGet, c.scheme+"://media.example/healthz", "")
+			if response.StatusCode != http.StatusForbidden || problem(t, text).Class != "unauthenticated" {
+				t.Errorf("%s: %s", response.Status, text)
+			}
+		})
+	}
+}
