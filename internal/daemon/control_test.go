@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"luksmediad/internal/api"
+	"luksmediad/internal/state"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 )
@@ -71,8 +73,61 @@ func TestUnlockTellsWhy(t *testing.T) {
 	})
 }
 
-// Another process may hold the volume's lock: what it does is not undone.
-func TestUnlockWhileAnotherProcessWorks(t *testing.T) {
+// While another process holds the volume's lock, perhaps at a question to a person, it is told which one. Who asks for the volume is not kept
+// waiting for ever; once the lock is free the opening goes on by itself.
+func TestAnotherProcessHoldsTheLock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.volume.holder.set(4711)
+		s.start(t)
+		unlocking := ask(func() (api.Outcome, error) { return s.Unlock(t.Context()) })
+		locking := ask(func() (api.Outcome, error) { return s.Lock(t.Context(), api.LockRequest{}) })
+		s.after(busyPatience + lockPause)
+		for name, answers := range map[string]<-chan answer{"unlock": unlocking, "lock": locking} {
+			select {
+			case got := <-answers:
+				if busy, ok := errors.AsType[*state.BusyError](got.err); !ok || busy.PID != 4711 {
+					t.Errorf("%s: %v", name, got.err)
+				}
+			default:
+				t.Errorf("%s: no answer", name)
+			}
+		}
+		const want = "STATUS=opening: /run/luksmediad/media.lock is locked by process 4711"
+		if said := s.record.having("notify STATUS="); !strings.HasSuffix(said[len(said)-1], want) {
+			t.Errorf("%q, want %s", said[len(said)-1], want)
+		}
+		if failed := append(s.record.having("open_failed"), s.record.having("retry_scheduled")...); len(failed) > 0 {
+			t.Errorf("taken for a failure: %q", failed)
+		}
+		s.volume.holder.set(0)
+		s.after(2 * time.Second)
+		if phase := s.phaseNow(t); phase != api.PhaseServing {
+			t.Errorf("phase %s", phase)
+		}
+	})
+}
+
+// A volume that is served stays so while another process holds the lock, and is closed once it is free.
+func TestLockWhileAnotherProcessWorks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite().start(t)
+		s.after(2 * time.Second)
+		s.volume.holder.set(4711)
+		locking := ask(func() (api.Outcome, error) { return s.Lock(t.Context(), api.LockRequest{}) })
+		s.after(5 * time.Minute)
+		if s.Live.Load() == nil || !s.Board.Ready() {
+			t.Errorf("closed:\n%s", s.conditions(t))
+		}
+		s.volume.holder.set(0)
+		if got := <-locking; got.err != nil || s.phaseNow(t) != api.PhaseLocked {
+			t.Errorf("Lock returned %v", got.err)
+		}
+	})
+}
+
+// What cannot be locked is left alone.
+func TestUnlockWithoutTheLock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
 		s.volume.locks.set(errBroken)

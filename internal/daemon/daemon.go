@@ -87,6 +87,8 @@ type Daemon struct {
 	requests chan *request
 	outcomes chan outcome
 	verdicts chan verdict
+	// delays say who keeps an operation from beginning.
+	delays chan error
 	// ended is closed when requests are no longer taken.
 	ended chan struct{}
 	view  view
@@ -166,6 +168,7 @@ func New(parts Parts) *Daemon {
 		requests: make(chan *request),
 		outcomes: make(chan outcome, 1),
 		verdicts: make(chan verdict, 1),
+		delays:   make(chan error),
 		ended:    make(chan struct{}),
 		phase:    locked,
 		backoff:  retries,
@@ -202,6 +205,8 @@ func (d *Daemon) Run(ctx context.Context) {
 			d.followMove()
 		case <-patrol.C:
 			d.patrol(operations)
+		case busy := <-d.delays:
+			d.turnAway(busy)
 		case verdict := <-d.verdicts:
 			d.judge(operations, verdict)
 		}
@@ -295,6 +300,18 @@ func (d *Daemon) serveLate(ctx context.Context, r *request) {
 	default:
 		d.serve(ctx, r)
 	}
+}
+
+// turnAway answers who waits for an opening that has not begun because somebody else works on the volume. It begins all the same as soon
+// as it can. A closing that was begun is not given up: its services are down already.
+func (d *Daemon) turnAway(busy error) {
+	if d.phase != opening {
+		return
+	}
+	for _, r := range d.waiters {
+		r.reply <- outcome{phase: d.phase, err: busy}
+	}
+	d.waiters = nil
 }
 
 // openGate says READY=1 the first time. Who gave up waiting for the gate is started; what does not run although the gate

@@ -20,7 +20,7 @@ func (o *observer) Step(step volume.Step) {
 	if o.quiet {
 		return
 	}
-	o.view.setStep(step)
+	o.view.setDoing(string(step))
 	o.reportStatus()
 }
 

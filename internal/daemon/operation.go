@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"luksmediad/internal/journal"
+	"luksmediad/internal/state"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 	"luksmediad/pkg/unlock"
@@ -71,7 +73,7 @@ func (d *Daemon) probeNow(ctx context.Context) {
 }
 
 func (d *Daemon) openLocked(ctx context.Context, observer volume.Observer) (*volume.Opened, error) {
-	release, err := d.Operations.Lock(ctx)
+	release, err := d.lock(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +90,7 @@ func (d *Daemon) close(ctx context.Context) outcome {
 	if err != nil {
 		return outcome{err: err}
 	}
-	release, err := d.Operations.Lock(ctx)
+	release, err := d.lock(ctx)
 	if err != nil {
 		return outcome{err: err}
 	}
@@ -103,6 +105,37 @@ func (d *Daemon) close(ctx context.Context) outcome {
 		d.reportClosed(ReasonGateStopped)
 	}
 	return outcome{changed: true}
+}
+
+const (
+	// lockPause is the time between two words about who holds the volume's lock.
+	lockPause = 2 * time.Second
+	// busyPatience is how long a caller is kept waiting for whoever holds it, as long as a command that takes it itself.
+	busyPatience = 30 * time.Second
+)
+
+// lock waits for whoever else works on the volume, perhaps a person who is asked something, and shows who that is: the volume has not
+// failed.
+func (d *Daemon) lock(ctx context.Context) (release func() error, err error) {
+	began := time.Now()
+	for {
+		waiting, cancel := context.WithTimeout(ctx, lockPause)
+		release, err = d.Operations.Lock(waiting)
+		cancel()
+		if !errors.Is(err, state.ErrBusy) || ctx.Err() != nil {
+			break
+		}
+		d.view.setDoing(err.Error())
+		d.reportStatus()
+		if time.Since(began) < busyPatience {
+			continue
+		}
+		select {
+		case d.delays <- err:
+		case <-ctx.Done():
+		}
+	}
+	return release, err
 }
 
 // resume starts what would have come up behind the gate at boot.

@@ -41,9 +41,14 @@ func TestConditions(t *testing.T) {
 		set  func(*testing.T, *site)
 	}{
 		{"not started", func(*testing.T, *site) {}},
-		{"another process holds the lock", func(t *testing.T, s *site) {
+		{"the lock cannot be taken", func(t *testing.T, s *site) {
 			s.volume.locks.set(errBroken)
 			s.start(t)
+		}},
+		{"another process holds the lock", func(t *testing.T, s *site) {
+			s.volume.holder.set(4711)
+			s.start(t)
+			s.after(time.Minute)
 		}},
 	}
 	for _, step := range []volume.Step{volume.StepRecord, volume.StepGuard, volume.StepContainer, volume.StepHeader,

@@ -18,6 +18,7 @@ import (
 	"luksmediad/internal/api"
 	"luksmediad/internal/config"
 	"luksmediad/internal/journal"
+	"luksmediad/internal/state"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 	"luksmediad/pkg/unlock"
@@ -306,6 +307,8 @@ type scriptedVolume struct {
 	opens  script[func(context.Context, volume.Observer) (*volume.Opened, error)]
 	closes script[func(context.Context, volume.Observer) error]
 	locks  script[error]
+	// holder is the process that has the lock; 0 if it is free.
+	holder script[int]
 }
 
 func (v *scriptedVolume) Open(ctx context.Context, _ []unlock.Source, observer volume.Observer) (*volume.Opened, error) {
@@ -321,7 +324,14 @@ func (v *scriptedVolume) Close(ctx context.Context, observer volume.Observer) er
 	return nil
 }
 
-func (v *scriptedVolume) Lock(context.Context) (func() error, error) {
+func (v *scriptedVolume) Lock(ctx context.Context) (func() error, error) {
+	for v.holder.get() != 0 {
+		select {
+		case <-ctx.Done():
+			return nil, &state.BusyError{Path: "/run/luksmediad/media.lock", PID: v.holder.get(), Err: ctx.Err()}
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 	return func() error { return nil }, v.locks.get()
 }
 

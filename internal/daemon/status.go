@@ -92,8 +92,8 @@ func isUnknownProbe(err error) bool { return errors.Is(err, health.ErrNoProbe) }
 func (d *Daemon) reportStatus() {
 	seen := d.view.snapshot()
 	line := string(seen.phase)
-	if seen.step != "" {
-		line += ": " + string(seen.step)
+	if seen.doing != "" {
+		line += ": " + seen.doing
 	}
 	if c, failing := d.firstFailure(); failing && seen.phase == waiting {
 		line += ": " + c.Text

@@ -16,8 +16,9 @@ type view struct {
 	mu      sync.Mutex
 	started time.Time
 	phase   phase
-	step    volume.Step
-	opened  *volume.Opened
+	// doing is the step that runs, or what it waits for.
+	doing  string
+	opened *volume.Opened
 	// openedBy stays as long as the container is open, whatever is adopted again meanwhile.
 	openedBy api.Opening
 	// mapped: the container is open although the last opening failed.
@@ -32,16 +33,16 @@ type view struct {
 func (v *view) setPhase(p phase) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.phase, v.step = p, ""
+	v.phase, v.doing = p, ""
 	if p == locked {
 		v.opened, v.openedBy, v.mapped = nil, api.Opening{}, false
 	}
 }
 
-func (v *view) setStep(step volume.Step) {
+func (v *view) setDoing(doing string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.step = step
+	v.doing = doing
 }
 
 // setOpened takes the end of an Open and keeps how each key source fared. mapped: it failed, and the container is open.
@@ -88,6 +89,6 @@ func (v *view) setProtection(p volume.Protection) bool {
 func (v *view) snapshot() view {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return view{started: v.started, phase: v.phase, step: v.step, opened: v.opened, openedBy: v.openedBy, mapped: v.mapped,
+	return view{started: v.started, phase: v.phase, doing: v.doing, opened: v.opened, openedBy: v.openedBy, mapped: v.mapped,
 		bytes: v.bytes, tried: maps.Clone(v.tried), protection: v.protection}
 }
