@@ -147,6 +147,9 @@ func (s *service) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, err := range activated.Refused {
+		s.log.Emit(journal.Failed, journal.F("ERROR", err.Error()))
+	}
 	control, err := activated.Listen(ctx, "luksmediad")
 	if err != nil {
 		return err

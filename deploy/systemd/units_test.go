@@ -119,12 +119,16 @@ ExecStart=/bin/true
 WantedBy=multi-user.target
 `
 
-// verify is what systemd-analyze says about the shipped units beside a docker.service, with drop-ins for the daemon.
+// verify is what systemd-analyze says about the shipped units beside a docker.service, with drop-ins for the daemon and its sockets.
 func verify(t *testing.T, docker string, dropIns ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for i, text := range dropIns {
-		write(t, filepath.Join(dir, "luksmediad.service.d", fmt.Sprint(i, ".conf")), text)
+		unit := "luksmediad.service"
+		if strings.HasPrefix(text, "[Socket]") {
+			unit = "luksmediad.socket"
+		}
+		write(t, filepath.Join(dir, unit+".d", fmt.Sprint(i, ".conf")), text)
 	}
 	for _, unit := range units(t) {
 		text, err := os.ReadFile(unit)
@@ -178,9 +182,9 @@ func dropIns(t *testing.T, path string) []string {
 	return found
 }
 
-// The drop-ins that key sources need are clean too, make no cycle, and hide no mounts.
+// The drop-ins that key sources, a scraper and another address need are clean too, make no cycle, and hide no mounts.
 func TestDropInsOfTheDocumentationAreClean(t *testing.T) {
-	examples := dropIns(t, "../../docs/keys.md")
+	examples := append(dropIns(t, "../../docs/keys.md"), dropIns(t, "../../docs/operations.md")...)
 	if said := verify(t, docker, examples...); said != "" {
 		t.Error(said)
 	}
@@ -191,8 +195,33 @@ func TestDropInsOfTheDocumentationAreClean(t *testing.T) {
 			}
 		}
 	}
-	if said := verify(t, docker, "[Service]\nLoadCredentialEncryptd=x\n"); !strings.Contains(said, "Unknown key") {
-		t.Errorf("a mistake is not told: %q", said)
+	for _, mistake := range []string{"[Service]\nLoadCredentialEncryptd=x\n", "[Socket]\nListenStreams=x\n"} {
+		if said := verify(t, docker, mistake); !strings.Contains(said, "Unknown key") {
+			t.Errorf("a mistake is not told: %q", said)
+		}
+	}
+}
+
+// A drop-in adds to a list, and the daemon takes one control socket and one address: one that names another address names all anew.
+func TestDropInsOfTheSocketTakeTheListBack(t *testing.T) {
+	var checked int
+	for _, example := range dropIns(t, "../../docs/operations.md") {
+		if !strings.HasPrefix(example, "[Socket]") {
+			continue
+		}
+		checked++
+		var sockets []string
+		for line := range strings.Lines(example) {
+			if value, ok := strings.CutPrefix(strings.TrimSpace(line), "ListenStream="); ok {
+				sockets = append(sockets, value)
+			}
+		}
+		if len(sockets) != 3 || sockets[0] != "" || sockets[1] != "/run/luksmediad/control.sock" {
+			t.Errorf("sockets %q", sockets)
+		}
+	}
+	if checked == 0 {
+		t.Error("no example")
 	}
 }
 

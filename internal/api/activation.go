@@ -15,19 +15,18 @@ import (
 type Activated struct {
 	Control net.Listener // a Unix socket that others cannot open
 	TCP     net.Listener // a loopback address, unless it is to be authenticated
+	// Refused says why others were not taken. None of them lets anybody act, and so none is a reason not to begin.
+	Refused []error
 }
 
-// TakeActivated takes them over. authenticated says that TCP will be served by [Server.ServeAuthenticated].
+// TakeActivated takes them over. authenticated says that TCP will be served by [Server.ServeAuthenticated]. It fails if a Unix socket
+// cannot be the one for what acts.
 func TakeActivated(authenticated bool) (Activated, error) {
 	var taken Activated
 	listeners, err := activation.Listeners()
 	for i, listener := range listeners {
 		if err == nil {
-			err = taken.take(listener, authenticated)
-		}
-		if err != nil {
-			err = fmt.Errorf("cannot use socket %d of the service manager: %w", i, err)
-			break
+			err = taken.take(i, listener, authenticated)
 		}
 	}
 	if err != nil {
@@ -44,25 +43,48 @@ func TakeActivated(authenticated bool) (Activated, error) {
 // ErrUnwanted means that a socket of the service manager is of another kind, or a second one of its kind.
 var ErrUnwanted = errors.New("neither the first Unix socket nor the first TCP address to listen on")
 
-func (a *Activated) take(listener net.Listener, authenticated bool) error {
-	switch listener := listener.(type) {
-	case *net.UnixListener:
-		if a.Control != nil {
-			return ErrUnwanted
-		}
-		a.Control = listener
-		return checkSocketMode(listener.Addr().String())
-	case *net.TCPListener:
-		if a.TCP != nil {
-			return ErrUnwanted
-		}
-		a.TCP = listener
-		if address := listener.Addr().(*net.TCPAddr); !authenticated && !address.IP.IsLoopback() {
-			return fmt.Errorf("%s: %w", address, ErrNotLoopback)
+func (a *Activated) take(i int, listener net.Listener, authenticated bool) error {
+	unix, ok := listener.(*net.UnixListener)
+	if !ok {
+		if err := a.takeTCP(listener, authenticated); err != nil {
+			a.Refused = append(a.Refused, notUsed(i, err))
 		}
 		return nil
 	}
-	return ErrUnwanted
+	if a.Control != nil {
+		return notUsed(i, ErrUnwanted)
+	}
+	a.Control = unix
+	if err := checkSocketMode(unix.Addr().String()); err != nil {
+		return notUsed(i, err)
+	}
+	return nil
+}
+
+func notUsed(i int, err error) error {
+	return fmt.Errorf("cannot use socket %d of the service manager: %w", i, err)
+}
+
+// takeTCP closes what it does not take.
+func (a *Activated) takeTCP(listener net.Listener, authenticated bool) error {
+	tcp, ok := listener.(*net.TCPListener)
+	if !ok {
+		if listener != nil { // nil is one that nobody can connect to
+			listener.Close()
+		}
+		return ErrUnwanted
+	}
+	address := tcp.Addr().(*net.TCPAddr)
+	switch {
+	case a.TCP != nil:
+		tcp.Close()
+		return fmt.Errorf("%s: %w", address, ErrUnwanted)
+	case !authenticated && !address.IP.IsLoopback():
+		tcp.Close()
+		return fmt.Errorf("%s: %w", address, ErrNotLoopback)
+	}
+	a.TCP = tcp
+	return nil
 }
 
 // checkSocketMode refuses what every user could open, such as a socket without a file (unix(7), abstract): whoever opens it may act.
