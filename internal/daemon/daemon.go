@@ -325,11 +325,16 @@ func (d *Daemon) openGate(ctx context.Context) {
 		d.Notifier.Notify("READY=1")
 		d.ready = true
 	}
-	if d.late && !d.lockIsWanted() {
+	d.resumeLate(ctx)
+	d.mendMoves(ctx)
+}
+
+// resumeLate starts who gave up waiting for the gate, unless somebody is about to lock the volume. Should that be given up, the patrol does.
+func (d *Daemon) resumeLate(ctx context.Context) {
+	if d.phase == serving && d.late && !d.lockIsWanted() {
 		d.late = false
 		go d.resume(ctx)
 	}
-	d.mendMoves(ctx)
 }
 
 // closeGate tells once why what requires the gate does not start: whoever asks Docker's journal finds it there.

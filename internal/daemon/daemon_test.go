@@ -166,10 +166,12 @@ func TestHungOperation(t *testing.T) {
 	})
 }
 
-// A lock that nobody waits for any longer does not close the volume at some later time.
+// A lock that nobody waits for any longer does not close the volume at some later time, nor does what had given up waiting for the gate stay down.
 func TestLockGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSite().start(t)
+		s := newSite()
+		s.late = true
+		s.start(t)
 		impatient, leave := context.WithTimeout(t.Context(), time.Second)
 		defer leave()
 		if _, err := s.Lock(impatient, api.LockRequest{}); !errors.Is(err, context.DeadlineExceeded) {
@@ -178,6 +180,9 @@ func TestLockGivenUp(t *testing.T) {
 		s.after(time.Minute)
 		if phase := s.phaseNow(t); phase != api.PhaseServing || len(s.record.having("volume close")) > 0 {
 			t.Errorf("phase %s\n%s", phase, s.record)
+		}
+		if resumed := s.record.having("gate resume"); len(resumed) != 1 {
+			t.Errorf("resumed %d times\n%s", len(resumed), s.record)
 		}
 	})
 }

@@ -9,10 +9,11 @@ import (
 	"luksmediad/pkg/unlock"
 )
 
-// patrol looks where the keys lie, and has a look at the mount table: neither an umount(8) by hand nor a renamed parent tells anybody. A look that
-// hangs is not begun a second time, and holds up nothing.
+// patrol looks where the keys lie, who still waits to be started, and has a look at the mount table: neither an umount(8) by hand nor a renamed
+// parent tells anybody. A look that hangs is not begun a second time, and holds up nothing.
 func (d *Daemon) patrol(ctx context.Context) {
 	d.assess()
+	d.resumeLate(ctx)
 	d.mendMoves(ctx)
 	opened := d.Live.Load()
 	if d.phase != serving || d.verifying || opened == nil {
