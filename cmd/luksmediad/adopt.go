@@ -55,7 +55,7 @@ func (c *adoptCommand) run(ctx context.Context) error {
 		return err
 	}
 	if !c.options.DryRun {
-		if err := c.confirm(fmt.Sprintf("adopt %s as volume %s?", loaded.Volume.Container, vol.Name())); err != nil {
+		if err := c.confirm(ctx, fmt.Sprintf("adopt %s as volume %s?", loaded.Volume.Container, vol.Name())); err != nil {
 			return err
 		}
 	}

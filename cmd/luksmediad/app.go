@@ -5,12 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"luksmediad/internal/api"
@@ -246,7 +246,7 @@ func locked(ctx context.Context, vol *volume.Volume, do func() error) error {
 }
 
 // confirm asks a question on the terminal; --yes answers it.
-func (a *app) confirm(question string) error {
+func (a *app) confirm(ctx context.Context, question string) error {
 	if a.yes {
 		return nil
 	}
@@ -254,13 +254,26 @@ func (a *app) confirm(question string) error {
 		return usageError{fmt.Errorf("cannot ask %q without a terminal: say --yes", question)}
 	}
 	fmt.Fprintf(a.stderr, "%s [y/N] ", question)
-	answer := make([]byte, 16)
-	n, err := a.stdin.Read(answer)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("cannot read the answer: %w", err)
+	reply, err := a.readAnswer(ctx)
+	if err != nil {
+		return err
 	}
-	if reply := strings.ToLower(strings.TrimSpace(string(answer[:n]))); reply != "y" && reply != "yes" {
+	if reply = strings.ToLower(reply); reply != "y" && reply != "yes" {
 		return volume.ErrConfirmation
 	}
 	return nil
+}
+
+// readAnswer reads a line from the terminal, nothing at its end.
+func (a *app) readAnswer(ctx context.Context) (string, error) {
+	terminal, answer := int(a.stdin.Fd()), make([]byte, maxLine)
+	err := awaitLine(ctx, terminal)
+	var n int
+	if err == nil {
+		n, err = unix.Read(terminal, answer)
+	}
+	if err != nil {
+		return "", fmt.Errorf("cannot read the answer: %w", err)
+	}
+	return strings.TrimSpace(string(answer[:n])), nil
 }

@@ -135,7 +135,8 @@ func (c *createCommand) create(ctx context.Context, loaded *config.Config, vol *
 	if err != nil {
 		return err
 	}
-	record, err := vol.Create(ctx, volume.CreateOptions{Recovery: given, PIN: pin, Accept: c.accept, Deliver: c.printRecoveryKey}, progress)
+	accept := func(planned volume.Protection) error { return c.accept(ctx, planned) }
+	record, err := vol.Create(ctx, volume.CreateOptions{Recovery: given, PIN: pin, Accept: accept, Deliver: c.printRecoveryKey}, progress)
 	if err != nil {
 		return err
 	}
@@ -143,9 +144,9 @@ func (c *createCommand) create(ctx context.Context, loaded *config.Config, vol *
 }
 
 // accept asks before a key is put where the container is.
-func (c *createCommand) accept(planned volume.Protection) error {
+func (c *createCommand) accept(ctx context.Context, planned volume.Protection) error {
 	c.warnOf(planned)
-	return c.confirm("the key will lie on the disk of the container: create the volume nevertheless?")
+	return c.confirm(ctx, "the key will lie on the disk of the container: create the volume nevertheless?")
 }
 
 func (a *app) warnOf(planned volume.Protection) {

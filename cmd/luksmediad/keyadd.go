@@ -275,7 +275,7 @@ says so and asks.
 			k.unused = !slices.ContainsFunc(loaded.Unlock, func(source config.KeySource) bool {
 				return source.Keyfile != nil && source.Keyfile.Path == path
 			})
-			if err := k.acceptFile(vol.ProtectionBy(path)); err != nil {
+			if err := k.acceptFile(cmd.Context(), vol.ProtectionBy(path)); err != nil {
 				return err
 			}
 			return k.add(cmd.Context(), vol, volume.EnrolKeyFile{Path: path})
@@ -287,7 +287,7 @@ says so and asks.
 }
 
 // acceptFile asks as create does before a key is put where the container is.
-func (k *keyAdd) acceptFile(planned volume.Protection) error {
+func (k *keyAdd) acceptFile(ctx context.Context, planned volume.Protection) error {
 	if planned.Level != volume.LevelNoneSameDisk {
 		return nil
 	}
@@ -295,7 +295,7 @@ func (k *keyAdd) acceptFile(planned volume.Protection) error {
 	if k.options.DryRun {
 		return nil
 	}
-	return k.confirm("the key will lie on the disk of the container: add it nevertheless?")
+	return k.confirm(ctx, "the key will lie on the disk of the container: add it nevertheless?")
 }
 
 func keyFilePath(loaded *config.Config, given string) (string, error) {
@@ -329,7 +329,7 @@ not. Other recovery keys stay valid until they are removed.
 				return err
 			}
 			if !k.options.DryRun {
-				if err := k.confirm("print a new recovery key here, once?"); err != nil {
+				if err := k.confirm(cmd.Context(), "print a new recovery key here, once?"); err != nil {
 					return err
 				}
 			}
@@ -399,7 +399,7 @@ for, or answered by --yes.
 				return err
 			}
 			wanted := volume.EnrolClevis{Pin: args[0], Config: args[1]}
-			if wanted.Trust, err = k.trust(wanted); err != nil {
+			if wanted.Trust, err = k.trust(cmd.Context(), wanted); err != nil {
 				return err
 			}
 			return k.add(cmd.Context(), vol, wanted)
@@ -409,7 +409,7 @@ for, or answered by --yes.
 	return cmd
 }
 
-func (k *keyAdd) trust(wanted volume.EnrolClevis) (bool, error) {
+func (k *keyAdd) trust(ctx context.Context, wanted volume.EnrolClevis) (bool, error) {
 	needs, mixed := volume.NeedsTrust(wanted.Pin, wanted.Config)
 	switch {
 	case mixed:
@@ -417,5 +417,5 @@ func (k *keyAdd) trust(wanted volume.EnrolClevis) (bool, error) {
 	case !needs, k.options.DryRun:
 		return false, nil
 	}
-	return true, k.confirm("trust the keys that the tang server advertises now?")
+	return true, k.confirm(ctx, "trust the keys that the tang server advertises now?")
 }

@@ -75,7 +75,7 @@ func TestKeyFileAsks(t *testing.T) {
 		if _, err := person.WriteString(typed); err != nil {
 			t.Fatal(err)
 		}
-		if err := k.acceptFile(same); !errors.Is(err, want) {
+		if err := k.acceptFile(t.Context(), same); !errors.Is(err, want) {
 			t.Errorf("%q: %v", typed, err)
 		}
 		if shown := seen(t, person, "add it nevertheless? [y/N] "); !strings.Contains(shown, "warning: none_same_disk: it lies beside it\r\n") {
@@ -84,10 +84,10 @@ func TestKeyFileAsks(t *testing.T) {
 	}
 	s := newSession(t)
 	k := &keyAdd{app: &app{stdin: s.in, stderr: s.err}}
-	if err := k.acceptFile(volume.Protection{Level: volume.LevelUnknown}); err != nil { // nobody to ask
+	if err := k.acceptFile(t.Context(), volume.Protection{Level: volume.LevelUnknown}); err != nil { // nobody to ask
 		t.Error(err)
 	}
-	if _, ok := errors.AsType[usageError](k.acceptFile(same)); !ok {
+	if _, ok := errors.AsType[usageError](k.acceptFile(t.Context(), same)); !ok {
 		t.Error("a key beside the container was accepted by nobody")
 	}
 }

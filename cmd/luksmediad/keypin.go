@@ -81,7 +81,7 @@ func (k *keyPin) acceptPin(ctx context.Context) error {
 	err = k.authorized(ctx, vol, &k.passphrase, false, func(sources []unlock.Source) error {
 		_, err := vol.AcceptPin(ctx, volume.AcceptOptions{Sources: sources, DryRun: k.dryRun, Confirm: func(found *volume.PinReport) error {
 			differs = true
-			return k.review(found)
+			return k.review(ctx, found)
 		}}, progress)
 		return err
 	})
@@ -100,7 +100,7 @@ func (k *keyPin) acceptPin(ctx context.Context) error {
 var errDryRun = errors.New("dry run")
 
 // review shows what differs before it asks.
-func (k *keyPin) review(report *volume.PinReport) error {
+func (k *keyPin) review(ctx context.Context, report *volume.PinReport) error {
 	if err := k.show(report, k.stderr); err != nil {
 		return err
 	}
@@ -110,9 +110,9 @@ func (k *keyPin) review(report *volume.PinReport) error {
 	case k.dryRun:
 		return nil
 	case !report.Looked:
-		return k.confirm(fmt.Sprintf("open %s all the same, to look into its filesystem?", report.Record.Container))
+		return k.confirm(ctx, fmt.Sprintf("open %s all the same, to look into its filesystem?", report.Record.Container))
 	}
-	return k.confirm(fmt.Sprintf("record %s as it is?", report.Record.Container))
+	return k.confirm(ctx, fmt.Sprintf("record %s as it is?", report.Record.Container))
 }
 
 // pinLine is what --json prints.

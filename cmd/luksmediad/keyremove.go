@@ -57,7 +57,7 @@ func (k *keyRemove) run(ctx context.Context, number string) (err error) {
 		return err
 	}
 	if !k.options.DryRun {
-		if err := k.confirm("remove " + what + "?"); err != nil {
+		if err := k.confirm(ctx, "remove "+what+"?"); err != nil {
 			return err
 		}
 	}

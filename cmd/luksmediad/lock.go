@@ -45,7 +45,7 @@ func (a *app) lock(ctx context.Context) error {
 	if a.dryRun {
 		return a.succeed("would " + effect)
 	}
-	if err := a.confirm(effect + "?"); err != nil {
+	if err := a.confirm(ctx, effect+"?"); err != nil {
 		return err
 	}
 	return a.close(ctx, vol, gate)

@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"time"
 
 	"github.com/docker/go-units"
@@ -105,7 +103,7 @@ It asks for the name of the volume; --confirm answers that, --yes does not.`,
 type mover func(context.Context, volume.MoveOptions, volume.Observer) (*volume.Moved, error)
 
 // run runs an operation that outlives its terminal.
-func (c *migrateCommand) run(ctx context.Context, args []string, choose func(*volume.Volume) mover, accept func(*volume.Plan) error) (*volume.Moved, error) {
+func (c *migrateCommand) run(ctx context.Context, args []string, choose func(*volume.Volume) mover, accept func(context.Context, *volume.Plan) error) (*volume.Moved, error) {
 	loaded, vol, err := c.loadAsRoot()
 	if err != nil {
 		return nil, err
@@ -115,7 +113,8 @@ func (c *migrateCommand) run(ctx context.Context, args []string, choose func(*vo
 	defer progress.close()
 	job := newMoveJob(progress, vol.Name())
 	options := moveOptions(loaded)
-	options.DryRun, options.Deadline, options.Progress, options.Accept = c.dryRun, c.deadline, job.progressed, accept
+	options.DryRun, options.Deadline, options.Progress = c.dryRun, c.deadline, job.progressed
+	options.Accept = func(plan *volume.Plan) error { return accept(ctx, plan) }
 	if len(args) > 0 {
 		options.Store = args[0]
 	}
@@ -229,8 +228,8 @@ func (c *migrateCommand) migrate(ctx context.Context, args []string) error {
 	return c.answerMove(moved, text)
 }
 
-func (c *migrateCommand) acceptMove(plan *volume.Plan) error {
-	return c.confirm(describePlan(plan) + "?")
+func (c *migrateCommand) acceptMove(ctx context.Context, plan *volume.Plan) error {
+	return c.confirm(ctx, describePlan(plan)+"?")
 }
 
 // describePlan begins with a verb.
@@ -251,7 +250,7 @@ func describePlan(plan *volume.Plan) string {
 }
 
 func (c *migrateCommand) rollback(ctx context.Context, args []string) error {
-	accept := func(plan *volume.Plan) error { return c.confirm(describeWayBack(plan) + "?") }
+	accept := func(ctx context.Context, plan *volume.Plan) error { return c.confirm(ctx, describeWayBack(plan)+"?") }
 	moved, err := c.run(ctx, args, func(v *volume.Volume) mover { return v.Rollback }, accept)
 	if err != nil {
 		return err
@@ -271,8 +270,7 @@ func describeWayBack(plan *volume.Plan) string {
 }
 
 func (c *migrateCommand) purge(ctx context.Context, args []string) error {
-	accept := func(plan *volume.Plan) error { return c.acceptPurge(plan) }
-	moved, err := c.run(ctx, args, func(v *volume.Volume) mover { return v.Purge }, accept)
+	moved, err := c.run(ctx, args, func(v *volume.Volume) mover { return v.Purge }, c.acceptPurge)
 	if err != nil {
 		return err
 	}
@@ -284,18 +282,17 @@ func (c *migrateCommand) purge(ctx context.Context, args []string) error {
 }
 
 // acceptPurge wants the name of the volume: what it confirms cannot be taken back.
-func (c *migrateCommand) acceptPurge(plan *volume.Plan) error {
+func (c *migrateCommand) acceptPurge(ctx context.Context, plan *volume.Plan) error {
 	name, typed := c.config.Volume.Name, c.named
 	if typed == "" {
 		if !term.IsTerminal(int(c.stdin.Fd())) {
 			return usageError{errors.New("cannot ask for the name of the volume without a terminal: say --confirm NAME")}
 		}
 		fmt.Fprintf(c.stderr, "the old files of store %s are removed, and there is no way back\n%s\nname of the volume: ", plan.Store, purgeWarning)
-		line, err := bufio.NewReader(c.stdin).ReadString('\n')
-		if err != nil {
-			return fmt.Errorf("cannot read the answer: %w", err)
+		var err error
+		if typed, err = c.readAnswer(ctx); err != nil {
+			return err
 		}
-		typed = strings.TrimSpace(line)
 	}
 	if typed != name {
 		return fmt.Errorf("cannot purge store %s: the volume is called %s: %w", plan.Store, name, volume.ErrConfirmation)

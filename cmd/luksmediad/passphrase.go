@@ -110,34 +110,41 @@ func (a *app) askFor(ctx context.Context, wanted wantedSecret, prompt string) (*
 	return unlock.WithoutNewline(key, "the "+wanted.what)
 }
 
-// readLine reads what was typed straight into locked memory: in canonical mode a terminal gives a line at once, of at
-// most 4096 bytes (termios(3)).
+// maxLine is the longest line that a terminal gives, in bytes: in canonical mode at once (termios(3)).
+const maxLine = 4096
+
+// readLine reads what was typed straight into locked memory.
 func readLine(ctx context.Context, terminal int) (*secret.Key, error) {
 	line, err := secret.New(unlock.MaxKeyFileBytes)
 	if err != nil {
 		return nil, err
 	}
 	defer line.Wipe()
+	if err := awaitLine(ctx, terminal); err != nil {
+		return nil, err
+	}
+	n, err := unix.Read(terminal, line.Bytes())
+	if err != nil {
+		return nil, err
+	}
+	key, err := secret.New(n)
+	if err == nil {
+		copy(key.Bytes(), line.Bytes())
+	}
+	return key, err
+}
+
+// awaitLine waits until a line was typed. A read(2) would go on whatever signal comes: that only ends ctx.
+func awaitLine(ctx context.Context, terminal int) error {
 	for {
 		if err := context.Cause(ctx); err != nil {
-			return nil, err
+			return err
 		}
 		const pause = 100 // ms
 		ready, err := unix.Poll([]unix.PollFd{{Fd: int32(terminal), Events: unix.POLLIN}}, pause)
 		if errors.Is(err, unix.EINTR) || err == nil && ready == 0 {
 			continue
 		}
-		if err != nil {
-			return nil, err
-		}
-		n, err := unix.Read(terminal, line.Bytes())
-		if err != nil {
-			return nil, err
-		}
-		key, err := secret.New(n)
-		if err == nil {
-			copy(key.Bytes(), line.Bytes())
-		}
-		return key, err
+		return err
 	}
 }

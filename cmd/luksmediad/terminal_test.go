@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"luksmediad/internal/config"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock/secret"
 )
@@ -68,21 +70,47 @@ func TestConfirm(t *testing.T) {
 		if _, err := person.WriteString(typed); err != nil {
 			t.Fatal(err)
 		}
-		if err := a.confirm("lock volume media?"); !errors.Is(err, want) {
+		if err := a.confirm(t.Context(), "lock volume media?"); !errors.Is(err, want) {
 			t.Errorf("%q: %v", typed, err)
 		}
 		seen(t, person, "lock volume media? [y/N] ")
 	}
 }
 
+// A signal ends the context, and that takes the question back: nobody has to press Enter for it.
+func TestQuestionsAreTakenBack(t *testing.T) {
+	for name, asks := range map[string]func(context.Context, *app) error{
+		"yes or no": func(ctx context.Context, a *app) error { return a.confirm(ctx, "lock?") },
+		"the name of the volume": func(ctx context.Context, a *app) error {
+			return (&migrateCommand{app: a}).acceptPurge(ctx, &volume.Plan{Store: "media"})
+		},
+	} {
+		person, program := terminal(t)
+		ctx, end := context.WithCancel(t.Context())
+		a := &app{stdin: program, stderr: program, config: &config.Config{Volume: config.Volume{Name: "media"}}}
+		answer := make(chan error)
+		go func() { answer <- asks(ctx, a) }()
+		seen(t, person, " ")
+		end()
+		select {
+		case err := <-answer:
+			if code := explain(err).ExitCode; code != exitInterrupted {
+				t.Errorf("%s: exit code %d, %v", name, code, err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: still asks", name)
+		}
+	}
+}
+
 func TestConfirmWithoutTerminal(t *testing.T) {
 	s := newSession(t)
 	a := &app{stdin: s.in, stderr: s.err}
-	if _, ok := errors.AsType[usageError](a.confirm("lock?")); !ok {
-		t.Errorf("got %v", a.confirm("lock?"))
+	if _, ok := errors.AsType[usageError](a.confirm(t.Context(), "lock?")); !ok {
+		t.Errorf("got %v", a.confirm(t.Context(), "lock?"))
 	}
 	a.yes = true
-	if err := a.confirm("lock?"); err != nil {
+	if err := a.confirm(t.Context(), "lock?"); err != nil {
 		t.Error(err)
 	}
 }
@@ -96,7 +124,7 @@ func TestCreateAsks(t *testing.T) {
 		if _, err := person.WriteString(typed); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.accept(planned); !errors.Is(err, want) {
+		if err := c.accept(t.Context(), planned); !errors.Is(err, want) {
 			t.Errorf("%q: %v", typed, err)
 		}
 		shown := seen(t, person, "create the volume nevertheless? [y/N] ")
@@ -106,13 +134,13 @@ func TestCreateAsks(t *testing.T) {
 	}
 	s := newSession(t)
 	c := &createCommand{app: &app{stdin: s.in, stderr: s.err}}
-	err := c.accept(planned)
+	err := c.accept(t.Context(), planned)
 	const want = `cannot ask "the key will lie on the disk of the container: create the volume nevertheless?" without a terminal: say --yes`
 	if explained := explain(err); explained.Class != classUsage || explained.ExitCode != exitUsage || err.Error() != want {
 		t.Errorf("without a terminal: %v, %+v", err, explained)
 	}
 	c.yes = true
-	if err := c.accept(planned); err != nil {
+	if err := c.accept(t.Context(), planned); err != nil {
 		t.Error(err)
 	}
 }
