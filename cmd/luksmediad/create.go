@@ -125,8 +125,16 @@ func (c *createCommand) pin(ctx context.Context, loaded *config.Config) (*secret
 	return c.askTwice(ctx, wantedSecret{"PIN for the TPM", "--pin-file"})
 }
 
+// recovery is the recovery passphrase; nil if a key is to be generated.
+func (c *createCommand) recovery(ctx context.Context) (*secret.Key, error) {
+	if c.passphrase.typed(c.app) {
+		return c.askTwice(ctx, wantedSecret{"passphrase", "--passphrase-file"})
+	}
+	return c.passphrase.read(ctx, c.app)
+}
+
 func (c *createCommand) create(ctx context.Context, loaded *config.Config, vol *volume.Volume, progress *progress) error {
-	given, err := c.passphrase.read(ctx, c.app)
+	given, err := c.recovery(ctx)
 	if err != nil {
 		return err
 	}

@@ -370,13 +370,14 @@ func newKeyAddPassphraseCommand(a *app) *cobra.Command {
 }
 
 func (k *keyAdd) readNewPassphrase(ctx context.Context, file string) (*secret.Key, error) {
-	if file == "" {
+	flags := passphraseFlags{file: file}
+	if !flags.given() || flags.typed(k.app) {
 		return k.askTwice(ctx, wantedSecret{"passphrase", "--new-passphrase-file"})
 	}
 	if file == "-" && k.passphrase.file == "-" {
 		return nil, usageError{errors.New("cannot read two passphrases from standard input")}
 	}
-	return (&passphraseFlags{file: file}).read(ctx, k.app)
+	return flags.read(ctx, k.app)
 }
 
 func newKeyAddClevisCommand(a *app) *cobra.Command {

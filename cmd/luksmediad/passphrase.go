@@ -29,10 +29,15 @@ func (p *passphraseFlags) register(cmd *cobra.Command) {
 
 func (p *passphraseFlags) given() bool { return p.file != "" || p.command != "" }
 
+// typed: standard input is a person at a terminal, who must not see it there.
+func (p *passphraseFlags) typed(a *app) bool { return p.file == "-" && a.onTerminal() }
+
 // read returns the passphrase without its last newline; nil if none is given.
 func (p *passphraseFlags) read(ctx context.Context, a *app) (key *secret.Key, err error) {
 	const what = "passphrase"
 	switch {
+	case p.typed(a):
+		return a.ask(ctx, "recovery passphrase: ")
 	case p.file == "-":
 		key, err = secret.Read(a.stdin, unlock.MaxKeyFileBytes)
 	case p.file != "":

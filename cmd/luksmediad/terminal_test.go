@@ -171,6 +171,49 @@ func TestAsk(t *testing.T) {
 	}
 }
 
+// Standard input that is a terminal is asked like one: what is typed there is not shown, one line is enough, and what is new is typed twice.
+func TestPassphraseFromTheTerminal(t *testing.T) {
+	typed := passphraseFlags{file: "-"}
+	for _, test := range []struct {
+		prompts []string
+		read    func(context.Context, *app) (*secret.Key, error)
+	}{
+		{[]string{"recovery passphrase: "}, typed.read},
+		{[]string{"new passphrase: ", "once more: "}, func(ctx context.Context, a *app) (*secret.Key, error) {
+			return (&keyAdd{app: a}).readNewPassphrase(ctx, "-")
+		}},
+		{[]string{"new passphrase: ", "once more: "}, func(ctx context.Context, a *app) (*secret.Key, error) {
+			return (&createCommand{app: a, passphrase: typed}).recovery(ctx)
+		}},
+	} {
+		person, program := terminal(t)
+		answer := make(chan error)
+		go func() {
+			key, err := test.read(t.Context(), &app{stdin: program, stderr: program})
+			if err == nil && string(key.Bytes()) != "correct horse" {
+				err = fmt.Errorf("got %q", key.Bytes())
+			}
+			answer <- err
+		}()
+		var shown string
+		for _, prompt := range test.prompts {
+			shown += seen(t, person, prompt)
+			waitForNoEcho(t, program)
+			if _, err := person.WriteString("correct horse\n"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		select {
+		case err := <-answer:
+			if err != nil || strings.Contains(shown, "horse") {
+				t.Errorf("%v; shown: %q", err, shown)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("still reads; shown: %q", shown)
+		}
+	}
+}
+
 // Without a terminal the flag is named by which that secret can be given.
 func TestAskWithoutTerminal(t *testing.T) {
 	s := newSession(t)
