@@ -103,7 +103,10 @@ func advise(code health.Code, reason health.Reason) string {
 			return h.next
 		}
 	}
-	return find(stateAdvice(), reason)
+	if next := find(stateAdvice(), reason); next != "" {
+		return next
+	}
+	return find(probeAdvice(), reason) // a step has failed with an error of the system
 }
 
 func find(rows []advice, reason health.Reason) string {

@@ -223,6 +223,9 @@ func explain(err error) api.Explanation {
 			return api.Explanation{Class: h.word, Next: h.next, ExitCode: h.exit}
 		}
 	}
+	if reason := health.ReasonOf(err); reason != health.ReasonError { // of a probe, or by the number of the system's error
+		return api.Explanation{Class: string(reason), Next: find(probeAdvice(), reason), ExitCode: exitFailed}
+	}
 	return api.Explanation{Class: classOther, ExitCode: exitFailed}
 }
 
@@ -260,7 +263,7 @@ const (
 
 // keyWords are the words that explain can give for a key source that failed: a closed set for a metric's label.
 func keyWords() []string {
-	words := []string{classOther}
+	words := []string{classOther, string(health.ReasonIO), string(health.ReasonNoSpace), string(health.ReasonReadOnly), string(health.ReasonTimeout)}
 	for _, h := range hints() {
 		kind, _, _ := strings.Cut(h.word, "_")
 		speaks := h.exit == exitNoKey || slices.Contains([]string{"key", "tpm", "credential"}, kind)

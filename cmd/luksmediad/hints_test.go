@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"luksmediad/internal/api"
@@ -172,12 +173,21 @@ func TestExplain(t *testing.T) {
 		{&luks2.MismatchError{}, "pin_mismatch", exitRefused},
 		{fmt.Errorf("%w: %w", state.ErrBusy, context.DeadlineExceeded), "busy", exitBusy},
 		{&config.Error{}, "config", exitUsage},
+		{fmt.Errorf("cannot write: %w", syscall.ENOSPC), "no_space", exitFailed},
+		{&volume.StepError{Step: volume.StepMount, Err: syscall.EIO}, "io_error", exitFailed},
+		{fmt.Errorf("cannot write: %w", syscall.EROFS), "read_only", exitFailed},
+		{&health.Failure{Class: health.ReasonNoInodes, Err: errors.New("full")}, "no_inodes", exitFailed},
 		{usageError{errors.New("unknown flag")}, classUsage, exitUsage},
 		{&api.ProblemError{Class: "pin_mismatch", Next: "x", ExitCode: exitRefused}, "pin_mismatch", exitRefused},
 	}
 	for _, test := range tests {
 		if got := explain(test.err); got.Class != test.class || got.ExitCode != test.exit {
 			t.Errorf("%v: got %+v, want %s, %d", test.err, got, test.class, test.exit)
+		} else if got.Next == "" && test.class != classOther {
+			t.Errorf("%v: nothing says what to type", test.err)
+		}
+		if reason := health.Reason(test.class); advise(health.Mount, reason) == "" && health.ReasonOf(test.err) == reason {
+			t.Errorf("%s in a step: nothing says what to type", reason)
 		}
 	}
 }

@@ -33,6 +33,7 @@ func (d *Daemon) open(ctx context.Context) outcome {
 	}
 	d.reportOpened(opened)
 	if err := d.proveWrite(ctx); err != nil {
+		d.emitFailure(journal.OpenFailed, string(health.Write), err)
 		d.Board.Set(health.Gate, health.Fail, reasonNotOpen, err.Error())
 		return outcome{err: err}
 	}

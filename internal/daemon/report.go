@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"luksmediad/internal/api"
 	"luksmediad/internal/journal"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
@@ -48,7 +49,6 @@ func decisions() []decision {
 
 // reportFailure turns a failed Open into conditions, metrics and an event.
 func (d *Daemon) reportFailure(err error) {
-	explanation := d.Explain(err)
 	step := volume.StepRecord
 	if failed, ok := errors.AsType[*volume.StepError](err); ok {
 		step = failed.Step
@@ -60,13 +60,19 @@ func (d *Daemon) reportFailure(err error) {
 	case isForeign(err):
 		event = journal.ForeignRefused
 	}
-	d.Journal.Emit(event, journal.F("STEP", string(step)), journal.F("REASON", explanation.Class),
-		journal.F("ERROR", err.Error()), journal.F("NEXT", explanation.Next))
+	explanation := d.emitFailure(event, string(step), err)
 	if noKey, ok := errors.AsType[*unlock.NoKeyError](err); ok {
 		d.countAttempts(noKey.Attempts)
 	}
 	d.reportSteps(step, health.Reason(explanation.Class), err.Error())
 	d.Board.Set(health.Gate, health.Fail, reasonNotOpen, "the volume is not open")
+}
+
+func (d *Daemon) emitFailure(event journal.Event, step string, err error) api.Explanation {
+	explanation := d.Explain(err)
+	d.Journal.Emit(event, journal.F("STEP", step), journal.F("REASON", explanation.Class), journal.F("ERROR", err.Error()),
+		journal.F("NEXT", explanation.Next))
+	return explanation
 }
 
 // isForeign: what is there was not made by luksmediad, or is not what it has recorded.
