@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -65,12 +66,12 @@ func statusAlone(loaded *config.Config, vol *volume.Volume) (*api.Status, error)
 		_, err := vol.Record() // says why
 		return nil, err
 	}
-	status := daemon.StatusOf(loaded, seen.Opened(vol))
+	status := daemon.StatusOf(loaded, seen.Opened(vol), seen.Stores)
 	status.ContainerBytes = seen.ContainerBytes
 	status.Protection = protectionAlone(vol)
-	status.Phase = api.PhaseLocked
-	if seen.Mounted {
-		status.Phase = api.PhaseServing
+	status.Phase = api.PhaseServing
+	if !seen.Mounted {
+		status.Phase, status.Mountpoint = api.PhaseLocked, ""
 	}
 	return &status, nil
 }
@@ -101,10 +102,20 @@ func statusExit(status *api.Status) int {
 			code = exitDegraded
 		}
 	}
-	if len(status.Conditions) == 0 && status.State != api.VolumeStateOpen {
+	if isAlone(status) && !isInPlace(status) {
 		return exitGateClosed
 	}
 	return code
+}
+
+// isAlone tells whether the status is that of no daemon, which would have conditions.
+func isAlone(status *api.Status) bool { return len(status.Conditions) == 0 }
+
+// isInPlace tells whether the volume is mounted, and each store that has moved in.
+func isInPlace(status *api.Status) bool {
+	return status.Phase == api.PhaseServing && !slices.ContainsFunc(status.Stores, func(store api.Store) bool {
+		return store.State == api.StoreStateEncrypted && !store.Mounted
+	})
 }
 
 // printStatus writes what a person wants to know first at the top.
@@ -114,6 +125,9 @@ func printStatus(w io.Writer, status *api.Status, now time.Time) error {
 		fmt.Fprintf(table, "%s\t%s\n", name, fmt.Sprintf(format, args...))
 	}
 	row("volume", "%s, %s, %s", status.Volume, status.State, status.Phase)
+	if isAlone(status) {
+		row("daemon", "not running: nothing watches the volume\n\ttype: systemctl start luksmediad")
+	}
 	row("container", "%s, %s", status.Container, units.BytesSize(float64(status.ContainerBytes)))
 	if status.State == api.VolumeStateOpen {
 		row("mapping", "%s", describeMapping(status))

@@ -69,6 +69,12 @@ func TestPrintStatus(t *testing.T) {
 	unknown.Protection, unknown.Conditions[3] = api.Protection{}, api.Condition{Code: "protection", Status: api.ConditionStatusUnknown}
 	alone, aloneOpen := waitingStatus(), openStatus()
 	alone.Phase, alone.Conditions, aloneOpen.Conditions = api.PhaseLocked, nil, nil
+	unmounted, unbound, outside := openStatus(), openStatus(), openStatus()
+	for _, s := range []*api.Status{unmounted, unbound, outside} {
+		s.Conditions, s.Stores[0].Mounted = nil, false
+	}
+	unmounted.Mountpoint = ""
+	unmounted.Phase, outside.Stores[0].State = api.PhaseLocked, api.StoreStatePlaintext
 	var text strings.Builder
 	for _, test := range []struct {
 		name   string
@@ -84,6 +90,9 @@ func TestPrintStatus(t *testing.T) {
 		{"waiting for a key", waitingStatus(), exitGateClosed},
 		{"without a daemon", alone, exitGateClosed},
 		{"without a daemon, open", aloneOpen, exitDone},
+		{"without a daemon, open and not mounted", unmounted, exitGateClosed},
+		{"without a daemon, a store not mounted", unbound, exitGateClosed},
+		{"without a daemon, a store that has not moved in", outside, exitDone},
 	} {
 		text.WriteString("== " + test.name + "\n")
 		if err := printStatus(&text, test.status, statusAt()); err != nil {

@@ -723,7 +723,7 @@ type StatusFilesystem string
 
 // Store One directory of the volume, bind-mounted where a service expects it.
 type Store struct {
-	// Guarded Whether the bare directory below the mount is root-owned, mode 0000 and immutable.
+	// Guarded Whether the bare directory at `path` is root-owned, mode 0000 and immutable; false while a mount hides it.
 	Guarded bool `json:"guarded"`
 
 	// Mounted Whether the volume's directory is mounted at `path`.

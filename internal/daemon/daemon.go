@@ -34,8 +34,11 @@ type Gate interface {
 	Resume(ctx context.Context) (started []string, err error)
 }
 
-// Assessor finds out what the keys protect the container against; [volume.Volume] does. It may hang with a disk or a server.
+// Assessor looks at what is to be seen without opening anything; [volume.Volume] does. It may hang with a disk or a server.
 type Assessor interface {
+	// Stores are the stores at their paths.
+	Stores() ([]volume.StoreStatus, error)
+	// Protection is what the keys protect the container against.
 	Protection() volume.Protection
 	// Kept is what the record says of the keyslots and their copy.
 	Kept() volume.Kept

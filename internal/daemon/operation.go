@@ -21,8 +21,14 @@ var ErrServicesRunning = errors.New("services running")
 // open opens or adopts the volume and proves by writing that it is there.
 func (d *Daemon) open(ctx context.Context) outcome {
 	observer := &observer{Daemon: d}
+	if d.Live.Load() == nil {
+		d.lookAtStores() // the opening may last as long as a person takes to answer
+	}
 	opened, err := d.openLocked(ctx, observer)
 	d.publish(opened, err, observer.changed)
+	if opened == nil {
+		d.lookAtStores()
+	}
 	d.assess()
 	if err != nil && ctx.Err() != nil {
 		return outcome{err: err} // the daemon ends: the volume has not failed
@@ -40,6 +46,15 @@ func (d *Daemon) open(ctx context.Context) outcome {
 	d.Board.Set(health.Gate, health.OK, "", "")
 	d.probeNow(ctx)
 	return outcome{opened: opened, changed: observer.changed}
+}
+
+// lookAtStores shows what is at the paths of the stores while the volume is not there. What cannot be seen is not shown: the opening says why.
+func (d *Daemon) lookAtStores() {
+	stores, err := d.Assessor.Stores()
+	if err != nil {
+		stores = nil
+	}
+	d.view.setStores(stores)
 }
 
 // publish shows probes and status what is open now. What was found as it had been left, and has neither grown nor
@@ -100,6 +115,7 @@ func (d *Daemon) close(ctx context.Context) outcome {
 	if err := d.Operations.Close(ctx, &observer{Daemon: d}); err != nil {
 		return outcome{err: err}
 	}
+	d.lookAtStores()
 	if d.lockers.Load() > 0 {
 		d.reportClosed(reasonLocked)
 	} else {

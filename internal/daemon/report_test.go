@@ -155,6 +155,26 @@ func TestWhyTheGateIsClosed(t *testing.T) {
 	})
 }
 
+// Where the stores lie, and that nothing can be written there in clear text, is to be seen just when the volume is not there.
+func TestStoresWhileClosed(t *testing.T) {
+	want := []api.Store{{Name: "media", Path: "/srv/synapse/media_store", State: "encrypted", Guarded: true}}
+	for name, run := range map[string]func(*testing.T, *site){
+		"opening": func(t *testing.T, s *site) { s.start(t) },
+		"waiting": func(t *testing.T, s *site) { s.volume.failsAt(volume.StepUnlock, errBroken); s.start(t) },
+		"locked":  func(t *testing.T, s *site) { s.openAndLock(t, api.LockRequest{StopServices: true}) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSite()
+			run(t, s)
+			synctest.Wait()
+			status, err := s.Status(t.Context())
+			if diff := cmp.Diff(want, status.Stores); diff != "" || err != nil || string(status.Phase) != name {
+				t.Errorf("%s: phase %s, %v\n%s", name, status.Phase, err, diff)
+			}
+		})
+	}
+}
+
 // How each key source fared stays to be seen after another one has opened the volume.
 func TestSources(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -94,6 +94,13 @@ type scriptedKeys struct {
 
 func (k *scriptedKeys) Protection() volume.Protection { return k.found.get()() }
 
+// Stores are all bare and guarded.
+func (k *scriptedKeys) Stores() ([]volume.StoreStatus, error) { return guarded(), nil }
+
+func guarded() []volume.StoreStatus {
+	return []volume.StoreStatus{{Name: "media", Path: "/srv/synapse/media_store", State: volume.StoreEncrypted, Guarded: true}}
+}
+
 func (k *scriptedKeys) Kept() volume.Kept {
 	return volume.Kept{Purposes: []string{"recovery", "tpm2", "keyfile"}, HeaderBackup: time.Unix(1_790_000_000, 0)}
 }

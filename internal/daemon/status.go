@@ -15,7 +15,7 @@ import (
 // Status is what the daemon knows, without looking anywhere; see [api.StatusReader].
 func (d *Daemon) Status(context.Context) (api.Status, error) {
 	seen := d.view.snapshot()
-	status := StatusOf(d.Config, seen.opened)
+	status := StatusOf(d.Config, seen.opened, seen.stores)
 	if seen.mapped {
 		status.State, status.Mapping = api.VolumeStateOpen, "/dev/mapper/"+d.Config.Volume.Mapping()
 	}
@@ -34,8 +34,8 @@ func (d *Daemon) Status(context.Context) (api.Status, error) {
 	return status, nil
 }
 
-// StatusOf describes the configured volume; opened is nil while it is closed.
-func StatusOf(config *config.Config, opened *volume.Opened) api.Status {
+// StatusOf describes the configured volume and its stores; opened is nil while it is closed.
+func StatusOf(config *config.Config, opened *volume.Opened, stores []volume.StoreStatus) api.Status {
 	status := api.Status{
 		Volume:     config.Volume.Name,
 		Container:  config.Volume.Container,
@@ -48,6 +48,10 @@ func StatusOf(config *config.Config, opened *volume.Opened) api.Status {
 	}
 	for _, source := range config.Unlock {
 		status.Sources = append(status.Sources, api.Source{Kind: api.SourceKind(source.Kind()), Outcome: api.SourceOutcomeUntried})
+	}
+	for _, store := range stores {
+		status.Stores = append(status.Stores, api.Store{Name: store.Name, Path: store.Path,
+			State: api.StoreState(store.State), Mounted: store.Mounted, Guarded: store.Guarded})
 	}
 	if opened != nil {
 		describeOpen(&status, opened)
@@ -62,10 +66,6 @@ func describeOpen(status *api.Status, opened *volume.Opened) {
 	status.Device = opened.Backing
 	status.Mountpoint = opened.Root
 	status.OpenedBy = openingOf(opened)
-	for _, store := range opened.Stores {
-		status.Stores = append(status.Stores, api.Store{Name: store.Name, Path: store.Path,
-			State: api.StoreState(store.State), Mounted: store.Mounted, Guarded: store.Guarded})
-	}
 }
 
 func openingOf(opened *volume.Opened) api.Opening {

@@ -19,6 +19,8 @@ type view struct {
 	// doing is the step that runs, or what it waits for.
 	doing  string
 	opened *volume.Opened
+	// stores are as they were last seen.
+	stores []volume.StoreStatus
 	// openedBy stays as long as the container is open, whatever is adopted again meanwhile.
 	openedBy api.Opening
 	// mapped: the container is open although the last opening failed.
@@ -54,7 +56,7 @@ func (v *view) setOpened(opened *volume.Opened, err error, mapped bool, explain 
 		v.openedBy = openingOf(opened)
 	}
 	if opened != nil {
-		v.bytes = opened.Record.Pin.ContainerBytes
+		v.bytes, v.stores = opened.Record.Pin.ContainerBytes, opened.Stores
 	}
 	var attempts []unlock.Attempt
 	if noKey, ok := errors.AsType[*unlock.NoKeyError](err); ok {
@@ -76,6 +78,12 @@ func (v *view) setOpened(opened *volume.Opened, err error, mapped bool, explain 
 	}
 }
 
+func (v *view) setStores(stores []volume.StoreStatus) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.stores = stores
+}
+
 // setProtection tells whether the level is another than before.
 func (v *view) setProtection(p volume.Protection) bool {
 	v.mu.Lock()
@@ -89,6 +97,6 @@ func (v *view) setProtection(p volume.Protection) bool {
 func (v *view) snapshot() view {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return view{started: v.started, phase: v.phase, doing: v.doing, opened: v.opened, openedBy: v.openedBy, mapped: v.mapped,
+	return view{started: v.started, phase: v.phase, doing: v.doing, opened: v.opened, stores: v.stores, openedBy: v.openedBy, mapped: v.mapped,
 		bytes: v.bytes, tried: maps.Clone(v.tried), protection: v.protection}
 }

@@ -39,7 +39,8 @@ func (v *Volume) Inspect() (*State, error) {
 	}
 	state.Mounted = mounted != nil && state.Mapping != nil && deviceOf(mounted) == state.Mapping.Device
 	v.inspectContainer(state)
-	return state, v.inspectStores(state)
+	state.Stores, err = v.lookAt(state.Record)
+	return state, err
 }
 
 func (v *Volume) inspectContainer(state *State) {
@@ -69,15 +70,24 @@ func (c *container) onlyLoop() string {
 	return loops[0].Path
 }
 
-func (v *Volume) inspectStores(state *State) error {
-	for _, store := range v.config.Stores {
-		status, err := v.storeStatus(store, state.Record)
-		if err != nil {
-			return err
-		}
-		state.Stores = append(state.Stores, status)
+// Stores looks at the paths of the stores.
+func (v *Volume) Stores() ([]StoreStatus, error) {
+	record, err := v.loadRecord()
+	if err != nil && !isNotThere(err) {
+		return nil, err
 	}
-	return nil
+	return v.lookAt(record)
+}
+
+func (v *Volume) lookAt(record *Record) (stores []StoreStatus, err error) {
+	for _, store := range v.config.Stores {
+		status, err := v.storeStatus(store, record)
+		if err != nil {
+			return nil, err
+		}
+		stores = append(stores, status)
+	}
+	return stores, nil
 }
 
 // Opened is the open volume as it was found; nil while it is closed.

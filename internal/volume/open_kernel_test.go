@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -407,5 +408,8 @@ func TestInspect(t *testing.T) {
 	open, err := s.Inspect()
 	if err != nil || !open.Mounted || open.Backing != opened.Backing || open.Mapping.Device != opened.Mapping.Device || !open.Stores[0].Mounted {
 		t.Errorf("open: %+v, %v", open, err)
+	}
+	if !slices.Equal(opened.Stores, open.Stores) {
+		t.Errorf("opened with %+v, seen %+v", opened.Stores, open.Stores)
 	}
 }

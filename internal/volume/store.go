@@ -33,7 +33,7 @@ const (
 type StoreStatus struct {
 	Name, Path string
 	State      StoreState
-	// Mounted: the volume's folder is bound at Path. Guarded: the bare mount point refuses writes.
+	// Mounted: the volume's folder is bound at Path. Guarded: the bare mount point refuses writes; it is not seen below a mount.
 	Mounted, Guarded bool
 	// Unfinished: a move or a way back of this store was interrupted. Old: what was at the path before is still there, in clear text.
 	Unfinished, Old bool
@@ -109,7 +109,7 @@ func (o *opening) bindStores(context.Context) error {
 		}
 		if err == nil && status.State == StoreEncrypted {
 			err = o.bindStore(store, o.opened.Mapping.Device, o.observer)
-			status.Mounted = true
+			status.Mounted, status.Guarded = true, false
 		}
 		if err != nil {
 			return err
