@@ -22,16 +22,11 @@ const (
 func walk(file *os.File, see func(at int64, piece []byte) error) error {
 	buffer := make([]byte, pieceBytes)
 	for end := int64(0); ; {
-		begin, err := file.Seek(end, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil // nothing but a hole up to the end
-		}
-		if err != nil {
+		begin, next, err := extent(file, end)
+		if begin == next || err != nil {
 			return err
 		}
-		if end, err = file.Seek(begin, unix.SEEK_HOLE); err != nil {
-			return err
-		}
+		end = next
 		for at := begin - begin%blockBytes; at < end; at += pieceBytes {
 			n, err := file.ReadAt(buffer[:min(pieceBytes, end-at)], at)
 			if err != nil && !errors.Is(err, io.EOF) {
@@ -42,6 +37,22 @@ func walk(file *os.File, see func(at int64, piece []byte) error) error {
 			}
 		}
 	}
+}
+
+// extent is the next that was written; an empty one if there is none.
+func extent(file *os.File, from int64) (begin, end int64, err error) {
+	begin, err = file.Seek(from, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return from, from, nil
+	case errors.Is(err, unix.EINVAL): // a block device, of which older kernels do not say it
+		end, err = file.Seek(0, io.SeekEnd)
+		return from, end, err
+	case err != nil:
+		return from, from, err
+	}
+	end, err = file.Seek(begin, unix.SEEK_HOLE)
+	return begin, end, err
 }
 
 // Sum is a digest of a file's size and content.
