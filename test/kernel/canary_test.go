@@ -88,10 +88,12 @@ type processes struct {
 	done chan struct{}
 	wait sync.WaitGroup
 	seen map[string]bool
+	// threads are the kernel's.
+	threads map[string]bool
 }
 
 func watchProcesses() *processes {
-	p := &processes{done: make(chan struct{}), seen: map[string]bool{}}
+	p := &processes{done: make(chan struct{}), seen: map[string]bool{}, threads: map[string]bool{}}
 	p.wait.Go(func() {
 		for {
 			select {
@@ -106,13 +108,24 @@ func watchProcesses() *processes {
 }
 
 func (p *processes) look() {
-	for _, pattern := range []string{"/proc/[0-9]*/cmdline", "/proc/[0-9]*/environ"} {
-		paths, _ := filepath.Glob(pattern)
-		for _, path := range paths {
-			if content, err := os.ReadFile(path); err == nil && len(content) > 0 {
-				p.seen[string(content)] = true
-			}
+	folders, _ := os.ReadDir("/proc")
+	for _, folder := range folders {
+		if name := folder.Name(); name[0] >= '0' && name[0] <= '9' && !p.threads[name] {
+			p.lookAt(name)
 		}
+	}
+}
+
+func (p *processes) lookAt(pid string) {
+	found := false
+	for _, name := range []string{"cmdline", "environ"} {
+		if content, err := os.ReadFile(filepath.Join("/proc", pid, name)); err == nil && len(content) > 0 {
+			p.seen[string(content)], found = true, true
+		}
+	}
+	if !found {
+		_, err := os.Readlink(filepath.Join("/proc", pid, "exe"))
+		p.threads[pid] = err != nil // or it has ended
 	}
 }
 
