@@ -152,11 +152,13 @@ func withService(c *config.Config) { c.Stores[0].Service = &config.Service{Docke
 func newPlaintext(t *testing.T) *site {
 	t.Helper()
 	s := newSite(t, withService)
-	s.mkdir(s.paths.Runtime)
-	s.fillTree()
-	s.expect()
-	s.write(s.standIn().running(), "")
-	s.create()
+	s.copyOf("plaintext", func() {
+		s.mkdir(s.paths.Runtime)
+		s.fillTree()
+		s.expect()
+		s.write(s.standIn().running(), "")
+		s.create()
+	})
 	opened := s.open()
 	if opened.Stores[0].State != StorePlaintext {
 		t.Fatalf("%+v", opened.Stores)

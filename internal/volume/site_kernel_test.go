@@ -73,10 +73,16 @@ func afterTests() {
 func newCreated(t *testing.T) *site {
 	t.Helper()
 	s := newSite(t)
-	folder, container := template("created"), template("created.luks")
+	s.copyOf("created", func() { s.create(); s.unguard(s.store) })
+	return s
+}
+
+// copyOf has the site be a copy of what was made of the first one with this template.
+func (s *site) copyOf(name string, make func()) {
+	s.t.Helper()
+	folder, container := template(name), template(name+".luks")
 	if _, err := os.Stat(folder); err != nil {
-		s.create()
-		s.unguard(s.store)
+		make()
 		s.must(errors.Join(extents.Copy(s.container, container), os.Remove(s.container)))
 		s.run("cp", "--archive", s.dir, folder)
 	} else {
@@ -84,13 +90,8 @@ func newCreated(t *testing.T) *site {
 	}
 	s.must(extents.Copy(container, s.container))
 	record, err := s.loadRecord()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.guardAll(record, silent{}); err != nil {
-		t.Fatal(err)
-	}
-	return s
+	s.must(err)
+	s.must(s.guardAll(record, silent{}))
 }
 
 // openSite is the volume below dir, in whatever process.

@@ -108,7 +108,6 @@ func (c *cell) importToken(object []byte) {
 func (c *cell) systemdOpens() string {
 	c.Helper()
 	attached, said := c.attach("-", "tpm2-device="+c.tpm.TCTI()+",headless,tries=1", "PIN="+pin)
-	c.reboot()
 	switch {
 	case c.tree.systemd >= 254:
 		if !attached {
