@@ -148,8 +148,7 @@ func (c *container) attachLoop(ctx context.Context, blockBytes int) (*backing, b
 	if err != nil {
 		return nil, false, err
 	}
-	backing, err := heldBy(loop)
-	return backing, false, err
+	return heldBy(loop), false, nil
 }
 
 func (c *container) adoptLoop(found mount.LoopInfo, blockBytes int) (*backing, error) {
@@ -160,7 +159,7 @@ func (c *container) adoptLoop(found mount.LoopInfo, blockBytes int) (*backing, e
 	if err := checkLoop(c.Name(), loop.Info(), blockBytes); err != nil {
 		return nil, errors.Join(err, loop.Close())
 	}
-	return heldBy(loop)
+	return heldBy(loop), nil
 }
 
 // loop finds the loop device with that number among those that carry the container; nil if it is none of them.
@@ -195,24 +194,12 @@ func checkLoop(container string, loop mount.LoopInfo, blockBytes int) error {
 }
 
 // heldBy keeps the loop device from vanishing until the mapping holds it.
-func heldBy(loop *mount.Loop) (*backing, error) {
-	number, err := numberOf(loop.Path())
-	if err != nil {
-		return nil, errors.Join(err, loop.Close())
-	}
-	return &backing{path: loop.Path(), number: number, release: loop.Close}, nil
+func heldBy(loop *mount.Loop) *backing {
+	info := loop.Info()
+	return &backing{path: info.Path, number: fmt.Sprintf("%d:%d", info.Major, info.Minor), release: loop.Close}
 }
 
 func noRelease() error { return nil }
-
-// numberOf is the "major:minor" of the device node at path.
-func numberOf(path string) (string, error) {
-	var stat unix.Stat_t
-	if err := unix.Stat(path, &stat); err != nil {
-		return "", fmt.Errorf("cannot inspect %s: %w", path, err)
-	}
-	return deviceNumber(stat.Rdev), nil
-}
 
 func deviceNumber(device uint64) string {
 	return fmt.Sprintf("%d:%d", unix.Major(device), unix.Minor(device))

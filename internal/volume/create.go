@@ -137,11 +137,7 @@ func (c *creating) unlock(ctx context.Context) error {
 }
 
 func (c *creating) readOwnHeader() (*luks2.Header, error) {
-	header, err := luks2.Read(c.container, c.container.bytes)
-	if err != nil {
-		return nil, err
-	}
-	return header, header.Validate(c.container.bytes)
+	return readValid(c.container)
 }
 
 func (c *creating) makeFilesystem(ctx context.Context) (err error) {

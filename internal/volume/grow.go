@@ -219,13 +219,8 @@ func (g *growing) checkReserve() error {
 }
 
 // prove finds the key that the mapping will want, before anything is extended.
-func (g *growing) prove(ctx context.Context) error {
-	way, failed, err := unlock.Opener{Cryptsetup: g.cryptsetup, Sources: g.sources}.Find(ctx,
-		unlock.Question{Container: g.container.Name(), Header: g.header})
-	for _, attempt := range failed {
-		g.observer.Attempt(attempt)
-	}
-	g.way = way
+func (g *growing) prove(ctx context.Context) (err error) {
+	g.way, err = g.find(ctx, g.observer, g.sources, unlock.Question{Container: g.container.Name(), Header: g.header})
 	return err
 }
 

@@ -140,6 +140,8 @@ func (o *opening) resolveRecord(ctx context.Context) error {
 // guard makes the bare mount points useless before anything else can fail.
 func (o *opening) guard(context.Context) error { return o.guardAll(o.opened.Record, o.observer) }
 
+// open wants to write, also where nothing is written: a container that is immutable, or on a filesystem that is mounted read-only, is of no
+// use.
 func (o *opening) open(context.Context) (err error) {
 	if o.container, err = openContainer(o.config.Volume.Container, os.O_RDWR); err != nil {
 		return err
@@ -149,11 +151,8 @@ func (o *opening) open(context.Context) (err error) {
 
 // readHeader validates the header and compares it with the pin; from here on only these bytes are used.
 func (o *opening) readHeader(context.Context) error {
-	header, err := luks2.Read(o.container, o.container.bytes)
+	header, err := readValid(o.container)
 	if err != nil {
-		return err
-	}
-	if err := header.Validate(o.container.bytes); err != nil {
 		return err
 	}
 	if err := o.CheckPin(o.opened.Record, header, o.container.bytes); err != nil {
@@ -251,11 +250,11 @@ func (o *opening) checkFilesystem(ctx context.Context) error {
 		return wrongf(ErrFilesystemForeign, "cannot use the filesystem on %s: it is %s %s, not %s %s", o.opened.Mapping.Path,
 			identity.Kind, identity.UUID, record.Filesystem, record.FilesystemUUID)
 	}
-	result, err := mount.Check(ctx, o.runner, o.opened.Mapping.Path, record.Filesystem)
+	repaired, err := mount.Check(ctx, o.runner, o.opened.Mapping.Path, record.Filesystem)
 	if err != nil {
 		return err
 	}
-	o.observer.Event(journal.FilesystemChecked, journal.F("DEVICE", o.opened.Mapping.Path), journal.F("REPAIRED", result.Repaired))
+	o.observer.Event(journal.FilesystemChecked, journal.F("DEVICE", o.opened.Mapping.Path), journal.F("REPAIRED", repaired))
 	return nil
 }
 
@@ -267,7 +266,7 @@ func (o *opening) onlyStores() (bool, error) {
 	}
 	return len(mounts) > 0 && !slices.ContainsFunc(mounts, func(info mount.Info) bool {
 		return !slices.ContainsFunc(o.config.Stores, func(store config.Store) bool {
-			return info.Target == store.Path && o.isStore(&info, store.Name, o.opened.Mapping.Device)
+			return info.Target == store.Path && isStore(&info, store.Name, o.opened.Mapping.Device)
 		})
 	}), nil
 }
@@ -295,7 +294,7 @@ func (o *opening) mount(context.Context) error {
 			return err
 		}
 		o.observer.Event(journal.Mounted, journal.F("DEVICE", o.opened.Mapping.Path), journal.F("PATH", o.Root()))
-	} else if deviceOf(mounted) != o.opened.Mapping.Device || mounted.Root != "/" {
+	} else if !shows(mounted, o.opened.Mapping.Device, "/") {
 		return wrongf(ErrMountForeign, "cannot mount the volume at %s: %s is mounted there", o.Root(), mounted.Source)
 	}
 	return o.checkMarker(o.opened.Record.Marker)

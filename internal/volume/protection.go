@@ -88,8 +88,8 @@ func (v *Volume) peekHeader() *luks2.Header {
 		return nil
 	}
 	defer container.Close()
-	header, err := luks2.Read(container, container.bytes)
-	if err != nil || header.Validate(container.bytes) != nil {
+	header, err := readValid(container)
+	if err != nil {
 		return nil
 	}
 	return header

@@ -123,7 +123,7 @@ func (m *mover) unbind(ctx context.Context) error {
 		return err
 	}
 	if mounted != nil {
-		if !m.isStore(mounted, m.store.Name, m.mapping.Device) {
+		if !isStore(mounted, m.store.Name, m.mapping.Device) {
 			return wrongf(ErrMountForeign, "cannot unbind store %s at %s: %s is mounted there", m.store.Name, m.store.Path, mounted.Source)
 		}
 		if err := m.unbindStore(m.store.Name, mounted, m.observer); err != nil {

@@ -121,7 +121,7 @@ func (l *looking) wrong(table mount.Table, path string) string {
 	switch {
 	case seen == nil:
 		return fmt.Sprintf("nothing at %s", path)
-	case deviceOf(seen) == l.device && seen.Root == "/stores/"+l.store.Name && seen.Target == path:
+	case isStore(seen, l.store.Name, l.device) && seen.Target == path:
 		return ""
 	case deviceOf(seen) == l.device:
 		return fmt.Sprintf("another directory of the volume at %s, %s", path, seen.Root)

@@ -140,3 +140,12 @@ func (v *Volume) QuestionID() string { return "luksmediad:" + v.Name() }
 func (v *Volume) AskAgents(ctx context.Context, message string, patience time.Duration) (*secret.Key, error) {
 	return unlock.Agents{Speaker: v.runner, ID: v.QuestionID(), Timeout: patience}.Ask(ctx, message)
 }
+
+// find asks the sources for a key that opens a keyslot, and reports those that had none.
+func (v *Volume) find(ctx context.Context, observer Observer, sources []unlock.Source, about unlock.Question) (*unlock.Way, error) {
+	way, failed, err := unlock.Opener{Cryptsetup: v.cryptsetup, Sources: sources}.Find(ctx, about)
+	for _, attempt := range failed {
+		observer.Attempt(attempt)
+	}
+	return way, err
+}

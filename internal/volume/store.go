@@ -155,14 +155,14 @@ func (v *Volume) bindStore(store config.Store, device uint64, observer Observer)
 		observer.Event(journal.StoreBound, journal.F("STORE", store.Name), journal.F("PATH", store.Path))
 		return nil
 	}
-	if !v.isStore(mounted, store.Name, device) {
+	if !isStore(mounted, store.Name, device) {
 		return wrongf(ErrMountForeign, "cannot bind store %s at %s: %s is mounted there", store.Name, store.Path, mounted.Source)
 	}
 	return nil
 }
 
-func (v *Volume) isStore(mounted *mount.Info, name string, device uint64) bool {
-	return deviceOf(mounted) == device && mounted.Root == storesRoot+name
+func isStore(mounted *mount.Info, name string, device uint64) bool {
+	return shows(mounted, device, storesRoot+name)
 }
 
 func deviceOf(mounted *mount.Info) uint64 {

@@ -22,7 +22,7 @@ func verify(table mount.Table, opened *Opened) error {
 		if store.State != StoreEncrypted {
 			continue
 		}
-		if err := verifyMount(table, store.Path, "/stores/"+store.Name, opened.Mapping.Device); err != nil {
+		if err := verifyMount(table, store.Path, storesRoot+store.Name, opened.Mapping.Device); err != nil {
 			return err
 		}
 	}
@@ -35,8 +35,13 @@ func verifyMount(table mount.Table, path, root string, device uint64) error {
 	if mounted == nil {
 		return wrongf(mount.ErrNotMounted, "cannot find the volume at %s", path)
 	}
-	if deviceOf(mounted) != device || mounted.Root != root {
+	if !shows(mounted, device, root) {
 		return wrongf(ErrMountForeign, "cannot find the volume at %s: %s%s is mounted there", path, mounted.Source, mounted.Root)
 	}
 	return nil
+}
+
+// shows tells whether a mount is of that folder of the filesystem on device.
+func shows(mounted *mount.Info, device uint64, root string) bool {
+	return deviceOf(mounted) == device && mounted.Root == root
 }

@@ -64,12 +64,7 @@ func (v *visit) read(context.Context) (err error) {
 // prove finds a key that opens the container, before anything is attached.
 func (v *visit) prove(sources []unlock.Source) func(context.Context) error {
 	return func(ctx context.Context) (err error) {
-		var failed []unlock.Attempt
-		v.way, failed, err = unlock.Opener{Cryptsetup: v.cryptsetup, Sources: sources}.Find(ctx,
-			unlock.Question{Container: v.container.Name(), Header: v.header})
-		for _, attempt := range failed {
-			v.observer.Attempt(attempt)
-		}
+		v.way, err = v.find(ctx, v.observer, sources, unlock.Question{Container: v.container.Name(), Header: v.header})
 		return err
 	}
 }
@@ -121,7 +116,7 @@ func (v *visit) mount(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if seen != nil && deviceOf(seen) == v.mapping.Device && seen.Root == "/" {
+	if seen != nil && shows(seen, v.mapping.Device, "/") {
 		v.mounted = v.alone
 		return nil
 	}

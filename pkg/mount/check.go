@@ -4,55 +4,44 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 )
-
-// CheckResult is what a check that did not fail found.
-type CheckResult struct {
-	// Repaired: errors were found and all of them corrected.
-	Repaired bool
-	// Remount: the filesystem must be unmounted and mounted again before use.
-	Remount bool
-	// Report is what e2fsck said, also beside an error, or "clean" where it was not needed; empty for xfs.
-	Report string
-}
 
 // Check makes the unmounted filesystem on device fit to be mounted, as far as that is safe without a person: e2fsck -p for ext4,
 // which replays the journal and corrects what loses nothing; it is not started where the superblock tells that it would stop
 // there: it is the second longest part of a boot. For xfs mounting replays the log and nothing else is to be
 // done unattended (xfs_repair(8)); only the superblock is looked at.
 //
+// repaired: errors were found, and all of them corrected.
+//
 // Errors: ErrFilesystemDamaged (also if no filesystem is found), ErrForeign if another one is, ErrMounted, ErrInvalid, the Runner's.
-func Check(ctx context.Context, runner Runner, device string, kind Kind) (CheckResult, error) {
-	result, err := check(ctx, runner, device, kind)
+func Check(ctx context.Context, runner Runner, device string, kind Kind) (repaired bool, err error) {
+	repaired, err = check(ctx, runner, device, kind)
 	if err != nil {
-		return result, fmt.Errorf("cannot check %s: %w", device, err)
+		return false, fmt.Errorf("cannot check %s: %w", device, err)
 	}
-	return result, nil
+	return repaired, nil
 }
 
-func check(ctx context.Context, runner Runner, device string, kind Kind) (CheckResult, error) {
+func check(ctx context.Context, runner Runner, device string, kind Kind) (repaired bool, err error) {
 	if err := kind.check(); err != nil {
-		return CheckResult{}, err
+		return false, err
 	}
 	if err := checkCarries(device, kind); err != nil {
-		return CheckResult{}, err
+		return false, err
 	}
 	if kind == XFS {
-		return CheckResult{}, nil
+		return false, nil
 	}
 	if clean, err := ext4Clean(device, time.Now()); err != nil || clean {
-		return CheckResult{Report: "clean"}, err
+		return false, err
 	}
-	output, err := runner.Run(ctx, nil, nil, "e2fsck", "-p", device)
+	_, err = runner.Run(ctx, nil, nil, "e2fsck", "-p", device)
 	code, exited := exitCode(err)
 	if !exited || ctx.Err() != nil {
-		return CheckResult{}, errors.Join(err, context.Cause(ctx))
+		return false, errors.Join(err, context.Cause(ctx))
 	}
-	result, err := judgeE2fsck(code, err)
-	result.Report = strings.TrimSpace(string(output))
-	return result, err
+	return judgeE2fsck(code, err)
 }
 
 func checkCarries(device string, kind Kind) error {
@@ -89,12 +78,12 @@ func exitCode(err error) (code int, exited bool) {
 
 // judgeE2fsck reads the exit code's bits, e2fsck(8): 1 corrected, 2 corrected and reboot, 4 left uncorrected, 8 operational
 // error, 16 usage, 32 cancelled, 128 shared library. An operational error is a device or superblock that cannot be read.
-func judgeE2fsck(code int, err error) (CheckResult, error) {
+func judgeE2fsck(code int, err error) (repaired bool, _ error) {
 	switch {
 	case code&(16|32|128) != 0:
-		return CheckResult{}, err
+		return false, err
 	case code&(4|8) != 0:
-		return CheckResult{}, because(ErrFilesystemDamaged, err)
+		return false, because(ErrFilesystemDamaged, err)
 	}
-	return CheckResult{Repaired: code&1 != 0, Remount: code&2 != 0}, nil
+	return code&(1|2) != 0, nil
 }

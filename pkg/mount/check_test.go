@@ -25,9 +25,8 @@ func debugfs(t *testing.T, image string, requests ...string) {
 }
 
 func TestCheckClean(t *testing.T) {
-	result, err := Check(t.Context(), programs{}, ext4Image(t), Ext4)
-	if err != nil || result.Repaired || result.Remount || !strings.Contains(result.Report, "clean") {
-		t.Errorf("%+v, %v", result, err)
+	if repaired, err := Check(t.Context(), programs{}, ext4Image(t), Ext4); err != nil || repaired {
+		t.Errorf("repaired %v, %v", repaired, err)
 	}
 }
 
@@ -35,12 +34,11 @@ func TestCheckClean(t *testing.T) {
 func TestCheckRepairs(t *testing.T) {
 	image := ext4Image(t)
 	debugfs(t, image, "set_super_value state 0", "set_super_value free_blocks_count 1")
-	result, err := Check(t.Context(), programs{}, image, Ext4)
-	if err != nil || !result.Repaired || result.Remount {
-		t.Errorf("%+v, %v", result, err)
+	if repaired, err := Check(t.Context(), programs{}, image, Ext4); err != nil || !repaired {
+		t.Errorf("repaired %v, %v", repaired, err)
 	}
-	if result, err := Check(t.Context(), programs{}, image, Ext4); err != nil || result.Repaired {
-		t.Errorf("second run: %+v, %v", result, err)
+	if repaired, err := Check(t.Context(), programs{}, image, Ext4); err != nil || repaired {
+		t.Errorf("second run: repaired %v, %v", repaired, err)
 	}
 }
 
@@ -48,9 +46,11 @@ func TestCheckRepairs(t *testing.T) {
 func TestCheckDamaged(t *testing.T) {
 	image := ext4Image(t)
 	debugfs(t, image, "clri <2>", "set_super_value state 0")
-	result, err := Check(t.Context(), programs{}, image, Ext4)
-	if !errors.Is(err, ErrFilesystemDamaged) || !strings.Contains(result.Report, "Root inode is not a directory") {
-		t.Errorf("%+v, %v", result, err)
+	if repaired, err := Check(t.Context(), programs{}, image, Ext4); !errors.Is(err, ErrFilesystemDamaged) {
+		t.Errorf("repaired %v, %v", repaired, err)
+	}
+	if said := run(t, "debugfs", "-R", "stat <2>", image); !strings.Contains(said, "Type: bad type") {
+		t.Errorf("changed: %s", said)
 	}
 }
 
@@ -61,12 +61,12 @@ func TestCheckDamagedSuperblock(t *testing.T) {
 	torn := ext4Image(t)
 	overwrite(t, torn, extOffset+0x100, []byte(strings.Repeat("\xff", 0x200)))
 	for name, image := range map[string]string{"wiped": wiped, "torn": torn} {
-		result, err := Check(t.Context(), programs{}, image, Ext4)
-		if name == "torn" && err == nil && result.Repaired {
+		repaired, err := Check(t.Context(), programs{}, image, Ext4)
+		if name == "torn" && err == nil && repaired {
 			continue // e2fsck may find a backup good enough
 		}
 		if !errors.Is(err, ErrFilesystemDamaged) {
-			t.Errorf("%s: %+v, %v", name, result, err)
+			t.Errorf("%s: repaired %v, %v", name, repaired, err)
 		}
 	}
 }
@@ -103,13 +103,13 @@ func TestCheckCancelled(t *testing.T) {
 func TestJudgeE2fsck(t *testing.T) {
 	failure := errors.New("exit status")
 	for code, want := range map[int]struct {
-		result CheckResult
-		class  error
+		repaired bool
+		class    error
 	}{
 		0:       {},
-		1:       {result: CheckResult{Repaired: true}},
-		2:       {result: CheckResult{Remount: true}},
-		3:       {result: CheckResult{Repaired: true, Remount: true}},
+		1:       {repaired: true},
+		2:       {repaired: true},
+		3:       {repaired: true},
 		4:       {class: ErrFilesystemDamaged},
 		5:       {class: ErrFilesystemDamaged},
 		8:       {class: ErrFilesystemDamaged},
@@ -118,9 +118,9 @@ func TestJudgeE2fsck(t *testing.T) {
 		32 | 1:  {class: failure},
 		128 | 8: {class: failure},
 	} {
-		result, err := judgeE2fsck(code, failure)
-		if result != want.result || !errors.Is(err, want.class) {
-			t.Errorf("code %d: %+v, %v", code, result, err)
+		repaired, err := judgeE2fsck(code, failure)
+		if repaired != want.repaired || !errors.Is(err, want.class) {
+			t.Errorf("code %d: repaired %v, %v", code, repaired, err)
 		}
 		if want.class == failure && errors.Is(err, ErrFilesystemDamaged) {
 			t.Errorf("code %d is no damage: %v", code, err)

@@ -141,8 +141,8 @@ func TestDirtyJournal(t *testing.T) {
 		}
 		after := attachFor(t, openFile(t, copied, os.O_RDWR))
 		requireOnlyLooked(t, after.Path(), copied, kind)
-		if result, err := Check(t.Context(), programs{}, after.Path(), kind); err != nil {
-			t.Errorf("%s: %+v, %v", kind, result, err)
+		if repaired, err := Check(t.Context(), programs{}, after.Path(), kind); err != nil {
+			t.Errorf("%s: repaired %v, %v", kind, repaired, err)
 		}
 		mountFor(t, after.Path(), kind, target)
 		if content, err := os.ReadFile(filepath.Join(target, "file")); err != nil || string(content) != "content" {
