@@ -213,8 +213,10 @@ func (m *mover) stopService(ctx context.Context, phase movePhase) error {
 			return err
 		}
 	}
-	m.move.Stopped = m.move.Stopped || running
+	before := m.move.Stopped
+	m.move.Stopped = before || running
 	if err := m.saveMove(m.move); err != nil {
+		m.move.Stopped = before // it runs on
 		return err
 	}
 	began := time.Now()

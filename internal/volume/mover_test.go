@@ -134,3 +134,24 @@ func TestInterruptedTrial(t *testing.T) {
 		}
 	})
 }
+
+// A service is not stopped, and needs no start, where that cannot be written down.
+func TestStopNeedsJournal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service := &slowService{running: true}
+		m := newTestMover(t, service)
+		m.failpoint = func(string) error { return errors.New("disk full") }
+		began := time.Now()
+		if err := m.stopService(t.Context(), phaseCopying); err == nil {
+			t.Error("stopped")
+		}
+		m.failpoint = nil
+		if err := m.giveUp(t.Context(), errors.New("disk full")); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 0 {
+			t.Errorf("stood still for %s", took)
+		}
+		requireRunning(t, service)
+	})
+}
