@@ -152,6 +152,12 @@ func withService(c *config.Config) { c.Stores[0].Service = &config.Service{Docke
 func newPlaintext(t *testing.T) *site {
 	t.Helper()
 	s := newSite(t, withService)
+	s.setUpPlaintext()
+	return s
+}
+
+func (s *site) setUpPlaintext() {
+	s.t.Helper()
 	s.copyOf("plaintext", func() {
 		s.mkdir(s.paths.Runtime)
 		s.fillTree()
@@ -161,9 +167,8 @@ func newPlaintext(t *testing.T) *site {
 	})
 	opened := s.open()
 	if opened.Stores[0].State != StorePlaintext {
-		t.Fatalf("%+v", opened.Stores)
+		s.t.Fatalf("%+v", opened.Stores)
 	}
-	return s
 }
 
 func (s *site) moveOptions() MoveOptions {
@@ -186,13 +191,19 @@ func (s *site) rollback() {
 	}
 }
 
-// requireServing wants the service to run on a complete store, and to have been started on no other.
-func (s *site) requireServing(where string) {
+// requireNoComplaint wants the service to have been started on no other store than a complete one.
+func (s *site) requireNoComplaint(where string) {
 	s.t.Helper()
 	if complaint, err := os.ReadFile(s.standIn().complaint()); err == nil {
 		want, _ := os.ReadFile(s.standIn().want())
 		s.t.Fatalf("%s: the service was started on\n%s\ninstead of\n%s", where, complaint, want)
 	}
+}
+
+// requireServing wants the service to run on a complete store, and to have been started on no other.
+func (s *site) requireServing(where string) {
+	s.t.Helper()
+	s.requireNoComplaint(where)
 	if running, _, _ := s.standIn().State(s.t.Context()); !running {
 		s.t.Fatalf("%s: the service does not run", where)
 	}
@@ -433,10 +444,12 @@ func TestPurgeLeavesOthers(t *testing.T) {
 	s.requireNothingAside()
 }
 
-// faults 12, 14, 22 to 25 and 28: killed before and after every durable step on the way in and on the way back, with and without a reboot,
-// exactly one store is complete, the service is started on no other, and the next run comes to its end.
+// faults 1, 12, 14, 22 to 25 and 28: killed before and after every durable step on the way in and on the way back, beside a daemon or with
+// all the machine by a power failure, exactly one store is complete, the service is started on no other, and the next run comes to its end.
 func TestMoveKilledAnywhere(t *testing.T) {
-	s := newPlaintext(t)
+	s := newSite(t, withService)
+	s.onPower()
+	s.setUpPlaintext()
 	points := s.interruptEverywhere(s.killAt)
 	if points["migrate"] < 25 || points["rollback"] < 20 {
 		t.Errorf("only %v", points)
@@ -468,17 +481,22 @@ func (s *site) interruptEverywhere(interrupt func(what string, point int) (where
 // killAt does not let the operation come further than the point, and wants the service to run on a complete store all the same.
 func (s *site) killAt(what string, point int) string {
 	s.t.Helper()
-	where, err := crashChild(s.t, what, s.dir, strconv.Itoa(point))
+	unix.Sync() // what the service had written has been on the disk for a while
+	place, err := crashChild(s.t, what, s.dir, strconv.Itoa(point))
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.recoverFrom(fmt.Sprintf("%s killed at point %d, %s", what, point, where), point%2 == 0)
-	return where
+	where := fmt.Sprintf("%s killed at point %d, %s", what, point, place)
+	s.requireNoComplaint(where)
+	s.recoverFrom(where, (point%2 == 0) == (what == "migrate"))
+	return place
 }
 
 // fault 30: a purge that is killed goes on, and touches nothing else.
 func TestPurgeKilledAnywhere(t *testing.T) {
-	s := newPlaintext(t)
+	s := newSite(t, withService)
+	s.onPower()
+	s.setUpPlaintext()
 	s.migrate()
 	points := 0
 	for where := "begun"; where != ""; {
@@ -506,7 +524,7 @@ func (s *site) recoverFrom(where string, reboot bool) {
 		if all, err := s.loadMoves(); err != nil || len(all.Moves) == 0 || !all.Moves[0].Stopped {
 			defer func() { _ = s.standIn().Start(s.t.Context()); s.requireServing(where) }()
 		}
-		s.close()
+		s.shutDown()
 	}
 	s.open()
 	if err := s.RestartServices(s.t.Context(), s.moveOptions(), &watcher{}); err != nil {
@@ -518,6 +536,16 @@ func (s *site) recoverFrom(where string, reboot bool) {
 	if !reboot {
 		s.requireServing(where)
 	}
+}
+
+// shutDown leaves nothing open, in an orderly way where no power can fail.
+func (s *site) shutDown() {
+	s.t.Helper()
+	if s.power != nil {
+		s.power.cut()
+		return
+	}
+	s.close()
 }
 
 // complete runs the operation once more.

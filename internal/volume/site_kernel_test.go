@@ -37,6 +37,8 @@ type site struct {
 	container, keyFile, store string
 	// recovery is the recovery key that create has delivered.
 	recovery string
+	// power is the disk that fails at a reboot, if there is one.
+	power *power
 }
 
 const siteOwner = 991
