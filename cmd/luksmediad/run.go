@@ -115,6 +115,7 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 		Collector:  collector,
 		Gate:       synapse.Gate{Unit: gateUnit},
 		Mover:      moveKeeper{vol, moveOptions(loaded)},
+		Grower:     vol,
 		Notifier:   serviceManager{},
 		Journal:    log,
 		Live:       live,

@@ -31,6 +31,14 @@ type Volume struct {
 	Container  string     `yaml:"container"` // absolute path of the container file or block device
 	Size       Size       `yaml:"size"`      // of a new container file; a block device has its own
 	Filesystem Filesystem `yaml:"filesystem"`
+	AutoGrow   *AutoGrow  `yaml:"auto_grow,omitempty"` // nil: it grows only by hand
+}
+
+// AutoGrow says when the daemon makes the container file larger by itself.
+type AutoGrow struct {
+	Below Percent `yaml:"below"` // of the volume's space that is left
+	Step  Size    `yaml:"step"`
+	Max   Size    `yaml:"max"` // of the container
 }
 
 // Mapping is the name of the open container below /dev/mapper.
@@ -143,6 +151,8 @@ func withDefaults() Config {
 		HTTP: HTTP{Listen: "127.0.0.1:10165"},
 	}
 }
+
+func defaultAutoGrow() *AutoGrow { return &AutoGrow{Below: 15, Step: 10 * GiB} }
 
 func defaultStore() Store { return Store{Name: "media", Owner: Owner{UID: 991, GID: 991}} }
 

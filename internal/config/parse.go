@@ -77,7 +77,23 @@ func (volume *Volume) read(v value) {
 		"container":  parsed(&volume.Container, StateDir+"/synapse-media.luks", parseContainer),
 		"size":       parsed(&volume.Size, "50GiB", parseVolumeSize),
 		"filesystem": parsed(&volume.Filesystem, "ext4", parseFilesystem),
+		"auto_grow": func(v value) {
+			volume.AutoGrow = defaultAutoGrow()
+			volume.AutoGrow.read(v)
+		},
 	})
+}
+
+func (auto *AutoGrow) read(v value) {
+	before := len(v.problems)
+	v.mapping(fields{
+		"below": parsed(&auto.Below, "15%", parsePercent),
+		"step":  parsed(&auto.Step, "10GiB", parseGrowStep),
+		"max":   parsed(&auto.Max, "200GiB", parseVolumeSize),
+	})
+	if len(v.problems) == before && auto.Max == 0 {
+		v.report(v.key, "{below: 15%, step: 10GiB, max: 200GiB}", "needs max, the size at which it ends")
+	}
 }
 
 func (c *Config) readStore(v value) {

@@ -10,6 +10,7 @@ import (
 func (c *Config) validate(d *document) {
 	c.checkStores(d)
 	c.checkContainer(d)
+	c.checkAutoGrow(d)
 	c.checkSources(d)
 	c.checkProbes(d)
 	c.checkHTTP(d)
@@ -70,6 +71,20 @@ func (c *Config) checkContainer(d *document) {
 	}
 	if d.places[key] != nil { // else the store overlaps with StateDir, which says it better
 		c.checkOutsideStores(d, key, c.Volume.Container, example)
+	}
+}
+
+// checkAutoGrow refuses what would never grow.
+func (c *Config) checkAutoGrow(d *document) {
+	auto := c.Volume.AutoGrow
+	if auto == nil || d.reported("volume.auto_grow") {
+		return
+	}
+	if inside(c.Volume.Container, "/dev") {
+		d.report("volume.auto_grow", "", "the container %q is a block device, which is enlarged by what made it", c.Volume.Container)
+	}
+	if auto.Max != 0 && auto.Max <= c.Volume.Size {
+		d.report("volume.auto_grow.max", (2 * c.Volume.Size).String(), "%q is not more than the size of the volume, %v", auto.Max, c.Volume.Size)
 	}
 }
 

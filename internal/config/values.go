@@ -95,6 +95,17 @@ func parseVolumeSize(text string) (Size, error) {
 	return size, err
 }
 
+// minGrowStep keeps a volume from growing all the time.
+const minGrowStep = 64 * MiB
+
+func parseGrowStep(text string) (Size, error) {
+	size, err := ParseSize(text)
+	if err == nil && size < minGrowStep {
+		return 0, fmt.Errorf("%s is less than %v", quote(text), minGrowStep)
+	}
+	return size, err
+}
+
 func parseFilesystem(text string) (Filesystem, error) {
 	if kind := Filesystem(text); kind == Ext4 || kind == XFS {
 		return kind, nil

@@ -75,6 +75,7 @@ type Parts struct {
 	Collector  *health.Collector
 	Gate       Gate
 	Mover      Mover
+	Grower     Grower
 	Notifier   Notifier
 	Journal    Journal
 	// Live is where the daemon publishes the open volume, for the probes; nil while there is none.
@@ -103,6 +104,8 @@ type Daemon struct {
 	moving string
 	// restarting: a service that a move has left stopped is being started.
 	restarting atomic.Bool
+	// growing: the volume is being made larger, or that has failed a while ago.
+	growing atomic.Bool
 	// verify and mapped look at the kernel's tables.
 	verify func(*volume.Opened) error
 	mapped func() bool

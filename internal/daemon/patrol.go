@@ -15,6 +15,7 @@ func (d *Daemon) patrol(ctx context.Context) {
 	d.assess()
 	d.resumeLate(ctx)
 	d.mendMoves(ctx)
+	d.growIfLow(ctx)
 	opened := d.Live.Load()
 	if d.phase != serving || d.verifying || opened == nil {
 		return

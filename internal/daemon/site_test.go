@@ -60,6 +60,7 @@ type site struct {
 	mounts  script[error]
 	mapping script[bool]
 	mover   *scriptedMover
+	grower  *scriptedGrower
 	end     context.CancelFunc
 	done    chan struct{}
 }
@@ -142,6 +143,17 @@ func (m *scriptedMover) Progress() (health.Move, string) {
 	return health.Move{Running: doing != ""}, doing
 }
 
+// scriptedGrower grows by nothing unless it is told otherwise.
+type scriptedGrower struct {
+	record *record
+	grows  script[func() (*volume.Growth, error)]
+}
+
+func (g *scriptedGrower) GrowIfLow(context.Context, volume.Observer) (*volume.Growth, error) {
+	g.record.add("volume grow")
+	return g.grows.get()()
+}
+
 // adopted is what finding the volume open gives.
 func adopted() *volume.Opened {
 	o := opened()
@@ -175,6 +187,7 @@ func newSite() *site {
 		record: record,
 		keys:   &scriptedKeys{},
 		mover:  &scriptedMover{record: record},
+		grower: &scriptedGrower{record: record},
 		done:   make(chan struct{}),
 	}
 	s.keys.found.set(func() volume.Protection { return sealed() })
@@ -194,6 +207,7 @@ func newSite() *site {
 		Collector: health.NewCollector(board, "some_class"),
 		Gate:      s.gate,
 		Mover:     s.mover,
+		Grower:    s.grower,
 		Notifier:  record,
 		Journal:   record,
 		Live:      new(atomic.Pointer[volume.Opened]),

@@ -42,6 +42,7 @@ const (
 	EventsDropped
 	KeyslotRemoved
 	Grown
+	GrowFailed
 	Resealed
 	ResealFailed
 	PinAccepted
@@ -242,6 +243,10 @@ var definitions = [eventCount]definition{
 	Grown: {
 		"grown", "3f2da2ab54234c74bb788b812d78859d", Notice, cryptsetup, "volume grown",
 		"Container, mapping and filesystem are larger now. The stores were in use meanwhile.",
+	},
+	GrowFailed: {
+		"grow_failed", "acf031a0f0ad4554af2c8108c2bafe46", Error, cryptsetup, "volume not grown",
+		"Less is left in the volume than volume.auto_grow wants, and it could not be made larger. It is tried again after an hour.",
 	},
 	KeyslotRemoved: {
 		"keyslot_removed", "8cb514e1c4754b5fbd51bf5ee1ae663d", Notice, cryptsetup, "keyslot removed",
