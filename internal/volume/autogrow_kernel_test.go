@@ -15,6 +15,7 @@ import (
 // The volume grows step by step while it is low, and no further than it may. What was interrupted is finished first.
 func TestGrowIfLow(t *testing.T) {
 	s := newCreated(t)
+	s.mkdir(s.paths.Runtime)
 	s.config.Volume.AutoGrow = &config.AutoGrow{Below: 50, Step: 40 * config.MiB, Max: 128 * config.MiB}
 	s.open()
 	requireGrown := func(want int64) {
