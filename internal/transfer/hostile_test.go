@@ -150,7 +150,7 @@ func (g *grower) goBack(manifest *Manifest) {
 	defer carried.Close()
 	requireSame(g.t, g.from, g.to)
 	g.verify(carried)
-	removal, err := Remove(context.Background(), g.from, carried, back)
+	removal, err := Remove(context.Background(), g.from, carried, RemoveOptions{Options: back})
 	check(g.t, err)
 	if _, err := os.Lstat(g.from); removal.Count != 0 || !errors.Is(err, fs.ErrNotExist) {
 		g.t.Errorf("left: %+v", removal)
@@ -327,7 +327,7 @@ func TestSwappingTargetLeadsNowhere(t *testing.T) {
 		check(t, os.RemoveAll(back.State))
 	}
 	for range 20 { // in the end there is nothing left to swap
-		if _, err := Remove(context.Background(), m.from, manifest, m.options); err != nil {
+		if _, err := Remove(context.Background(), m.from, manifest, RemoveOptions{Options: m.options}); err != nil {
 			t.Error(err)
 		}
 	}

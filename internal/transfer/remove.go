@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/state"
 )
 
 // Left is an entry that Remove has not removed.
@@ -28,12 +31,19 @@ type Removal struct {
 	Count int
 }
 
+// RemoveOptions say what else than what a manifest lists may be removed.
+type RemoveOptions struct {
+	Options
+	// Back is the folder State of CarryBack into the old copy, if there was one: what that has put there goes too.
+	Back string
+}
+
 // Remove removes from an old copy what its manifest lists, as far as it is still the same: inode, size and time of change of content.
 // Anything else is left, with the folders it is in, and so is the root then. It may be interrupted and called again. It follows no
 // link, and does not claim that nothing of the content is left on the disk.
 //
 // Errors: ErrForeign, if root is another folder; ErrWrite; ErrSync; fs.ErrNotExist, if root is not there, as after an earlier call.
-func Remove(ctx context.Context, root string, m *Manifest, o Options) (*Removal, error) {
+func Remove(ctx context.Context, root string, m *Manifest, o RemoveOptions) (*Removal, error) {
 	t, err := openTree(root)
 	if err != nil {
 		return nil, err
@@ -42,10 +52,8 @@ func Remove(ctx context.Context, root string, m *Manifest, o Options) (*Removal,
 	if identityOf(&t.root) != m.From {
 		return nil, fmt.Errorf("cannot remove %s: %w: it is not the folder that was copied", root, ErrForeign)
 	}
-	r := &remover{tree: t, o: o, meter: newMeter(o.Progress), folders: newSpool(o.State, byPathDescending)}
-	defer r.folders.close()
+	r := &remover{tree: t, o: o, meter: newMeter(o.Progress)}
 	defer r.meter.end()
-	r.meter.begin(PhaseRemove, m.Totals.Entries, m.Totals.Bytes)
 	if err := r.remove(ctx, m); err != nil {
 		return nil, fmt.Errorf("cannot remove %s: %w", root, err)
 	}
@@ -54,20 +62,20 @@ func Remove(ctx context.Context, root string, m *Manifest, o Options) (*Removal,
 }
 
 type remover struct {
-	tree    *tree
-	o       Options
-	meter   *meter
-	folders *spool
+	tree  *tree
+	o     RemoveOptions
+	meter *meter
 
 	mu   sync.Mutex
 	done Removal
 }
 
 func (r *remover) remove(ctx context.Context, m *Manifest) error {
-	if err := r.removeFiles(ctx, m.stream()); err != nil {
+	if err := r.removeCarried(ctx, m); err != nil {
 		return err
 	}
-	if err := r.removeFolders(ctx); err != nil {
+	r.meter.begin(PhaseRemove, m.Totals.Entries, m.Totals.Bytes)
+	if err := r.removeAll(ctx, m.stream()); err != nil {
 		return err
 	}
 	if err := r.tree.sync(); err != nil {
@@ -79,8 +87,62 @@ func (r *remover) remove(ctx context.Context, m *Manifest) error {
 	return r.removeRoot()
 }
 
-// removeFiles removes everything but folders.
-func (r *remover) removeFiles(ctx context.Context, entries stream) error {
+// removeCarried removes what a way back that was given up has put there. It comes first: what it replaced is listed, too.
+func (r *remover) removeCarried(ctx context.Context, m *Manifest) error {
+	var back claim
+	err := state.Store{Dir: r.o.Back}.Load(claimName, stateVersion, &back)
+	if r.o.Back == "" || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.meter.begin(PhaseScan, m.Totals.Entries, 0)
+	found := &scan{any: true, meter: r.meter}
+	if err := scanTree(ctx, r.tree, r.o.Options, found); err != nil {
+		return err
+	}
+	defer found.close()
+	carried := newSpool(r.o.State, byPath)
+	defer carried.close()
+	err = zipSpools(func(found []*Entry) error { return r.selectCarried(&back, found[0], found[1], carried) }, found.entries, nil, m.stream())
+	if err != nil {
+		return err
+	}
+	entries, err := carried.sorted()
+	if err != nil {
+		return err
+	}
+	return r.removeAll(ctx, entries)
+}
+
+// selectCarried takes what is not as it is listed and was born since the claim, or is another name of something that is judged by itself.
+func (r *remover) selectCarried(back *claim, have, known *Entry, into *spool) error {
+	if have == nil || known != nil && differs(have, known) == "" {
+		return nil
+	}
+	stat, err := r.tree.status(have.Path)
+	if err != nil {
+		return writeError(have.Path, err)
+	}
+	if now := entryOf(have.Path, &stat); differs(&now, have) != "" || have.First == "" && !back.owns(&stat) {
+		return nil
+	}
+	return into.add(have)
+}
+
+// removeAll removes entries that are sorted by path.
+func (r *remover) removeAll(ctx context.Context, entries stream) error {
+	folders := newSpool(r.o.State, byPathDescending)
+	defer folders.close()
+	if err := r.removeFiles(ctx, entries, folders); err != nil {
+		return err
+	}
+	return r.removeFolders(ctx, folders)
+}
+
+// removeFiles removes everything but folders, which it only collects.
+func (r *remover) removeFiles(ctx context.Context, entries stream, folders *spool) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	batches := make(chan []Entry)
@@ -92,7 +154,7 @@ func (r *remover) removeFiles(ctx context.Context, entries stream) error {
 			}
 		})
 	}
-	err := r.dispatch(ctx, entries, batches)
+	err := r.dispatch(ctx, entries, folders, batches)
 	close(batches)
 	workers.Wait()
 	if err == nil {
@@ -101,7 +163,7 @@ func (r *remover) removeFiles(ctx context.Context, entries stream) error {
 	return err
 }
 
-func (r *remover) dispatch(ctx context.Context, entries stream, batches chan<- []Entry) error {
+func (r *remover) dispatch(ctx context.Context, entries stream, folders *spool, batches chan<- []Entry) error {
 	var batch []Entry
 	for {
 		e, err := entries.next()
@@ -112,7 +174,7 @@ func (r *remover) dispatch(ctx context.Context, entries stream, batches chan<- [
 		switch {
 		case ended:
 		case e.Kind == Folder:
-			if err := r.folders.add(e); err != nil {
+			if err := folders.add(e); err != nil {
 				return err
 			}
 		default:
@@ -165,15 +227,15 @@ func (r *remover) removeOne(at *place, e *Entry) error {
 	case err != nil:
 		return writeError(e.Path, err)
 	}
-	if why := differs(&stat, e); why != "" {
+	have := entryOf(e.Path, &stat)
+	if why := differs(&have, e); why != "" {
 		r.left(e.Path, why)
 		return nil
 	}
 	return r.unlink(folder, e)
 }
 
-func differs(stat *unix.Statx_t, e *Entry) string {
-	have := entryOf(e.Path, stat)
+func differs(have, e *Entry) string {
 	switch {
 	case have.Inode != e.Inode || have.Kind != e.Kind:
 		return errReplaced.Error()
@@ -220,8 +282,8 @@ func (r *remover) left(path, why string) {
 }
 
 // removeFolders removes the deepest first.
-func (r *remover) removeFolders(ctx context.Context) error {
-	folders, err := r.folders.sorted()
+func (r *remover) removeFolders(ctx context.Context, collected *spool) error {
+	folders, err := collected.sorted()
 	if err != nil {
 		return err
 	}

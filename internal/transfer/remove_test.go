@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 
 func (m *move) remove(manifest *Manifest) *Removal {
 	m.t.Helper()
-	removal, err := Remove(context.Background(), m.from, manifest, m.options)
+	removal, err := Remove(context.Background(), m.from, manifest, RemoveOptions{Options: m.options, Back: filepath.Join(m.dir, "back")})
 	check(m.t, err)
 	return removal
 }
@@ -35,7 +36,7 @@ func TestRemove(t *testing.T) {
 	if fmt.Sprint(inodes(t, m.to)) != fmt.Sprint(before) {
 		t.Error("the target was touched")
 	}
-	if _, err := Remove(context.Background(), m.from, manifest, m.options); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := Remove(context.Background(), m.from, manifest, RemoveOptions{Options: m.options}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("once more: %v", err)
 	}
 }
@@ -85,7 +86,7 @@ func TestRemoveGoesOn(t *testing.T) {
 	manifest := m.delta(m.copy())
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := Remove(ctx, m.from, manifest, m.options); !errors.Is(err, context.Canceled) {
+	if _, err := Remove(ctx, m.from, manifest, RemoveOptions{Options: m.options}); !errors.Is(err, context.Canceled) {
 		t.Fatalf("error %v", err)
 	}
 	// As far as an earlier call may have come: files of one folder, another folder with all that was in it.
@@ -106,9 +107,47 @@ func TestRemoveRefusesAnotherFolder(t *testing.T) {
 	check(t, os.Rename(m.from, m.from+".old"))
 	check(t, os.Mkdir(m.from, 0o700))
 	m.file("plain", "x")
-	if _, err := Remove(context.Background(), m.from, manifest, m.options); !errors.Is(err, ErrForeign) {
+	if _, err := Remove(context.Background(), m.from, manifest, RemoveOptions{Options: m.options}); !errors.Is(err, ErrForeign) {
 		t.Errorf("error %v", err)
 	}
 	var stat unix.Stat_t
 	check(t, unix.Stat(m.at("plain"), &stat))
+}
+
+// fault 30: also what a way back that was given up has left: copies in clear text that luksmediad itself has made.
+func TestRemoveAfterCarryBack(t *testing.T) {
+	for _, ended := range []bool{false, true} {
+		t.Run(fmt.Sprint("ended ", ended), func(t *testing.T) {
+			precious := filepath.Join(t.TempDir(), "precious")
+			check(t, os.WriteFile(precious, nil, 0o600))
+			m, manifest := interruptedBack(t)
+			if ended {
+				check(t, os.Remove(m.at("a/n")))
+				_, err := m.carryBack(manifest)
+				check(t, err)
+			}
+			m.from, m.to = m.to, m.from
+			check(t, os.Rename(precious, m.at("precious"))) // older than the way back
+			check(t, unix.Mkfifo(m.at("a/fifo"), 0o600))
+			want := []Left{{"a", "there are other things in it"}}
+			if removal := m.remove(manifest); fmt.Sprint(removal.Left) != fmt.Sprint(want) {
+				t.Errorf("left %q, want %q", removal.Left, want)
+			}
+			var left []string
+			for path := range inodes(t, m.from) {
+				left = append(left, path)
+			}
+			slices.Sort(left)
+			if want := []string{m.from, m.at("a"), m.at("a/fifo"), m.at("precious")}; !slices.Equal(left, want) {
+				t.Errorf("left %q, want %q", left, want)
+			}
+			check(t, errors.Join(os.Remove(m.at("a/fifo")), os.Remove(m.at("precious"))))
+			if removal := m.remove(manifest); removal.Count != 0 {
+				t.Errorf("left %q", removal.Left)
+			}
+			if _, err := os.Lstat(m.from); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("the root is still there: %v", err)
+			}
+		})
+	}
 }

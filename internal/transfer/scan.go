@@ -16,8 +16,8 @@ type scan struct {
 	meter          *meter
 	// aged, if it is not zero, spares the attributes and blocks of files that are older.
 	aged Time
-	// live is for a source whose service runs.
-	live bool
+	// live is for a source whose service runs; any leaves out what a store cannot hold.
+	live, any bool
 }
 
 // scanTree walks a tree. Its entries have what stat(2) shows and, if asked for, their attributes and where their blocks lie.
@@ -49,11 +49,11 @@ func (s *scan) enter(f *folder) error {
 
 func (s *scan) leave(*folder) error { return nil }
 
-func (s *scan) failed(path string, err error) error { return s.gone(readError(path, err)) }
+func (s *scan) failed(path string, err error) error { return s.forgive(readError(path, err)) }
 
-// gone forgives what a service that runs does.
-func (s *scan) gone(err error) error {
-	if s.live && errors.Is(err, ErrChanging) {
+// forgive leaves out what a service that runs has taken away, and what no store can hold, where that is no failure.
+func (s *scan) forgive(err error) error {
+	if s.live && errors.Is(err, ErrChanging) || s.any && errors.Is(err, ErrRefused) {
 		return nil
 	}
 	return err
@@ -62,7 +62,7 @@ func (s *scan) gone(err error) error {
 func (s *scan) visit(f *folder, names []name) error {
 	for _, n := range names {
 		e, err := s.look(f, n)
-		if err = s.gone(readError(join(f.path, n.name), err)); err != nil {
+		if err = s.forgive(readError(join(f.path, n.name), err)); err != nil {
 			return err
 		}
 		if e.Kind == 0 {

@@ -98,7 +98,7 @@ func (m *mover) removeOld(ctx context.Context, aside string) error {
 		return err
 	}
 	m.manifest = manifest
-	removal, err := transfer.Remove(ctx, aside, manifest, options)
+	removal, err := transfer.Remove(ctx, aside, manifest, transfer.RemoveOptions{Options: options, Back: m.moveStateBack(m.move)})
 	if err != nil {
 		return err
 	}
