@@ -101,6 +101,7 @@ func hints() []hint {
 		{transfer.ErrSync, "writes_lost", exitVerify, "journalctl -k --priority warning --since -1h; luksmediad migrate {store_name}"},
 		{volume.ErrObstacles, "store_obstacles", exitRefused, "luksmediad migrate --dry-run {store_name}"},
 		{volume.ErrVolumeFull, "volume_full", exitFailed, "luksmediad grow --by SIZE"},
+		{volume.ErrDiskFull, "disk_full", exitFailed, "df -h {store}/.."},
 		{volume.ErrUnhealthy, "service_unwell", exitFailed, "journalctl -u luksmediad --since -1h; docker logs --tail 50 synapse"},
 		{volume.ErrInUse, "store_in_use", exitBusy, "fuser -vm {store}"},
 		{volume.ErrMoveUnclear, "move_unclear", exitRefused, "ls -la {store}; luksmediad migrate rollback {store_name}"},

@@ -71,6 +71,8 @@ var (
 	ErrObstacles = errors.New("it cannot be moved")
 	// ErrVolumeFull: a store does not fit into the volume.
 	ErrVolumeFull = errors.New("the volume is too small")
+	// ErrDiskFull: a store does not fit any more where it was before it moved in.
+	ErrDiskFull = errors.New("the disk outside the volume is too full")
 	// ErrInUse: something that luksmediad was not told to stop uses a store.
 	ErrInUse = errors.New("something else uses it")
 	// ErrMoveUnclear: after an interrupted move, something that has no part in it is at the path of the store.

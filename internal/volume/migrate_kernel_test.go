@@ -20,6 +20,7 @@ import (
 
 	"luksmediad/internal/config"
 	"luksmediad/internal/journal"
+	"luksmediad/internal/transfer"
 	"luksmediad/pkg/mount"
 	"luksmediad/test/extents"
 )
@@ -490,6 +491,62 @@ func (s *site) killAt(what string, point int) string {
 	s.requireNoComplaint(where)
 	s.recoverFrom(where, (point%2 == 0) == (what == "migrate"))
 	return place
+}
+
+// faults 18, 27 and 30: a way back that failed when it had carried some files goes on later, whatever the service has done meanwhile, and if
+// it is given up, the purge finds what it has left.
+func TestRollbackFailsInTheMiddle(t *testing.T) {
+	s := newPlaintext(t)
+	s.migrate()
+	s.failCarrying()
+	s.write(filepath.Join(s.store, "big"), strings.Repeat("x", 1<<20))
+	s.expect()
+	filler := filepath.Join(filepath.Dir(s.dir), "filler")
+	s.fillDisk(filler)
+	_, err := s.Rollback(t.Context(), s.moveOptions(), &watcher{})
+	s.remove(filler)
+	s.requireError(err, StepPreflight, ErrDiskFull)
+	s.rollback()
+	s.requireServing("went back")
+	s.requirePlain()
+
+	s.migrate()
+	s.failCarrying()
+	s.migrate()
+	if _, err := s.Purge(t.Context(), s.moveOptions(), &watcher{}); err != nil {
+		t.Fatal(err)
+	}
+	s.requireServing("purged")
+	s.requireEncrypted()
+	s.requireNothingAside()
+}
+
+// failCarrying has the way back fail behind some of what it has to carry, and the service change all of that afterwards.
+func (s *site) failCarrying() {
+	s.t.Helper()
+	folder := filepath.Join(s.store, "local_content")
+	s.write(filepath.Join(folder, "aa/1"), clearText+"replaced")
+	s.write(filepath.Join(folder, "aa/came"), clearText+"came")
+	s.write(filepath.Join(folder, "aa/goes"), clearText+"goes")
+	s.remove(filepath.Join(folder, "aa/10"))
+	setuid := filepath.Join(folder, "aa/z") // behind them, and never copied
+	s.write(setuid, "")
+	if err := unix.Chmod(setuid, 0o4755); err != nil {
+		s.t.Fatal(err)
+	}
+	s.expect()
+	_, err := s.Rollback(s.t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepCarryBack, transfer.ErrRefused)
+	s.requireServing("the way back failed")
+	if carried, _ := filepath.Glob(filepath.Join(s.asides()[0], "*/local_content/aa/came")); len(carried) != 1 {
+		s.t.Fatal("nothing was carried")
+	}
+	s.remove(setuid)
+	s.remove(filepath.Join(folder, "aa/goes"))
+	s.write(filepath.Join(folder, "aa/1"), clearText+"replaced again")
+	s.write(filepath.Join(folder, "aa/came"), clearText+"came again")
+	s.write(filepath.Join(folder, "aa/10"), clearText+"is back")
+	s.upload("after the way back failed")
 }
 
 // fault 30: a purge that is killed goes on, and touches nothing else.

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/journal"
 	"luksmediad/internal/transfer"
@@ -41,7 +44,11 @@ func (m *mover) planBack(ctx context.Context) (err error) {
 	case m.move.Phase == phasePurging:
 		return wrongf(ErrNoWayBack, "cannot take store %s back: its old files are being purged", m.store.Name)
 	case m.move.inVolume():
-		if _, err := findAside(m.move); err != nil {
+		aside, err := findAside(m.move)
+		if err != nil {
+			return err
+		}
+		if err := m.checkRoomOutside(ctx, aside); err != nil {
 			return err
 		}
 	}
@@ -49,6 +56,29 @@ func (m *mover) planBack(ctx context.Context) (err error) {
 		m.plan.Runs, _, err = m.service.State(ctx)
 	}
 	return err
+}
+
+// checkRoomOutside wants room for what the store has grown by in the volume. What is only replaced takes the room of what it replaces, and
+// a filesystem that compresses may need less than the volume does.
+func (m *mover) checkRoomOutside(ctx context.Context, aside string) error {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(aside, &stat); err != nil {
+		return fmt.Errorf("cannot take store %s back: %w", m.store.Name, err)
+	}
+	var found [2]*transfer.Inventory
+	for i, path := range []string{m.target(), aside} {
+		var err error
+		if found[i], err = transfer.Survey(ctx, path, transfer.Options{State: m.PrivateDir(), Progress: m.options.Progress}); err != nil {
+			return err
+		}
+	}
+	need := Room{Bytes: min(found[0].Allocated-found[1].Allocated, found[0].Totals.Bytes-found[1].Totals.Bytes), Inodes: found[0].Inodes - found[1].Inodes}
+	free := Room{Bytes: int64(stat.Bavail) * stat.Bsize, Inodes: int64(stat.Ffree)}
+	if free.Bytes < need.Bytes || stat.Files > 0 && free.Inodes < need.Inodes { // some filesystems do not count inodes
+		return wrongf(ErrDiskFull, "cannot take store %s back to %s: %d bytes and %d inodes more are needed there, %d and %d are free", m.store.Name,
+			filepath.Dir(m.store.Path), max(need.Bytes, 0), max(need.Inodes, 0), free.Bytes, free.Inodes)
+	}
+	return nil
 }
 
 // abandon gives up a copy that is not the truth, or not any more.
@@ -96,6 +126,9 @@ func (m *mover) carryBack(ctx context.Context) (err error) {
 		return err
 	}
 	m.manifest, err = transfer.CarryBack(ctx, m.target(), aside, m.verified, back)
+	if _, outside := errors.AsType[*transfer.PathError](err); outside && errors.Is(err, transfer.ErrNoSpace) {
+		return wrongf(ErrDiskFull, "cannot take store %s back to %s: %v", m.store.Name, filepath.Dir(m.store.Path), err)
+	}
 	return err
 }
 
