@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -60,9 +62,12 @@ type copier struct {
 	// vanished is told of entries that are not there any more; Copy forgives it, the others do not.
 	vanished func(err error) error
 
-	mu    sync.Mutex
-	parts int
-	saved time.Time
+	mu     sync.Mutex
+	opened []*Manifest // of earlier copies, and parts of this one
+	parts  int
+	saved  time.Time
+
+	saveEvery time.Duration
 }
 
 // Copy copies a tree whose service may be running into a folder that is empty, or that an earlier Copy has filled: then what is right
@@ -72,13 +77,11 @@ type copier struct {
 // Errors: ErrRefused, ErrForeign, ErrRead, ErrWrite, ErrNoSpace, ErrUnsupported, and ErrSync, after which the target has to be made
 // anew and State removed.
 func Copy(ctx context.Context, from, to string, o Options) (*Manifest, error) {
-	c, err := newCopier(from, to, o)
+	c, err := newLiveCopier(from, to, o)
 	if err != nil {
 		return nil, err
 	}
 	defer c.close()
-	c.settled.Seconds = c.began.Seconds - racySeconds
-	c.vanished = forgive
 	m, err := c.copy(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("cannot copy %s: %w", from, err)
@@ -103,10 +106,20 @@ func newCopier(from, to string, o Options) (*copier, error) {
 	if err != nil {
 		return nil, errors.Join(err, source.close())
 	}
-	c := &copier{from: source, to: target, o: o, began: now(), saved: time.Now()}
+	c := &copier{from: source, to: target, o: o, began: now(), saved: time.Now(), saveEvery: defaultSaveEvery}
 	c.putter = newPutter(newMeter(o.Progress), c.began)
 	c.vanished = func(err error) error { return err }
 	c.results = newSpool(o.State, byPath)
+	return c, nil
+}
+
+// newLiveCopier makes one for a source whose service runs.
+func newLiveCopier(from, to string, o Options) (*copier, error) {
+	c, err := newCopier(from, to, o)
+	if err != nil {
+		return nil, err
+	}
+	c.settled.Seconds, c.vanished, c.results.keep = c.began.Seconds-racySeconds, forgive, c.savePart
 	return c, nil
 }
 
@@ -123,6 +136,9 @@ func (c *copier) close() {
 	closeFD(c.from.fd)
 	closeFD(c.to.fd)
 	_ = c.results.close() // unlinked temporary files
+	for _, m := range c.opened {
+		_ = m.Close() // only read
+	}
 }
 
 func (c *copier) copy(ctx context.Context) (*Manifest, error) {
@@ -130,7 +146,6 @@ func (c *copier) copy(ctx context.Context) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.results.keep = c.savePart
 	c.meter.begin(PhaseCopy, c.o.Total.Entries, c.o.Total.Bytes)
 	var m *Manifest
 	if known == nil {
@@ -167,7 +182,7 @@ func (c *copier) claimTarget(check func() error) (again bool, err error) {
 			return false, err
 		}
 		c.claim = ours
-		return false, store.Save(claimName, stateVersion, ours)
+		return false, stateError(store.Save(claimName, stateVersion, ours))
 	case err != nil:
 		return false, err
 	case c.claim.From != ours.From || c.claim.To != ours.To:
@@ -188,7 +203,7 @@ func (c *copier) requireEmpty() error {
 	if len(names) > 0 {
 		return fmt.Errorf("%w: %s holds %q", ErrForeign, c.to.path, names)
 	}
-	if err != nil && len(names) == 0 && err.Error() != "EOF" {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return writeError("", err)
 	}
 	return writeError("", holder{fd: fd}.write(nil, false))
@@ -196,37 +211,38 @@ func (c *copier) requireEmpty() error {
 
 // known gives the manifest and the parts of earlier copies, the latest last.
 func (c *copier) known() ([]*Manifest, error) {
-	known := []*Manifest{}
 	m, err := openManifest(c.o.ManifestPath(), wholeTree)
 	if err == nil {
-		known = append(known, m)
+		c.opened = append(c.opened, m)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	for {
-		m, err := openManifest(filepath.Join(c.o.State, fmt.Sprintf(partPattern, c.parts)), partOf)
+		m, err := openManifest(c.partPath(c.parts), partOf)
 		if errors.Is(err, fs.ErrNotExist) {
-			return known, nil
+			return slices.Clone(c.opened), nil
 		}
 		if err != nil {
 			return nil, err
 		}
 		c.parts++
-		known = append(known, m)
+		c.opened = append(c.opened, m)
 	}
 }
+
+func (c *copier) partPath(n int) string { return filepath.Join(c.o.State, fmt.Sprintf(partPattern, n)) }
 
 // savePart makes what a part lists durable before the part.
 func (c *copier) savePart(entries stream) (run, error) {
 	if err := c.sync(); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(c.o.State, fmt.Sprintf(partPattern, c.parts))
-	m, err := writeManifest(path, partOf, c.claim.From, entries)
+	m, err := writeManifest(c.partPath(c.parts), partOf, c.claim.From, entries)
 	if err != nil {
 		return nil, err
 	}
 	c.parts++
+	c.opened = append(c.opened, m)
 	return m.stream, nil
 }
 
@@ -250,8 +266,8 @@ func (c *copier) sync() error {
 	return errors.Join(err, state.Store{Dir: c.o.State}.Save(claimName, stateVersion, c.claim))
 }
 
-// saveEvery bounds how much an interruption costs.
-const saveEvery = time.Minute
+// defaultSaveEvery bounds how much an interruption costs.
+const defaultSaveEvery = time.Minute
 
 // note notes an entry of the target.
 func (c *copier) note(e *Entry) error {
@@ -259,7 +275,7 @@ func (c *copier) note(e *Entry) error {
 		return err
 	}
 	c.mu.Lock()
-	due := c.results.keep != nil && time.Since(c.saved) > saveEvery
+	due := c.results.keep != nil && time.Since(c.saved) > c.saveEvery
 	if due {
 		c.saved = time.Now()
 	}
@@ -294,7 +310,7 @@ func (c *copier) finish(unchanged stream) (*Manifest, error) {
 // removeParts removes the last first: those that are left by a crash are found again.
 func (c *copier) removeParts() error {
 	for ; c.parts > 0; c.parts-- {
-		err := os.Remove(filepath.Join(c.o.State, fmt.Sprintf(partPattern, c.parts-1)))
+		err := os.Remove(c.partPath(c.parts - 1))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

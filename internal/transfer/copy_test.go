@@ -180,6 +180,75 @@ func TestCopyIsKilled(t *testing.T) {
 	m.verify(manifest)
 }
 
+// crashAtPart has a copy end with that part, and nothing be saved any more.
+func (m *move) crashAtPart(n int) {
+	m.t.Helper()
+	c, err := newLiveCopier(m.from, m.to, m.options)
+	check(m.t, err)
+	defer c.close()
+	c.saveEvery = 0
+	crash, keep := errors.New("crash"), c.results.keep
+	c.results.keep = func(entries stream) (run, error) {
+		if c.parts == n {
+			return nil, crash
+		}
+		return keep(entries)
+	}
+	if _, err := c.copy(context.Background()); !errors.Is(err, crash) {
+		m.t.Fatalf("error %v", err)
+	}
+}
+
+// saved are the inodes in the target of what the parts list.
+func (m *move) saved() map[string]uint64 {
+	m.t.Helper()
+	saved, all := map[string]uint64{}, inodes(m.t, m.to)
+	paths, err := filepath.Glob(filepath.Join(m.options.State, "part-*"))
+	check(m.t, err)
+	for _, path := range paths {
+		part, err := openManifest(path, partOf)
+		check(m.t, err)
+		for path := range entries(m.t, part) {
+			saved[filepath.Join(m.to, path)] = all[filepath.Join(m.to, path)]
+		}
+		check(m.t, part.Close())
+	}
+	return saved
+}
+
+// fault 14: a copy goes on from the parts that were saved, also from such as are newer than the manifest, or older.
+func TestCopyGoesOnFromParts(t *testing.T) {
+	m := newMove(t)
+	m.depth = 20
+	m.hostile()
+	m.rest()
+	m.crashAtPart(3)
+	saved := m.saved()
+	old, err := os.ReadFile(filepath.Join(m.options.State, "part-000000"))
+	check(t, err)
+	m.crashAtPart(6)
+	for path, inode := range saved {
+		if kept := m.saved()[path]; kept != inode && kept != 0 {
+			t.Errorf("%s was copied again", path)
+		}
+	}
+	manifest := m.copy()
+	requireSame(t, m.from, m.to)
+	m.verify(manifest)
+	if left := m.saved(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	m.change()
+	m.crashAtPart(2) // newer than the manifest
+	m.verify(m.copy())
+	requireSame(t, m.from, m.to)
+	check(t, os.WriteFile(filepath.Join(m.options.State, "part-000000"), old, 0o600)) // killed while it removed them
+	m.file("came later", "x")
+	manifest = m.copy()
+	requireSame(t, m.from, m.to)
+	m.verify(m.delta(manifest))
+}
+
 // A copy goes on only between the two folders it began with.
 func TestCopyRefusesAnotherClaim(t *testing.T) {
 	m := newMove(t)

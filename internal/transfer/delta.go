@@ -12,7 +12,6 @@ import (
 func (c *copier) resume(ctx context.Context, known []*Manifest) (*Manifest, error) {
 	streams := make([]stream, len(known))
 	for i, m := range known {
-		defer m.Close()
 		streams[i] = m.stream()
 	}
 	before, err := merge(byPath, streams...)

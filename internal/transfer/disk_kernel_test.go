@@ -216,36 +216,74 @@ func TestSurveyFindsMounts(t *testing.T) {
 	}
 }
 
-// fault 18: writes that the disk has lost end the copy, and no later one may take the target for good.
+// fault 18: writes that the disk has lost end every operation, and no later copy may take the target for good.
 func TestLostWritesEndTheCopy(t *testing.T) {
-	for name, table := range map[string]string{
-		"error":  "0 %[1]d error",
-		"flakey": "0 %[1]d flakey %[2]s 0 0 60 1 error_writes",
-	} {
-		t.Run(name, func(t *testing.T) {
-			d := newDisk(t, "transfer", "ext4", true, "-E", "lazy_itable_init=0,lazy_journal_init=0")
-			m := newMove(t)
-			m.to = d.store("store")
-			for i := range 200 {
-				m.file(fmt.Sprintf("many/%d", i), string(m.bytes(20_000)))
-			}
-			program(t, "sync")
-			d.become(fmt.Sprintf(table, d.blocks, d.lower))
-			_, err := Copy(context.Background(), m.from, m.to, m.options)
-			if !errors.Is(err, ErrSync) && !errors.Is(err, ErrWrite) {
-				t.Fatalf("error %v", err)
-			}
-			if _, err := os.Stat(m.options.ManifestPath()); err == nil {
-				t.Error("there is a manifest")
-			}
-			d.become(d.linear())
-			if errors.Is(err, ErrSync) {
-				if _, err := Copy(context.Background(), m.from, m.to, m.options); !errors.Is(err, ErrSync) {
-					t.Errorf("the next copy: %v", err)
-				}
-			}
-		})
+	m := newMove(t)
+	for i := range 200 {
+		m.file(fmt.Sprintf("many/%d", i), string(m.bytes(20_000)))
 	}
+	program(t, "sync")
+	const flakey = "0 %[1]d flakey %[2]s 0 0 60 1 error_writes"
+	lost := m.loseWrites("copy to a dead disk", "0 %[1]d error", func(lose func()) error {
+		lose()
+		_, err := Copy(context.Background(), m.from, m.to, m.options)
+		return err
+	})
+	lost = m.loseWrites("copy", flakey, func(lose func()) error {
+		lose()
+		_, err := Copy(context.Background(), m.from, m.to, m.options)
+		return err
+	}) || lost
+	if !lost {
+		t.Error("no copy failed in its sync")
+	}
+	if !m.loseWrites("delta", flakey, func(lose func()) error {
+		known := m.copy()
+		m.file("many/3", "changed")
+		lose()
+		_, err := Delta(context.Background(), m.from, m.to, known, m.options)
+		return err
+	}) {
+		t.Error("the delta did not fail in its sync")
+	}
+	m.loseWrites("verify", flakey, func(lose func()) error {
+		known := m.copy()
+		check(t, os.WriteFile(filepath.Join(m.to, "dirty"), m.bytes(20_000), 0o600))
+		lose()
+		_, err := Verify(context.Background(), m.to, known, VerifyOptions{Options: m.options})
+		if !errors.Is(err, ErrSync) {
+			t.Errorf("verify: %v", err)
+		}
+		return ErrWrite // not for a later copy to know
+	})
+}
+
+// loseWrites does something on a new disk that becomes what the table says, and tells whether it was the sync that failed.
+func (m *move) loseWrites(name, table string, do func(lose func()) error) (lost bool) {
+	test := m.t
+	defer func() { m.t = test }()
+	test.Run(name, func(t *testing.T) {
+		m.t = t
+		d := newDisk(t, "transfer", "ext4", true, "-E", "lazy_itable_init=0,lazy_journal_init=0")
+		m.to, m.options.State = d.store("store"), t.TempDir()
+		err := do(func() {
+			check(t, os.RemoveAll(m.options.ManifestPath()))
+			d.become(fmt.Sprintf(table, d.blocks, d.lower))
+		})
+		if lost = errors.Is(err, ErrSync); !lost && !errors.Is(err, ErrWrite) {
+			t.Fatalf("error %v", err)
+		}
+		if _, err := os.Stat(m.options.ManifestPath()); err == nil {
+			t.Error("there is a manifest")
+		}
+		d.become(d.linear())
+		if lost {
+			if _, err := Copy(context.Background(), m.from, m.to, m.options); !errors.Is(err, ErrSync) {
+				t.Errorf("the next copy: %v", err)
+			}
+		}
+	})
+	return lost
 }
 
 // fault 17: what the disk cannot read is named, not skipped.

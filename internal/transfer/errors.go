@@ -19,7 +19,7 @@ var (
 	ErrRead = errors.New("cannot be read")
 	// ErrWrite: the target cannot be written.
 	ErrWrite = errors.New("cannot be written")
-	// ErrNoSpace: the target has no room left: blocks, inodes or quota.
+	// ErrNoSpace: the target has no room left: blocks, inodes or quota. Without a PathError it is the filesystem of Options.State.
 	ErrNoSpace = errors.New("no room left")
 	// ErrUnsupported: the target's filesystem cannot hold an attribute.
 	ErrUnsupported = errors.New("not supported by the target")
@@ -87,6 +87,14 @@ func writeError(path string, err error) error {
 		return err
 	}
 	return &PathError{"write", path, writeClass(err), err}
+}
+
+// stateError classes a failure to write what is needed on the way, whose path says that it is neither source nor target.
+func stateError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", writeClass(err), err)
 }
 
 func writeClass(err error) error {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
+
+	"luksmediad/pkg/mount"
 )
 
 // A manifest begins with magic, version and kind, then the identity of the root that was copied from; the entries follow in the order
@@ -252,7 +254,7 @@ func writeManifest(path string, kind byte, from Identity, entries stream) (*Mani
 func writeEntries(path string, kind byte, from Identity, entries stream) error {
 	pending, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(0o600))
 	if err != nil {
-		return err
+		return stateError(err)
 	}
 	w := newManifestWriter(pending, kind, from)
 	err = copyEntries(w, entries)
@@ -260,10 +262,10 @@ func writeEntries(path string, kind byte, from Identity, entries stream) error {
 		err = w.finish()
 	}
 	if err == nil {
-		err = pending.CloseAtomicallyReplace()
+		err = stateError(pending.CloseAtomicallyReplace())
 	}
 	if err == nil {
-		err = syncFolder(filepath.Dir(path))
+		err = mount.SyncDirectory(filepath.Dir(path))
 	}
 	return errors.Join(err, pending.Cleanup())
 }
@@ -318,19 +320,11 @@ func (w *manifestWriter) finish() error {
 		b = binary.BigEndian.AppendUint64(b, uint64(n))
 	}
 	if _, err := w.w.Write(b); err != nil {
-		return err
+		return stateError(err)
 	}
-	if err := w.w.Flush(); err != nil {
+	if err := w.flush(); err != nil {
 		return err
 	}
 	_, err := w.file.Write(w.sum.Sum(nil))
-	return err
-}
-
-func syncFolder(path string) error {
-	folder, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(folder.Sync(), folder.Close())
+	return stateError(err)
 }

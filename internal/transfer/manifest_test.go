@@ -350,3 +350,26 @@ func TestRecord(t *testing.T) {
 		}
 	})
 }
+
+// fault 16: what is written on the way does not fit either.
+func TestFullStateIsNamed(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	check(t, err)
+	defer full.Close()
+	if err := newManifestWriter(full, wholeTree, Identity{}).finish(); !errors.Is(err, ErrNoSpace) || isPathError(err) {
+		t.Errorf("a manifest: %v", err)
+	}
+	entries := recorder{w: bufio.NewWriterSize(full, 16)}
+	if err := entries.write(&Entry{Path: "a long path", Kind: File}); !errors.Is(err, ErrNoSpace) || isPathError(err) {
+		t.Errorf("a spool: %v", err)
+	}
+}
+
+// The names of a store's files go nowhere by default.
+func TestSpoolNeedsAFolder(t *testing.T) {
+	s := newSpool("", byPath)
+	check(t, s.add(&Entry{Path: "a", Kind: File}))
+	if err := s.flush(); !errors.Is(err, errNoState) {
+		t.Errorf("error %v", err)
+	}
+}

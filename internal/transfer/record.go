@@ -56,8 +56,10 @@ func (r *recorder) write(e *Entry) error {
 	}
 	r.buf, r.last = b, e.Path
 	_, err := r.w.Write(b)
-	return err
+	return stateError(err)
 }
+
+func (r *recorder) flush() error { return stateError(r.w.Flush()) }
 
 func flagsOf(e *Entry) byte {
 	flags := byte(e.Kind)

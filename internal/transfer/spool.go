@@ -15,6 +15,9 @@ const spoolEntries = 48 << 10
 // run begins to read sorted entries anew.
 type run func() stream
 
+// errNoState would be a mistake of the caller.
+var errNoState = errors.New("no folder is given for what has to be sorted")
+
 // spool sorts entries on disk.
 type spool struct {
 	dir     string
@@ -95,9 +98,12 @@ func (s *spool) storeRun(entries *sliceStream) (run, error) {
 	if s.keep != nil {
 		return s.keep(entries)
 	}
+	if s.dir == "" { // os.CreateTemp would take the folder of temporary files, which names of files of a store are nothing for
+		return nil, errNoState
+	}
 	file, err := os.CreateTemp(s.dir, ".spool")
 	if err != nil {
-		return nil, err
+		return nil, stateError(err)
 	}
 	s.mu.Lock()
 	s.files = append(s.files, file)
@@ -111,7 +117,7 @@ func (s *spool) storeRun(entries *sliceStream) (run, error) {
 			return nil, err
 		}
 	}
-	if err := r.w.Flush(); err != nil {
+	if err := r.flush(); err != nil {
 		return nil, err
 	}
 	size, err := file.Seek(0, io.SeekCurrent)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"sync"
 
@@ -53,9 +52,6 @@ type Inventory struct {
 // Survey looks at everything below root and changes nothing. What stands against moving is all reported at once, in the inventory;
 // an error means that the survey itself has failed. Entries that vanish meanwhile are left out.
 func Survey(ctx context.Context, root string, o Options) (*Inventory, error) {
-	if o.State == "" {
-		o.State = os.TempDir()
-	}
 	t, err := openTree(root)
 	if err != nil {
 		return nil, err

@@ -16,8 +16,8 @@ type VerifyOptions struct {
 	// Device is the block device that the target's filesystem is on, such as /dev/mapper/name: small files are read from it in the
 	// order of the disk. Without one, or if it is another, each file is read by itself.
 	Device string
-	// Verified is a manifest of the same tree that was verified before: contents that have not changed since are not read again. If
-	// this process has verified it, attributes are not either of files that are as old by their time of change.
+	// Verified is a manifest of the same tree that this process has verified before: of files that have not changed since, by their time of
+	// change, neither contents nor attributes are read again.
 	Verified *Manifest
 }
 
@@ -122,9 +122,7 @@ type verifier struct {
 	meter    *meter
 	contents *spool // files to read, in the order in which they lie on the device
 	reading  Totals
-	// ages: what has been verified before is known by its age.
-	ages   bool
-	device *device
+	device   *device
 
 	mu    sync.Mutex
 	wrong Mismatch
@@ -161,7 +159,6 @@ func (v *verifier) compare(ctx context.Context) error {
 	verified := stream(none{})
 	if v.o.Verified != nil {
 		verified, s.aged = v.o.Verified.stream(), v.o.Verified.verified
-		v.ages = s.aged != Time{}
 	}
 	if err := scanTree(ctx, v.tree, v.o.Options, s); err != nil {
 		if errors.Is(err, ErrRefused) {
@@ -197,7 +194,7 @@ func (v *verifier) compareEntry(have, want, verified *Entry) error {
 	if fault := faultOf(have, want); fault != "" {
 		v.differ(want.Path, fault)
 	}
-	if have.Kind != File || want.Kind != File || have.Size != want.Size || want.First != "" || same && (have.scanned.aged || !v.ages) {
+	if have.Kind != File || want.Kind != File || have.Size != want.Size || want.First != "" || same && have.scanned.aged {
 		return nil
 	}
 	if have.Size == 0 {
