@@ -107,17 +107,20 @@ func (m Machine) wanted(folders []string, name string) bool {
 
 // waits tells whether a unit requires the gate, by its file, a drop-in or a link.
 func (m Machine) waits(dependent string) bool {
+	files := []string{}
 	for _, folder := range unitFolders() {
-		files := []string{filepath.Join(m.Root, folder, dependent)}
-		dropIns, _ := filepath.Glob(filepath.Join(m.Root, folder, strings.ReplaceAll(dependent, `\`, `\\`)+".d", "*.conf"))
-		if slices.ContainsFunc(append(files, dropIns...), requiresGate) {
-			return true
-		}
 		if _, err := os.Lstat(filepath.Join(m.Root, folder, dependent+".requires", gateUnit)); err == nil {
 			return true
 		}
+		dropIns, _ := filepath.Glob(filepath.Join(m.Root, folder, strings.ReplaceAll(dependent, `\`, `\\`)+".d", "*.conf"))
+		for _, path := range append(dropIns, filepath.Join(m.Root, folder, dependent)) {
+			hidden := slices.ContainsFunc(files, func(other string) bool { return filepath.Base(other) == filepath.Base(path) })
+			if _, err := os.Lstat(path); err == nil && !hidden { // one in an earlier folder replaces it, even if it says nothing (systemd.unit(5))
+				files = append(files, path)
+			}
+		}
 	}
-	return false
+	return slices.ContainsFunc(files, requiresGate)
 }
 
 // requiresGate reads Requires= and BindsTo= of a unit file or drop-in. Nothing is read from one that is masked.

@@ -92,6 +92,24 @@ func TestUnits(t *testing.T) {
 			h.enable()
 			h.write("/etc/systemd/system/matrix-synapse.service", "[Unit]\nRequires=network.target luksmediad-gate.service\n")
 		}, []string{"matrix-synapse.service"}, OK, OK},
+		{"drop-in switched off", func(h *host) {
+			h.enable()
+			h.link("/dev/null", "/etc/systemd/system/docker.service.d/luksmediad.conf")
+		}, []string{docker}, OK, Warning},
+		{"drop-in replaced", func(h *host) {
+			h.enable()
+			h.write("/etc/systemd/system/docker.service.d/luksmediad.conf", "[Unit]\nAfter=luksmediad-gate.service\n")
+		}, []string{docker}, OK, Warning},
+		{"drop-in replaced by one that requires it", func(h *host) {
+			h.enable()
+			h.write("/usr/lib/systemd/system/docker.service.d/luksmediad.conf", "[Unit]\nAfter=luksmediad-gate.service\n")
+			h.write("/etc/systemd/system/docker.service.d/luksmediad.conf", "[Unit]\nRequires=luksmediad-gate.service\n")
+		}, []string{docker}, OK, OK},
+		{"unit replaced", func(h *host) {
+			h.enable()
+			h.write("/usr/lib/systemd/system/matrix-synapse.service", "[Unit]\nRequires=luksmediad-gate.service\n")
+			h.write("/etc/systemd/system/matrix-synapse.service", "[Unit]\nAfter=network.target\n")
+		}, []string{"matrix-synapse.service"}, OK, Warning},
 		{"service masked", func(h *host) {
 			h.enable()
 			h.link("/dev/null", "/etc/systemd/system/"+serviceUnit)
