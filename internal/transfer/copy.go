@@ -162,13 +162,20 @@ func (c *copier) copy(ctx context.Context) (*Manifest, error) {
 // begin claims an empty target, or gives what is known of one that was claimed before.
 func (c *copier) begin() ([]*Manifest, error) {
 	again, err := c.claimTarget(c.requireEmpty)
-	switch {
-	case err != nil || !again:
+	if err != nil || !again {
 		return nil, err
-	case c.claim.Lost:
-		return nil, fmt.Errorf("cannot go on with %s: %w before", c.to.path, ErrSync)
+	}
+	if err := c.requireDurable(); err != nil {
+		return nil, err
 	}
 	return c.known()
+}
+
+func (c *copier) requireDurable() error {
+	if c.claim.Lost {
+		return fmt.Errorf("cannot go on with %s: %w before", c.to.path, ErrSync)
+	}
+	return nil
 }
 
 // claimTarget says whether an earlier run has claimed the target, with the same source. Only then it may be as check would not have it.

@@ -153,7 +153,10 @@ func follow(ctx context.Context, from, to string, o Options, do func(c *copier) 
 	defer c.close()
 	c.strict, c.settled = true, never()
 	time.Sleep(clockTick) // so that what changes from here on is younger than what was found
-	m, err := do(c)
+	var m *Manifest
+	if _, err = c.claimTarget(func() error { return nil }); err == nil {
+		m, err = do(c)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot copy what has changed in %s: %w", from, err)
 	}
@@ -161,9 +164,6 @@ func follow(ctx context.Context, from, to string, o Options, do func(c *copier) 
 }
 
 func (c *copier) carryBack(ctx context.Context, known *Manifest) (*Manifest, error) {
-	if _, err := c.claimTarget(func() error { return nil }); err != nil {
-		return nil, err
-	}
 	c.meter.begin(PhaseScan, 2*known.Totals.Entries, 0)
 	return c.compare(ctx, &scan{xattrs: true}, &scan{xattrs: true}, known.stream(), c.planBack)
 }
@@ -202,6 +202,9 @@ func (c *copier) requireStill(source *Entry) error {
 func (c *copier) update(ctx context.Context, known *Manifest) (*Manifest, error) {
 	if known.From != identityOf(&c.from.root) {
 		return nil, fmt.Errorf("%w: the manifest is of another folder", ErrForeign)
+	}
+	if err := c.requireDurable(); err != nil {
+		return nil, err
 	}
 	source := &scan{meter: c.meter}
 	c.meter.begin(PhaseScan, known.Totals.Entries, 0)
