@@ -215,7 +215,7 @@ func (v *verifier) hash(path string, buf []byte) (Digest, Means, error) {
 
 // openPastCache opens a file with O_DIRECT where its filesystem has that.
 func openPastCache(t *tree, path string) (int, Means, error) {
-	fd, err := t.open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_DIRECT)
+	fd, err := openQuietly(t.fd, path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_DIRECT)
 	if errors.Is(err, unix.EINVAL) {
 		fd, err = openDropped(t, path)
 		return fd, MeansCache, err
@@ -225,7 +225,7 @@ func openPastCache(t *tree, path string) (int, Means, error) {
 
 // openDropped asks the kernel to drop the pages of a file, which are clean since the sync.
 func openDropped(t *tree, path string) (int, error) {
-	fd, err := t.open(path, unix.O_RDONLY|unix.O_NOFOLLOW)
+	fd, err := openQuietly(t.fd, path, unix.O_RDONLY|unix.O_NOFOLLOW)
 	if err != nil {
 		return -1, err
 	}
