@@ -53,6 +53,7 @@ const (
 	MoveFailed
 	MovedBack
 	Purged
+	CopyVerified
 	eventCount
 )
 
@@ -278,6 +279,11 @@ var definitions = [eventCount]definition{
 	MoveBegun: {
 		"move_begun", "1907700c738945d29295e509bb37ae88", Notice, noObject, "store begins to move in",
 		"The files of store @LUKSMEDIAD_STORE@ are being copied into the volume. Its service runs meanwhile.",
+	},
+	CopyVerified: {
+		"copy_verified", "10f9804d4ca84b8b85b9270b7e1e1b09", Info, noObject, "copy of a store verified",
+		"Every entry of the copy of store @LUKSMEDIAD_STORE@ was compared. What was read was read past the page cache: from the device, directly, " +
+			"or after its pages were dropped. The rest had been before.",
 	},
 	MovedIn: {
 		"moved_in", "ae7213ead78245018f8f68bd96bd25e2", Notice, noObject, "store moved in",

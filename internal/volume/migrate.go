@@ -110,9 +110,13 @@ func (m *mover) beginCopy(context.Context) error {
 
 // verifyCopy reads everything back while the service still runs, so that little is left to read when it has stopped.
 func (m *mover) verifyCopy(ctx context.Context) error {
-	_, err := transfer.Verify(ctx, m.target(), m.manifest,
+	proof, err := transfer.Verify(ctx, m.target(), m.manifest,
 		transfer.VerifyOptions{Options: m.copyOptions(m.moveState(m.move)), Device: m.mapping.Path})
-	return err
+	if err != nil {
+		return err
+	}
+	m.tellProof(proof)
+	return nil
 }
 
 // cutOver is the part without the service. Whatever goes wrong in it, the service runs afterwards on a complete store.
@@ -148,15 +152,13 @@ func (m *mover) delta(ctx context.Context) (err error) {
 // verifyAll compares every entry, reads back what Delta has written, and wants the directory outside to be still as it was copied.
 func (m *mover) verifyAll(ctx context.Context) error {
 	options := m.copyOptions(m.moveState(m.move))
-	_, err := transfer.Verify(ctx, m.target(), m.manifest,
+	proof, err := transfer.Verify(ctx, m.target(), m.manifest,
 		transfer.VerifyOptions{Options: options, Device: m.mapping.Path, Verified: m.verified})
 	if err != nil {
 		return err
 	}
-	if err := transfer.Unchanged(ctx, m.store.Path, m.manifest, options); err != nil {
-		return err
-	}
-	return m.Volume.sync()
+	m.tellProof(proof)
+	return transfer.Unchanged(ctx, m.store.Path, m.manifest, options)
 }
 
 // swap puts an empty directory in the place of the old one. The journal says first that both copies are complete.

@@ -276,7 +276,7 @@ func TestMigrate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !moved.Changed || moved.Old == "" || !slices.Contains(w.events, journal.MovedIn) {
+	if !moved.Changed || moved.Old == "" || !slices.Contains(w.events, journal.MovedIn) || !slices.Contains(w.events, journal.CopyVerified) {
 		t.Errorf("%+v, events %v", moved, w.events)
 	}
 	s.requireServing("moved in")

@@ -139,9 +139,11 @@ func (m *mover) verifyBack(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := transfer.Verify(ctx, aside, m.manifest, transfer.VerifyOptions{Options: options}); err != nil {
+	proof, err := transfer.Verify(ctx, aside, m.manifest, transfer.VerifyOptions{Options: options})
+	if err != nil {
 		return err
 	}
+	m.tellProof(proof)
 	return transfer.Unchanged(ctx, m.target(), m.manifest, options)
 }
 
