@@ -2,10 +2,12 @@ package boot
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -153,23 +155,27 @@ func TestServiceThatCannotBeEnabled(t *testing.T) {
 	}
 }
 
-// lying is a real file, and the mount table of this process with the mount that it is on changed.
-func lying(t *testing.T, change func(*mount.Info)) (string, mount.Table) {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "key")
+// lying is a real file, and the mount table of this process with the mount that it is on changed, as the host's kernel shows it.
+func (h *host) lying(change func(*mount.Info)) (string, mount.Table) {
+	h.t.Helper()
+	path := filepath.Join(h.t.TempDir(), "key")
 	if err := os.WriteFile(path, nil, 0o400); err != nil {
-		t.Fatal(err)
+		h.t.Fatal(err)
 	}
 	table, err := mount.ReadTable()
 	if err != nil {
-		t.Fatal(err)
+		h.t.Fatal(err)
 	}
 	mounted, err := mountOf(path, table)
 	if err != nil {
-		t.Fatal(err)
+		h.t.Fatal(err)
 	}
-	mounted.Kind, mounted.Target, mounted.Major, mounted.Minor = "ext4", "/", 8, 1
+	*mounted = mount.Info{ID: mounted.ID, Kind: "ext4", Target: "/", Major: 8, Minor: 1, Source: "none"}
 	change(mounted)
+	escaped := strings.ReplaceAll(mounted.Target, " ", `\040`) // proc_pid_mountinfo(5)
+	h.write("/proc/self/mountinfo", fmt.Sprintf("1 1 8:1 / / rw - ext4 none rw\n2 1 0:30 / /run rw - tmpfs none rw\n"+
+		"3 1 8:17 / /media rw - ext4 none rw\n%d 1 %d:%d / %s rw - %s %s rw%s\n", mounted.ID, mounted.Major, mounted.Minor,
+		escaped, mounted.Kind, mounted.Source, strings.Join(mounted.SuperOptions, "")))
 	return path, table
 }
 
@@ -181,10 +187,16 @@ func TestPlace(t *testing.T) {
 		want   error
 	}{
 		{"on the root disk", func(*mount.Info) {}, nil},
-		{"in memory", func(i *mount.Info) { i.Kind = "tmpfs" }, ErrGone},
-		{"in other memory", func(i *mount.Info) { i.Kind = "ramfs" }, ErrGone},
+		{"in memory", func(i *mount.Info) { i.Kind, i.Major = "tmpfs", 0 }, ErrGone},
+		{"in other memory", func(i *mount.Info) { i.Kind, i.Major = "hugetlbfs", 0 }, ErrGone},
+		{"in an overlay, perhaps in memory", func(i *mount.Info) {
+			i.Kind, i.Major, i.Target, i.SuperOptions = "overlay", 0, "/srv/my keys", []string{",lowerdir=/,upperdir=/run/upper"}
+		}, ErrDoubtful},
+		{"in an image on a stick", func(i *mount.Info) { i.Major, i.Minor, i.Target = 7, 0, "/srv/my keys" }, ErrDoubtful},
+		{"on an SD card", func(i *mount.Info) { i.Major, i.Minor = 179, 0 }, ErrDoubtful},
+		{"on ZFS", func(i *mount.Info) { i.Kind, i.Major = "zfs", 0 }, nil},
 		{"in the volume", func(i *mount.Info) { i.Major, i.Minor = 254, 3 }, ErrGone},
-		{"on the network", func(i *mount.Info) { i.Kind, i.Target = "nfs4", "/mnt" }, ErrDoubtful},
+		{"on the network", func(i *mount.Info) { i.Kind, i.Major, i.Target = "nfs4", 0, "/mnt" }, ErrDoubtful},
 		{"on a disk of fstab", func(i *mount.Info) { i.Target = "/srv/my keys" }, nil},
 		{"on a disk that is mounted on demand", func(i *mount.Info) { i.Target = "/auto" }, nil},
 		{"on a disk mounted by hand", func(i *mount.Info) { i.Target = "/mnt" }, ErrDoubtful},
@@ -195,20 +207,20 @@ func TestPlace(t *testing.T) {
 	}
 	h := newDisks(t)
 	for _, test := range tests {
-		path, table := lying(t, test.change)
+		path, table := h.lying(test.change)
 		if err := h.Place(path, table, volume); !errors.Is(err, test.want) {
 			t.Errorf("%s: %v", test.name, err)
 		}
 	}
 }
 
-// newDisks has a root disk, a stick, a disk on USB, and device mapper on each of two of them.
+// newDisks has a root disk, a stick with an image, a disk on USB, device mapper on each of two of them, and an SD card.
 func newDisks(t *testing.T) *host {
 	t.Helper()
 	h := &host{t, Machine{t.TempDir()}}
 	for number, device := range map[string]string{
 		"8:1": "pci0/ata1/block/sda/sda1", "8:17": "pci0/ata2/block/sdb/sdb1", "8:33": "pci0/usb1/1-1/block/sdc/sdc1",
-		"254:0": "virtual/block/dm-0", "254:1": "virtual/block/dm-1",
+		"254:0": "virtual/block/dm-0", "254:1": "virtual/block/dm-1", "7:0": "virtual/block/loop0", "179:0": "mmc0/block/mmcblk0",
 	} {
 		h.write("/sys/devices/"+device+"/dev", number+"\n")
 		h.link("../../devices/"+device, "/sys/dev/block/"+number)
@@ -216,6 +228,12 @@ func newDisks(t *testing.T) *host {
 	for _, partition := range []string{"pci0/ata1/block/sda/sda1", "pci0/ata2/block/sdb/sdb1", "pci0/usb1/1-1/block/sdc/sdc1"} {
 		h.write("/sys/devices/"+partition+"/partition", "1\n")
 	}
+	for _, disk := range []string{"pci0/ata1/block/sda", "pci0/ata2/block/sdb", "pci0/usb1/1-1/block/sdc"} {
+		h.write("/sys/devices/"+disk+"/dev", "8:0\n")
+		h.write("/sys/devices/"+disk+"/device/type", "0\n")
+	}
+	h.write("/sys/devices/mmc0/block/mmcblk0/device/type", "SD\n")
+	h.write("/sys/devices/virtual/block/loop0/loop/backing_file", "/media/image\n")
 	h.write("/sys/devices/pci0/ata1/block/sda/removable", "0\n")
 	h.write("/sys/devices/pci0/ata2/block/sdb/removable", "1\n")
 	h.write("/sys/devices/pci0/usb1/1-1/block/sdc/removable", "0\n")
@@ -232,19 +250,21 @@ func newDisks(t *testing.T) *host {
 
 // Without systemd nobody knows what mounts what, and nothing is said.
 func TestPlaceWithoutSystemd(t *testing.T) {
-	path, table := lying(t, func(i *mount.Info) { i.Target = "/mnt" })
-	if err := (Machine{t.TempDir()}).Place(path, table, 0); err != nil {
+	h := &host{t, Machine{t.TempDir()}}
+	path, table := h.lying(func(i *mount.Info) { i.Target = "/mnt" })
+	if err := h.Place(path, table, 0); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestPlaceOfMissingFile(t *testing.T) {
-	path, table := lying(t, func(*mount.Info) {})
-	if err := (Machine{t.TempDir()}).Place(path+".missing", table, 0); !errors.Is(err, ErrDoubtful) || !errors.Is(err, fs.ErrNotExist) {
+	h := &host{t, Machine{t.TempDir()}}
+	path, table := h.lying(func(*mount.Info) {})
+	if err := h.Place(path+".missing", table, 0); !errors.Is(err, ErrDoubtful) || !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
 	hidden := slices.DeleteFunc(slices.Clone(table), func(i mount.Info) bool { return i.Target == "/" && i.Kind == "ext4" })
-	if err := (Machine{t.TempDir()}).Place(path, hidden, 0); !errors.Is(err, ErrDoubtful) {
+	if err := h.Place(path, hidden, 0); !errors.Is(err, ErrDoubtful) {
 		t.Error(err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/coreos/go-systemd/v22/unit"
 	"golang.org/x/sys/unix"
@@ -49,16 +48,32 @@ func (m Machine) place(path string, table mount.Table, opened uint64) error {
 	if err != nil {
 		return err
 	}
-	switch {
-	case isMemory(mounted.Kind):
-		return fmt.Errorf("%s lies in memory, on the %s at %s: %w", path, mounted.Kind, mounted.Target, ErrGone)
-	case opened != 0 && unix.Mkdev(uint32(mounted.Major), uint32(mounted.Minor)) == opened:
+	if opened != 0 && unix.Mkdev(uint32(mounted.Major), uint32(mounted.Minor)) == opened {
 		return fmt.Errorf("%s lies in the volume itself: %w", path, ErrGone)
-	case isRemote(mounted.Kind):
-		return fmt.Errorf("%s lies on a network filesystem at %s: %w", path, mounted.Target, ErrDoubtful)
-	case !m.mountedAtBoot(mounted.Target):
+	}
+	if err := m.carried(path, mounted); err != nil {
+		return err
+	}
+	if !m.mountedAtBoot(mounted.Target) {
 		return fmt.Errorf("%s lies on what nothing mounts at %s by itself: %w", path, mounted.Target, ErrDoubtful)
-	case m.removable(fmt.Sprintf("%d:%d", mounted.Major, mounted.Minor)):
+	}
+	return nil
+}
+
+// carried judges what a file lies on in the end. Where that cannot be told, as below ZFS, nothing is said.
+func (m Machine) carried(path string, mounted *mount.Info) error {
+	carriers := mount.Machine{Root: m.Root}.Locate(path)
+	in := func(medium mount.Medium) bool {
+		return slices.ContainsFunc(carriers, func(c mount.Carrier) bool { return c.Medium == medium })
+	}
+	switch {
+	case in(mount.InMemory) && len(carriers) == 1:
+		return fmt.Errorf("%s lies in memory, on the %s at %s: %w", path, mounted.Kind, mounted.Target, ErrGone)
+	case in(mount.InMemory):
+		return fmt.Errorf("%s may lie in memory, on the %s at %s: %w", path, mounted.Kind, mounted.Target, ErrDoubtful)
+	case in(mount.OnNetwork), isRemote(mounted.Kind):
+		return fmt.Errorf("%s lies on a network filesystem at %s: %w", path, mounted.Target, ErrDoubtful)
+	case slices.ContainsFunc(carriers, func(c mount.Carrier) bool { return c.Removable }):
 		return fmt.Errorf("%s lies on a removable device at %s: %w", path, mounted.Target, ErrDoubtful)
 	}
 	return nil
@@ -77,12 +92,9 @@ func mountOf(path string, table mount.Table) (*mount.Info, error) {
 	return &table[i], nil
 }
 
-func isMemory(kind mount.Kind) bool {
-	return slices.Contains([]mount.Kind{"tmpfs", "ramfs", "devtmpfs", "rootfs"}, kind)
-}
-
+// isRemote knows what the kernel does not tell from other filesystems in user space.
 func isRemote(kind mount.Kind) bool {
-	return slices.Contains([]mount.Kind{"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "glusterfs", "fuse.sshfs", "fuse.glusterfs"}, kind)
+	return slices.Contains([]mount.Kind{"9p", "fuse.sshfs", "fuse.glusterfs"}, kind)
 }
 
 // mountedAtBoot tells whether systemd mounts something there by itself: generators make units of /etc/fstab and of the
@@ -98,28 +110,4 @@ func (m Machine) mountedAtBoot(target string) bool {
 	folders := append(unitFolders(), generated, generated+".early", generated+".late")
 	escaped := unit.UnitNamePathEscape(target)
 	return m.wanted(folders, escaped+".mount") || m.wanted(folders, escaped+".automount")
-}
-
-// removable tells whether a device, by its number, is on a disk that can be taken out: the kernel says so of the disk, or
-// it hangs on USB, where disks do not say so themselves.
-func (m Machine) removable(number string) bool {
-	device, err := filepath.EvalSymlinks(filepath.Join(m.Root, "/sys/dev/block", number))
-	if err != nil {
-		return false
-	}
-	if below, _ := filepath.Glob(filepath.Join(device, "slaves", "*", "dev")); len(below) > 0 { // device mapper, RAID
-		return slices.ContainsFunc(below, func(path string) bool { return m.removable(firstLine(path)) })
-	}
-	if _, err := os.Stat(filepath.Join(device, "partition")); err == nil {
-		device = filepath.Dir(device)
-	}
-	return firstLine(filepath.Join(device, "removable")) == "1" || strings.Contains(device, "/usb")
-}
-
-func firstLine(path string) string {
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(content))
 }
