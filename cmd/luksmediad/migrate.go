@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"time"
 
 	"github.com/docker/go-units"
@@ -17,6 +18,7 @@ import (
 	"luksmediad/internal/config"
 	"luksmediad/internal/daemon"
 	"luksmediad/internal/synapse"
+	"luksmediad/internal/transfer"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 )
@@ -109,6 +111,7 @@ func (c *migrateCommand) run(ctx context.Context, args []string, choose func(*vo
 		return nil, err
 	}
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), transfer.DefaultWorkers)) // this process does nothing else
 	progress := newProgress(c.app, vol.MappingName())
 	defer progress.close()
 	job := newMoveJob(progress, vol.Name())

@@ -147,7 +147,7 @@ func (c *copier) makeTodo(ctx context.Context, p *plan) error {
 	defer cancel(nil)
 	batches := make(chan []Entry)
 	var workers sync.WaitGroup
-	for range cmp.Or(c.o.Workers, defaultWorkers) {
+	for range cmp.Or(c.o.Workers, DefaultWorkers) {
 		workers.Go(func() { c.work(ctx, cancel, batches) })
 	}
 	err = c.dispatch(ctx, p, entries, batches)

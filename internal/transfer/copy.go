@@ -23,7 +23,7 @@ type Options struct {
 	// State is a folder of root's own, one for each move: the manifest, and while it is made, what is needed to go on after a crash.
 	// It may need as much room as the manifest, twice: some 150 bytes an entry.
 	State string
-	// Workers is how many entries are copied at a time; 0 is 16.
+	// Workers is how many entries are copied at a time; 0 is DefaultWorkers.
 	Workers int
 	// Progress, if it is there, is called every quarter of a second.
 	Progress func(Progress)

@@ -117,7 +117,7 @@ func TestCopyGoesOn(t *testing.T) {
 			adopted++
 		}
 	}
-	if adopted < len(before)-defaultWorkers || len(before) < 100 {
+	if adopted < len(before)-DefaultWorkers || len(before) < 100 {
 		t.Errorf("%d of %d entries adopted", adopted, len(before))
 	}
 	if parts, _ := filepath.Glob(filepath.Join(m.options.State, "part-*")); len(parts) > 0 {

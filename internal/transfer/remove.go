@@ -147,7 +147,7 @@ func (r *remover) removeFiles(ctx context.Context, entries stream, folders *spoo
 	defer cancel(nil)
 	batches := make(chan []Entry)
 	var workers sync.WaitGroup
-	for range cmp.Or(r.o.Workers, defaultWorkers) {
+	for range cmp.Or(r.o.Workers, DefaultWorkers) {
 		workers.Go(func() {
 			if err := r.work(ctx, batches); err != nil {
 				cancel(err)

@@ -13,8 +13,10 @@ import (
 )
 
 const (
-	// defaultWorkers hide the latency of a cold disk from each other; more gained nothing (docs/performance.md).
-	defaultWorkers = 16
+	// DefaultWorkers hide the latency of a cold disk from each other; more gained nothing (docs/performance.md). On fewer processors they
+	// need a GOMAXPROCS of as many: a call that blocks keeps its processor from the other workers until the runtime's monitor looks, after
+	// 20 µs at the earliest (runtime/proc.go, retake).
+	DefaultWorkers = 16
 	// batchNames is how many entries of a folder one worker does in one go.
 	batchNames = 64
 	// maxPending bounds the open folders, and maxNested the calls within each other when there are so many.
@@ -86,7 +88,7 @@ func walkTree(ctx context.Context, t *tree, workers int, v visitor) error {
 	defer context.AfterFunc(ctx, func() { w.fail(ctx.Err()) })()
 	w.items = []item{{}}
 	var all sync.WaitGroup
-	for range cmp.Or(workers, defaultWorkers) {
+	for range cmp.Or(workers, DefaultWorkers) {
 		all.Go(func() { w.work(t) })
 	}
 	all.Wait()

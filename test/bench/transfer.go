@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -127,7 +128,9 @@ type job struct {
 	Operation, From, To, State, Device string
 }
 
+// run has as many processors as luksmediad migrate gives itself.
 func (j job) run() error {
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), transfer.DefaultWorkers))
 	ctx := context.Background()
 	o := transfer.Options{State: j.State}
 	switch j.Operation {
