@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"crypto/sha256"
+	"math/bits"
 
 	"golang.org/x/sys/unix"
 )
@@ -126,10 +127,8 @@ func join(folder, name string) string {
 // comparePaths orders a folder before its entries and these before whatever follows the folder: a slash sorts before every other
 // byte of a name.
 func comparePaths(a, b string) int {
-	for i := range min(len(a), len(b)) {
-		if a[i] != b[i] {
-			return int(rank(a[i])) - int(rank(b[i]))
-		}
+	if i := sharedPrefix(a, b); i < min(len(a), len(b)) {
+		return int(rank(a[i])) - int(rank(b[i]))
 	}
 	return len(a) - len(b)
 }
@@ -139,6 +138,26 @@ func rank(b byte) byte {
 		return 0
 	}
 	return b
+}
+
+// sharedPrefix is how many bytes are the same. It compares eight at a time: millions of paths are sorted while a service is stopped.
+func sharedPrefix(a, b string) int {
+	n, shorter := 0, min(len(a), len(b))
+	for ; n+8 <= shorter; n += 8 {
+		if differ := word(a[n:]) ^ word(b[n:]); differ != 0 {
+			return n + bits.TrailingZeros64(differ)/8
+		}
+	}
+	for n < shorter && a[n] == b[n] {
+		n++
+	}
+	return n
+}
+
+// word is the first eight bytes of a string, of which the compiler makes one load.
+func word(s string) uint64 {
+	_ = s[7]
+	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 | uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
 }
 
 func byPath(a, b *Entry) int { return comparePaths(a.Path, b.Path) }

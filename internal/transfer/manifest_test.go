@@ -3,6 +3,7 @@ package transfer
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -20,6 +21,21 @@ import (
 func drawName(t *rapid.T) string {
 	return rapid.StringOfN(rapid.RuneFrom([]rune("ab.!-\n\x01\u00e9\u4e00 ")), 1, 6, -1).Filter(func(s string) bool { return s != "." && s != ".." }).Draw(t, "name") +
 		rapid.SampledFrom([]string{"", "", "\xff", "\x80\xfe"}).Draw(t, "bytes")
+}
+
+// A slash sorts before all that a name may hold.
+func TestPathsAreOrdered(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		path := func() string { return strings.Join(rapid.SliceOfN(rapid.Custom(drawName), 0, 6).Draw(t, "names"), "/") }
+		a, b := path(), path()
+		if rapid.Bool().Draw(t, "near") {
+			b = a[:rapid.IntRange(0, len(a)).Draw(t, "shared")] + b
+		}
+		want := strings.Compare(strings.ReplaceAll(a, "/", "\x00"), strings.ReplaceAll(b, "/", "\x00"))
+		if got := cmp.Compare(comparePaths(a, b), 0); got != want {
+			t.Fatalf("%q, %q: %d, want %d", a, b, got, want)
+		}
+	})
 }
 
 func drawTime(t *rapid.T) Time {
