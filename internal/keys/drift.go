@@ -72,7 +72,7 @@ type Live struct {
 // Drifts compares each systemd-tpm2 token with the TPM that has its storage root key, or else with the first, without
 // unsealing. It fails only with the error of a context that ended.
 func (l Live) Drifts(ctx context.Context, header *luks2.Header) ([]Drift, error) {
-	tokens := tpmTokens(header)
+	tokens := header.Tokens(tpm2.TokenType)
 	drifts := make([]Drift, len(tokens))
 	for i, tpm := range l.TPMs {
 		if len(tokens) == 0 {

@@ -103,14 +103,6 @@ func tokensOf(header *luks2.Header, keyslot int) []luks2.Token {
 	return tokens
 }
 
-// tpmTokens are the tokens that a TPM unseals.
-func tpmTokens(header *luks2.Header) []luks2.Token { return usedTokens(header, tpm2.TokenType) }
-
-// usedTokens leaves out tokens whose keyslot is gone: to unseal one would prove nothing, and may cost an attempt on a PIN.
-func usedTokens(header *luks2.Header, kind string) []luks2.Token {
-	return slices.DeleteFunc(header.Tokens(kind), func(t luks2.Token) bool { return len(t.Keyslots) == 0 })
-}
-
 // sourceOf is the source of the first token that is known.
 func sourceOf(tokens []luks2.Token) Source {
 	if len(tokens) == 0 {

@@ -116,7 +116,7 @@ func (t *Test) place(misfits []misfit) []Unplaced {
 
 // tokens proves the key of each TPM token. What fails on one ends none of the others.
 func (t *Test) tokens(ctx context.Context) error {
-	left, failures := tpmTokens(t.Container.Header), map[int]error{}
+	left, failures := t.Container.Header.Tokens(tpm2.TokenType), map[int]error{}
 	for _, tpm := range t.TPMs {
 		if len(left) == 0 {
 			return nil
@@ -173,7 +173,7 @@ func weight(err error) int {
 
 // clevisTokens proves the key of each clevis token.
 func (t *Test) clevisTokens(ctx context.Context) error {
-	for _, token := range usedTokens(t.Container.Header, unlock.TokenClevis) {
+	for _, token := range t.Container.Header.Tokens(unlock.TokenClevis) {
 		key, err := t.Clevis.Decrypt(ctx, token)
 		t.token(ctx, Clevis, token, key, err)
 		if err := ctx.Err(); err != nil {

@@ -116,7 +116,7 @@ func TestAddTPM2(t *testing.T) {
 	r.requireListed("0 password", "1 password", "2 tpm2", "3 tpm2", "4 password")
 	r.enroll("--wipe-slot=tpm2")
 	r.requireInHeader(0, 1, 4)
-	if tokens := r.header().Tokens(tpm2.TokenType); len(tokens) != 0 {
+	if tokens := r.header().Metadata.Tokens; len(tokens) != 0 {
 		t.Errorf("systemd-cryptenroll has left %v", tokens)
 	}
 }

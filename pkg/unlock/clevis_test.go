@@ -69,6 +69,8 @@ func TestClevisTang(t *testing.T) {
 	first, second, third := tang.Start(t), tang.Start(t), tang.Start(t)
 	bind(t, device, "tang", fmt.Sprintf(`{"url":%q}`, first.URL()))
 	bind(t, device, "sss", fmt.Sprintf(`{"t":2,"pins":{"tang":%s}}`, tangOf(first, second, third)))
+	bind(t, device, "tang", fmt.Sprintf(`{"url":%q}`, third.URL()))
+	killKeyslot(t, device, readHeader(t, device).Tokens(TokenClevis)[2].Keyslots[0]) // whose token would only cost time
 	before := fileSum(t, device)
 
 	requireClasses(t, decrypt(t, device), nil, nil)

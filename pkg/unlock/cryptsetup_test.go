@@ -191,8 +191,8 @@ func TestImportToken(t *testing.T) {
 	if slots := header.SlotsByToken("systemd-recovery"); !slices.Equal(slots, []int{31}) {
 		t.Errorf("keyslots of the recovery token: %v", slots)
 	}
-	if tokens := header.Tokens("systemd-tpm2"); len(tokens) != 1 || !strings.Contains(string(tokens[0].Raw), "tpm2-pcrs") {
-		t.Errorf("TPM2 tokens: %v", tokens)
+	if tokens := header.Metadata.Tokens; len(tokens) != 2 || !strings.Contains(string(tokens[1].Raw), "tpm2-pcrs") {
+		t.Errorf("tokens: %v", tokens)
 	}
 	before := fileSum(t, device)
 	if err := cryptsetup.ImportToken(t.Context(), device, []byte(`{"type":`)); !errors.Is(err, ErrCryptsetup) {

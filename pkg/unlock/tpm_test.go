@@ -6,9 +6,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
+	"luksmediad/internal/command"
 	"luksmediad/pkg/unlock/secret"
 	"luksmediad/pkg/unlock/tpm2"
 	"luksmediad/test/swtpm"
@@ -45,6 +47,15 @@ func enrol(t *testing.T, cryptsetup Cryptsetup, device string, tpm *swtpm.TPM, s
 		t.Fatal(err)
 	}
 	importToken(t, cryptsetup, device, string(text))
+}
+
+// killKeyslot removes a keyslot as a person does, which leaves its token.
+func killKeyslot(t *testing.T, device string, slot int) {
+	t.Helper()
+	_, err := command.Runner{}.Run(t.Context(), nil, nil, "cryptsetup", "luksKillSlot", "--batch-mode", device, strconv.Itoa(slot))
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // result is what a source has offered: the keyslot of a key that was proven, or why there is none.
@@ -91,6 +102,9 @@ func TestTPM2TriesEveryToken(t *testing.T) {
 	cryptsetup := Cryptsetup{Runner: &recorder{}}
 	device := newContainer(t, cryptsetup)
 	importToken(t, cryptsetup, device, `{"type":"systemd-tpm2","keyslots":["31"],"tpm2-blob":"AAA="}`)
+	// Its keyslot is gone: it would cost an attempt on the PIN.
+	enrol(t, cryptsetup, device, tpm, 5, tpm2.SealOptions{PIN: newKey(t, "9999")})
+	killKeyslot(t, device, 5)
 	enrol(t, cryptsetup, device, tpm, 1, tpm2.SealOptions{PIN: newKey(t, "1234")})
 	enrol(t, cryptsetup, device, tpm, 2, tpm2.SealOptions{PIN: newKey(t, "5678")})
 	enrol(t, cryptsetup, device, tpm, 3, tpm2.SealOptions{PCRs: []int{7}, Bank: tpm2.SHA384})

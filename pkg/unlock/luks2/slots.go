@@ -59,8 +59,10 @@ func (h *Header) Slots() []int {
 	return slices.Clone(d.Keyslots)
 }
 
-// Tokens returns the tokens of a type, ascending by number, with only those of
-// their keyslots that open the volume. A token may be left with none.
+// Tokens returns the tokens of a type that speak for keyslots which open the
+// volume, ascending by number, with only these keyslots. cryptsetup leaves the
+// token of a keyslot that is removed without any: to unseal it proves nothing,
+// and may cost an attempt on a PIN.
 func (h *Header) Tokens(kind string) []Token {
 	slots := h.Slots()
 	var tokens []Token
@@ -72,7 +74,9 @@ func (h *Header) Tokens(kind string) []Token {
 		t.Keyslots = slices.DeleteFunc(slices.Clone(t.Keyslots), func(slot int) bool {
 			return !slices.Contains(slots, slot)
 		})
-		tokens = append(tokens, t)
+		if len(t.Keyslots) > 0 {
+			tokens = append(tokens, t)
+		}
 	}
 	return tokens
 }

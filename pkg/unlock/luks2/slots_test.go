@@ -28,11 +28,8 @@ func TestSlotsAndTokens(t *testing.T) {
 	for _, token := range h.Tokens("systemd-tpm2") {
 		ids = append(ids, token.ID)
 	}
-	if want := []int{1, 4, 9}; !slices.Equal(ids, want) {
-		t.Errorf("tokens %v, want %v", ids, want)
-	}
-	if last := h.Tokens("systemd-tpm2")[2]; len(last.Keyslots) > 0 {
-		t.Errorf("token 9 opens %v, but slot 5 is not of the volume", last.Keyslots)
+	if want := []int{1, 4}; !slices.Equal(ids, want) {
+		t.Errorf("tokens %v, want %v: slot 5, of token 9, is not of the volume", ids, want)
 	}
 	if got := h.Metadata.Tokens[9].Keyslots; !slices.Equal(got, []int{5}) {
 		t.Errorf("the metadata changed: token 9 has %v", got)
