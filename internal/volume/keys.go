@@ -115,7 +115,10 @@ func (v *Volume) backUpHeader(ctx context.Context, device, uuid string) error {
 		return fmt.Errorf("cannot back up the header: %w", err)
 	}
 	defer file.Close()
-	if err := errors.Join(file.Sync(), os.Rename(fresh, path)); err != nil {
+	if err := file.Sync(); err != nil {
+		return fmt.Errorf("cannot back up the header: %w", errors.Join(err, os.Remove(fresh)))
+	}
+	if err := os.Rename(fresh, path); err != nil {
 		return fmt.Errorf("cannot back up the header: %w", err)
 	}
 	return syncFolder(filepath.Dir(path))

@@ -1,11 +1,16 @@
 package volume
 
 import (
+	"context"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/command"
 	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/pkg/unlock/secret"
 )
@@ -95,6 +100,28 @@ func TestCheckHeaderDamage(t *testing.T) {
 	}
 	r.scribble(16384 + 100)
 	r.requireLook(luks2.ErrDamaged)
+}
+
+// A copy that does not reach the disk takes the place of none.
+func TestBackupIsNotWritten(t *testing.T) {
+	r := newRing(t)
+	r.backUp()
+	before := r.header()
+	_, err := openRing(r.dir, unwritten{}).BackUpHeader(t.Context())
+	if !errors.Is(err, unix.EINVAL) {
+		t.Error(err)
+	}
+	r.requireBackup(before)
+}
+
+// unwritten makes copies of the header that cannot be synced.
+type unwritten struct{ command.Runner }
+
+func (u unwritten) Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error) {
+	if args[0] == "luksHeaderBackup" {
+		return nil, os.Symlink("/dev/null", args[slices.Index(args, "--header-backup-file")+1])
+	}
+	return u.Runner.Run(ctx, stdin, extra, name, args...)
 }
 
 // scribble changes a byte of a header.
