@@ -11,6 +11,8 @@ var (
 	ErrNotSetUp = errors.New("it has not been created")
 	// ErrUnfinished: a create was interrupted and its container must not be used.
 	ErrUnfinished = errors.New("its creation was interrupted")
+	// ErrKeysUnfinished: a change of keys was interrupted, and it takes a key to end it.
+	ErrKeysUnfinished = errors.New("a change of its keys was interrupted")
 	// ErrAdopting: an adopt was interrupted and has to be ended.
 	ErrAdopting = errors.New("its adoption was interrupted")
 	// ErrAlreadySetUp: the volume has been created before.

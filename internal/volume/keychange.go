@@ -198,11 +198,19 @@ func readValid(container *container) (*luks2.Header, error) {
 
 // question leaves out the keyslot of an interrupted change, which is about to go.
 func (k *keyChanging) question() unlock.Question {
-	about := unlock.Question{Container: k.container.Name(), Header: k.header}
-	if k.journal != nil && k.journal.Added != nil && !k.record.has(k.journal.Added.Keyslot) && k.journal.Added.fills(k.header) {
-		about.Except = []int{k.journal.Added.Keyslot}
+	return unlock.Question{Container: k.container.Name(), Header: k.header, Except: k.unrecorded()}
+}
+
+// unrecorded is the keyslot that an interrupted change has filled and not recorded; none if there is none.
+func (k *keyChanging) unrecorded() []int {
+	if k.journal == nil || k.journal.Added == nil {
+		return nil
 	}
-	return about
+	number := k.journal.Added.Keyslot
+	if k.record.has(number) || !k.fills(k.header, number) {
+		return nil
+	}
+	return []int{number}
 }
 
 // authorize finds the first key that opens the container.

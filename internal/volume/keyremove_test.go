@@ -370,6 +370,11 @@ func TestCrashThenForeign(t *testing.T) {
 			if !r.madeIn(2) {
 				t.Fatal("keyslot 2 is empty")
 			}
+			if name == "ours, noted" { // only with a key it goes
+				if _, err := r.BackUpHeader(t.Context()); !errors.Is(err, ErrKeysUnfinished) {
+					t.Errorf("an interrupted change was made known: %v", err)
+				}
+			}
 			events := r.requireCleaned()
 			if slices.Contains(events, journal.KeyslotLeft) != test.stays {
 				t.Errorf("events %v", events)

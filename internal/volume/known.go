@@ -260,20 +260,24 @@ func (v *Volume) checkBackup(header *luks2.Header) error {
 	return nil
 }
 
-// BackUpHeader saves header and keyslots as they are, and says that all that is in them is right. It returns where.
+// BackUpHeader saves header and keyslots as they are, and says that all that is in them is right. It returns where. An interrupted change
+// of keys is ended before, unless that takes a key: then it fails with [ErrKeysUnfinished].
 func (v *Volume) BackUpHeader(ctx context.Context) (string, error) {
 	k := &keyChanging{Volume: v, observer: silent{}}
 	defer k.release()
 	if err := k.begin(ctx); err != nil {
 		return "", err
 	}
-	if k.journal != nil {
-		return "", wrongf(ErrUnfinished, "cannot back up the header of %s: a change of its keys was interrupted", k.record.Container)
-	}
 	if err := errors.Join(k.open(ctx), ctx.Err()); err != nil {
 		return "", err
 	}
 	if err := k.look(ctx); err != nil {
+		return "", err
+	}
+	if keyslots := k.unrecorded(); len(keyslots) > 0 {
+		return "", wrongf(ErrKeysUnfinished, "cannot back up the header of %s: keyslot %d has to go", k.record.Container, keyslots[0])
+	}
+	if err := k.cleanUp(ctx); err != nil {
 		return "", err
 	}
 	if err := k.backUpHeader(ctx, k.device, k.header.UUID); err != nil {
