@@ -171,6 +171,7 @@ func hints() []hint {
 		{unlock.ErrProgram, "command_failed", exitNoKey, "luksmediad key test"},
 		{unlock.ErrNoAnswer, "no_answer", exitNoKey, "luksmediad unlock"},
 		{unlock.ErrNoKeyslot, "no_keyslot", exitNoKey, "luksmediad unlock"},
+		{unlock.ErrKeyslotMemory, "keyslot_memory", exitNoKey, "free --mebi; cryptsetup luksDump {container}"},
 		{unlock.ErrWrongKey, "wrong_key", exitNoKey, "luksmediad unlock"},
 		{unlock.ErrNoDeviceMapper, "no_device_mapper", exitFailed, "modprobe dm-crypt"},
 		{unlock.ErrForeignMapping, "mapping_foreign", exitRefused, "dmsetup table"},

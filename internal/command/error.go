@@ -40,6 +40,9 @@ func (e *Error) Error() string {
 // ExitCode returns the program's exit status, or -1 if it did not exit by itself.
 func (e *Error) ExitCode() int { return e.Code }
 
+// Killed tells whether something else than the context has killed the program.
+func (e *Error) Killed() bool { return e.Signal == syscall.SIGKILL && e.Err == nil }
+
 // NotFound tells whether the program is not installed.
 func (e *Error) NotFound() bool { return errors.Is(e.Err, ErrNotFound) }
 

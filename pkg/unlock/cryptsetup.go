@@ -20,7 +20,7 @@ import (
 // Exit codes of cryptsetup(8), section RETURN CODES.
 const (
 	exitNoPermission = 2
-	exitWrongDevice  = 4
+	exitNoMemory     = 3
 	exitBusy         = 5
 )
 
@@ -208,13 +208,13 @@ func classify(verb, device string, err error) error {
 		return nil
 	}
 	class := ErrCryptsetup
-	switch exitCode(err) {
-	case exitNoPermission:
+	switch code := exitCode(err); {
+	case code == exitNoPermission:
 		class = ErrWrongKey
-	case exitBusy:
+	case code == exitNoMemory, isKilled(err):
+		class = ErrKeyslotMemory
+	case code == exitBusy:
 		class = ErrMappingBusy
-	case exitWrongDevice:
-		class = ErrCryptsetup
 	}
 	return fmt.Errorf("cannot %s %s: %w: %w", verb, device, class, err)
 }

@@ -14,6 +14,8 @@ var (
 	ErrNoKeyFits = errors.New("no key fits")
 	// ErrWrongKey: cryptsetup does not accept the key for the keyslot.
 	ErrWrongKey = errors.New("wrong key")
+	// ErrKeyslotMemory: there is not the memory that the keyslot's key derivation takes.
+	ErrKeyslotMemory = errors.New("not enough memory for the keyslot")
 	// ErrKeyFileMissing: the key file is not there.
 	ErrKeyFileMissing = errors.New("key file missing")
 	// ErrKeyFileUnsafe: the key file is not a private regular file of ours.

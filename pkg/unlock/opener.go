@@ -129,20 +129,29 @@ func (o Opener) keep(offer Offer) *secret.Key {
 	return kept
 }
 
-// anotherKeyMayFit tells whether an activation has failed because of its key. All else would fail with any key: to ask
+// anotherKeyMayFit tells whether an activation has failed because of its key or its keyslot. All else would fail with any key: to ask
 // for another one, or to blame the keys, would send people the wrong way.
 func anotherKeyMayFit(err error) bool {
-	return errors.Is(err, ErrWrongKey) || errors.Is(err, ErrNoKeyslot)
+	return errors.Is(err, ErrWrongKey) || errors.Is(err, ErrKeyslotMemory) || errors.Is(err, ErrNoKeyslot)
+}
+
+// worse is the one of two failures of a key that says more: one for memory leaves open whether the key is right.
+func worse(before, now error) error {
+	if errors.Is(before, ErrKeyslotMemory) {
+		return before
+	}
+	return now
 }
 
 // activate tries an offered key on its keyslots.
 func (o Opener) activate(ctx context.Context, target Target, offer Offer) (int, error) {
 	err := ErrNoKeyslot
 	for _, keyslot := range offer.Keyslots {
-		err = o.Cryptsetup.Activate(ctx, target.Device, target.Name, target.Header, keyslot, offer.Key)
-		if !errors.Is(err, ErrWrongKey) {
-			return keyslot, err
+		tried := o.Cryptsetup.Activate(ctx, target.Device, target.Name, target.Header, keyslot, offer.Key)
+		if tried == nil || !anotherKeyMayFit(tried) {
+			return keyslot, tried
 		}
+		err = worse(err, tried)
 	}
 	return -1, err
 }

@@ -7,7 +7,8 @@ import (
 )
 
 // Runner starts a program and returns its standard output. stdin nil means /dev/null; extra files become the
-// descriptors 3, 4, …. A program that ran and failed is an error that carries ExitCode() int.
+// descriptors 3, 4, …. A program that ran and failed is an error that carries ExitCode() int, and Killed() bool if something else than ctx
+// may have killed it.
 type Runner interface {
 	Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error)
 }
@@ -22,6 +23,12 @@ type Speaker interface {
 func isNotInstalled(err error) bool {
 	var failed interface{ NotFound() bool }
 	return errors.As(err, &failed) && failed.NotFound()
+}
+
+// isKilled tells whether the program was killed by something else than its context: the kernel does so where memory runs out.
+func isKilled(err error) bool {
+	var failed interface{ Killed() bool }
+	return errors.As(err, &failed) && failed.Killed()
 }
 
 // exitCode returns the exit code that err carries, or -1.

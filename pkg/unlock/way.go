@@ -100,13 +100,17 @@ func (o Opener) fits(ctx context.Context, about Question, offer Offer, first boo
 		if slices.Contains(about.Except, keyslot) {
 			continue
 		}
-		if err = o.Cryptsetup.Prove(ctx, about.Container, about.Header, offer.Key, keyslot); err == nil {
+		tried := o.Cryptsetup.Prove(ctx, about.Container, about.Header, offer.Key, keyslot)
+		switch {
+		case tried == nil:
 			fitting = append(fitting, keyslot)
-			if first {
-				break
-			}
-		} else if !errors.Is(err, ErrWrongKey) {
-			return nil, err
+		case !anotherKeyMayFit(tried):
+			return nil, tried
+		default:
+			err = worse(err, tried)
+		}
+		if first && len(fitting) > 0 {
+			break
 		}
 	}
 	if len(fitting) > 0 {

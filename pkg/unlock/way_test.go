@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -81,6 +82,56 @@ func TestWaysEnd(t *testing.T) {
 	if _, failed, err := broken.Ways(t.Context(), about); !errors.Is(err, ErrCryptsetup) || errors.Is(err, ErrNoKeyFits) || len(failed) != 0 {
 		t.Errorf("%v, failed %v", err, failed)
 	}
+}
+
+// A keyslot that asks for more memory than there is keeps nobody from the next one, and no source from being asked.
+func TestKeyslotWithoutMemory(t *testing.T) {
+	cryptsetup, about := ringOfKeys(t)
+	key := filepath.Join(t.TempDir(), "key")
+	writeFile(t, key, "first", 0o400)
+	_, err := command.Runner{}.Run(t.Context(), nil, nil, "cryptsetup", "luksAddKey", "--batch-mode", "--key-file", key, "--key-slot", "7",
+		"--pbkdf=argon2id", "--pbkdf-memory=262144", "--pbkdf-parallel=1", "--pbkdf-force-iterations=4", about.Container, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	about.Header = readHeader(t, about.Container)
+	cryptsetup.Runner = limited{}
+	way, failed, err := Opener{Cryptsetup: cryptsetup, Sources: passphrases(t, "wrong", "second")}.Find(t.Context(), about)
+	if err != nil || !slices.Equal(way.Keyslots, []int{2}) || len(failed) != 1 || !errors.Is(failed[0], ErrKeyslotMemory) {
+		t.Fatalf("%+v, failed %v, %v", way, failed, err)
+	}
+	way.Key.Wipe()
+}
+
+// limited runs programs with little memory.
+type limited struct{ command.Runner }
+
+func (l limited) Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error) {
+	return l.Runner.Run(ctx, stdin, extra, "prlimit", append([]string{"--as=150000000", name}, args...)...)
+}
+
+// Also where the kernel kills cryptsetup, and where a mapping is to be made.
+func TestActivateWithoutMemory(t *testing.T) {
+	_, about := ringOfKeys(t)
+	for _, end := range []string{"exit 3", "kill -KILL $$"} {
+		var tried []string
+		opener := Opener{Cryptsetup: Cryptsetup{Runner: scripted(func(keyslot string) string {
+			tried = append(tried, keyslot)
+			return map[string]string{"1": "exit 2", "2": end, "5": "exit 2"}[keyslot]
+		})}}
+		_, err := opener.activate(t.Context(), Target{Device: about.Container, Header: about.Header},
+			Offer{Key: newKey(t, "key"), Keyslots: []int{1, 2, 5}})
+		if !errors.Is(err, ErrKeyslotMemory) || !anotherKeyMayFit(err) || len(tried) != 3 {
+			t.Errorf("%s: tried %v, %v", end, tried, err)
+		}
+	}
+}
+
+// scripted runs a shell script in place of cryptsetup.
+type scripted func(keyslot string) string
+
+func (s scripted) Run(ctx context.Context, _ *os.File, _ []*os.File, _ string, args ...string) ([]byte, error) {
+	return command.Runner{}.Run(ctx, nil, nil, "sh", "-c", s(args[slices.Index(args, "--key-slot")+1]))
 }
 
 func TestRemoveToken(t *testing.T) {
