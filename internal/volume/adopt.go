@@ -38,6 +38,8 @@ type adoption struct {
 	Container string            `json:"container"`
 	UUID      string            `json:"uuid"`
 	Stores    map[string]string `json:"stores"`
+	// Bare is what the mount points were before they were guarded; none before that.
+	Bare []barePath `json:"bare,omitempty"`
 }
 
 func (v *Volume) adoptionName() string { return "adopt-" + v.Name() }
@@ -48,8 +50,11 @@ type adopting struct {
 	options AdoptOptions
 	// journal is nil until there is one on disk.
 	journal *adoption
+	// guarded are the mount points that an interrupted adoption has noted before it guarded them.
+	guarded []barePath
 	record  Record
-	bare    []barePath
+	// bare are those that this one gives back if it fails.
+	bare []barePath
 }
 
 // Adopt takes a LUKS2 container that luksmediad did not make under management: pinned, with marker and stores, its paths guarded. The
@@ -93,7 +98,7 @@ func (a *adopting) preflight(ctx context.Context) error {
 func (a *adopting) checkNew() error {
 	_, err := a.loadRecord()
 	if err == nil {
-		err = wrongf(ErrAlreadySetUp, "cannot adopt %s: volume %s exists", a.config.Volume.Container, a.Name())
+		return a.refuseRecorded()
 	}
 	if !errors.Is(err, ErrNotSetUp) && !errors.Is(err, ErrAdopting) {
 		return err
@@ -104,8 +109,21 @@ func (a *adopting) checkNew() error {
 	} else if err != nil {
 		return err
 	}
-	a.journal = &found
+	a.journal, a.guarded = &found, found.Bare
 	return nil
+}
+
+// refuseRecorded ends the journal of an adoption that has come to its record.
+func (a *adopting) refuseRecorded() error {
+	err := wrongf(ErrAlreadySetUp, "cannot adopt %s: volume %s exists", a.config.Volume.Container, a.Name())
+	if a.look {
+		return err
+	}
+	return errors.Join(err, a.states.Remove(a.adoptionName()))
+}
+
+func (a *adopting) saveJournal() error {
+	return a.states.Save(a.adoptionName(), adoptionVersion, a.journal)
 }
 
 // takeStores gives every configured store its folder and the volume its marker.
@@ -114,8 +132,8 @@ func (a *adopting) takeStores(context.Context) error {
 	if err != nil || a.options.DryRun {
 		return err
 	}
-	a.journal = &adoption{Container: a.config.Volume.Container, UUID: a.header.UUID, Stores: moves}
-	if err := a.states.Save(a.adoptionName(), adoptionVersion, a.journal); err != nil {
+	a.journal = &adoption{Container: a.config.Volume.Container, UUID: a.header.UUID, Stores: moves, Bare: a.guarded}
+	if err := a.saveJournal(); err != nil {
 		return err
 	}
 	stores := slices.Clone(a.config.Stores)
@@ -157,6 +175,7 @@ func (a *adopting) planStores() (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	others = slices.DeleteFunc(others, func(name string) bool { return claimed(moves, name) })
 	for _, store := range a.config.Stores {
 		folder, told := moves[store.Name]
 		if told {
@@ -169,6 +188,16 @@ func (a *adopting) planStores() (map[string]string, error) {
 		}
 	}
 	return moves, nil
+}
+
+// claimed tells whether what lies in the root under that name is, or has in it, what becomes a store.
+func claimed(moves map[string]string, name string) bool {
+	for _, folder := range moves {
+		if folder == "." || folder == name || strings.HasPrefix(folder, name+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 // toldMoves joins what is said now with what the interrupted adoption was told. Directories that lie in each other cannot both move.
@@ -303,29 +332,51 @@ func (a *adopting) moveAll(store config.Store) error {
 	return a.sync()
 }
 
-// guardPaths makes what is missing of the mount points, and all of them useless.
+// guardPaths makes what is missing of the mount points, and all of them useless. What they were is on disk before.
 func (a *adopting) guardPaths(context.Context) (err error) {
-	if a.bare, err = a.barePaths(); err != nil {
+	if a.bare, err = a.pathsBefore(); err != nil {
 		return err
 	}
 	for i := range a.bare {
-		if !a.bare[i].Missing {
-			continue
+		if bare := &a.bare[i]; bare.Missing && bare.Inode == 0 {
+			if err := bare.make(); err != nil {
+				return err
+			}
 		}
-		if err := a.bare[i].make(); err != nil {
-			return err
-		}
+	}
+	a.journal.Bare = a.bare
+	if err := a.saveJournal(); err != nil {
+		return err
 	}
 	return a.guardAll(&a.record, a.observer)
 }
 
+// pathsBefore are the mount points as they were before an adoption has guarded them, or as they are.
+func (a *adopting) pathsBefore() ([]barePath, error) {
+	paths, err := a.barePaths()
+	for i, now := range paths {
+		at := slices.IndexFunc(a.guarded, func(before barePath) bool { return before.Path == now.Path })
+		if at >= 0 && !now.Missing {
+			paths[i] = a.guarded[at]
+		}
+	}
+	return paths, err
+}
+
 // restorePaths gives the mount points back where no volume came about.
 func (a *adopting) restorePaths() error {
+	if len(a.bare) == 0 {
+		return nil
+	}
 	var faults []error
 	for _, bare := range a.bare {
 		faults = append(faults, bare.restore())
 	}
-	return errors.Join(faults...)
+	if err := errors.Join(faults...); err != nil {
+		return err
+	}
+	a.journal.Bare = nil // the next one looks again
+	return a.saveJournal()
 }
 
 // commit makes the volume usable.

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"luksmediad/internal/config"
 	"luksmediad/internal/journal"
 	"luksmediad/pkg/unlock"
@@ -353,21 +355,44 @@ func TestAdoptAfterEveryCrash(t *testing.T) {
 	if points < 12 {
 		t.Errorf("only %d crashes", points)
 	}
-	if err := s.states.Remove(s.adoptionName()); err != nil { // it may have died between record and journal
-		t.Error(err)
-	}
+	s.requireError(s.adopt(nil), StepPreflight, ErrAlreadySetUp) // which ends the journal if it has died before that
 	s.requireAdopted(map[string]string{"local_content/picture": "moved", "other": "moved too"})
 }
 
-func readopt(folder string, c *crasher) error {
+// What the mount points were is known to the next adoption, which gives them back if it fails.
+func TestAdoptRestoresAfterCrash(t *testing.T) {
+	s := newSite(t)
+	foreignExt4().with(fillWithFiles("stores/media")).make(s)
+	s.must(os.Chown(s.store, 991, 992))
+	s.chmod(s.store, 0o750)
+	describe := func() string { return s.run("stat", "--format", "%i %a %u:%g", s.store) }
+	before := describe()
+	place, err := crashChild(t, "adopt untold", s.dir, string(StepRecord))
+	if err != nil || place == "" || describe() == before {
+		t.Fatalf("killed at %q, %v, the store is as it was: %s", place, err, describe())
+	}
+	healthy := s.Volume
+	s.Volume = New(s.config, s.paths, unwritten{})
+	s.requireError(s.adopt(nil), StepRecord, unix.EINVAL)
+	if after := describe(); after != before {
+		t.Errorf("the store was %s and is %s", before, after)
+	}
+	s.write(filepath.Join(s.store, "picture"), "in clear text") // it is not immutable
+	s.remove(filepath.Join(s.store, "picture"))
+	s.Volume = healthy
+	s.must(s.adopt(nil))
+	s.requireAdopted(map[string]string{"other": "moved too"})
+}
+
+// readopt adopts, with what lies in the root as the store or what has been one.
+func readopt(folder string, stores map[string]string, c *crasher) error {
 	s := openSite(folder)
 	s.Volume = New(s.config, s.paths, c)
 	key, err := secret.From([]byte(foreignPassphrase))
 	if err != nil {
 		return err
 	}
-	_, err = s.Adopt(context.Background(), AdoptOptions{Sources: []unlock.Source{unlock.Passphrase{Key: key}},
-		Stores: map[string]string{"media": "."}}, c)
+	_, err = s.Adopt(context.Background(), AdoptOptions{Sources: []unlock.Source{unlock.Passphrase{Key: key}}, Stores: stores}, c)
 	return err
 }
 
@@ -379,6 +404,9 @@ func TestAdoptTwoStores(t *testing.T) {
 		s.must(os.MkdirAll(filepath.Join(root, "faces"), 0o750))
 		s.write(filepath.Join(root, "faces", "face"), "a face")
 	}).make(s)
+	// What is said to be one store is in the way of no new one.
+	_, err := s.Adopt(t.Context(), AdoptOptions{Sources: s.passphrase(foreignPassphrase), Stores: map[string]string{"media": "."}, DryRun: true}, &watcher{})
+	s.must(err)
 	s.must(s.adopt(map[string]string{"media": ".", "avatars": "faces"}))
 	s.must(errors.Join(func() error { _, err := s.Open(t.Context(), s.passphrase(foreignPassphrase), &watcher{}); return err }()))
 	s.requireContent(filepath.Join(s.store, "other"), "moved too")

@@ -27,7 +27,9 @@ func relive(what, folder string, c *crasher) error {
 	case "grow":
 		return regrow(folder, c)
 	case "adopt":
-		return readopt(folder, c)
+		return readopt(folder, map[string]string{"media": "."}, c)
+	case "adopt untold":
+		return readopt(folder, nil, c)
 	case "migrate", "rollback", "purge":
 		return removing(what, folder, c)
 	default:
