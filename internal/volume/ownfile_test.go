@@ -69,6 +69,28 @@ func TestOwnFile(t *testing.T) {
 	}
 }
 
+// After a boot the number of the device may be another one; an inode that was given to another file was born at another time. Notes of before
+// have the device only.
+func TestOwnFileAfterReboot(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	writeFile(t, path, "")
+	for name, test := range map[string]struct {
+		change func(*ownFile)
+		ours   bool
+	}{
+		"another device number": {func(f *ownFile) { f.Device++ }, true},
+		"inode of another file": {func(f *ownFile) { f.Born-- }, false},
+		"noted before":          {func(f *ownFile) { f.Born = 0 }, true},
+		"noted before the boot": {func(f *ownFile) { f.Born, f.Device = 0, f.Device+1 }, false},
+	} {
+		own := identified(t, path)
+		test.change(&own)
+		if ours, err := own.exists(); err != nil || ours != test.ours {
+			t.Errorf("%s: ours: %t, %v", name, ours, err)
+		}
+	}
+}
+
 // replaceFile keeps the old file, whose inode could be given to the new one otherwise.
 func replaceFile(t *testing.T, path string) {
 	if err := os.Rename(path, path+".old"); err != nil {
