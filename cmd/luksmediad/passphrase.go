@@ -72,13 +72,13 @@ func readSecretFile(path, what string) (key *secret.Key, err error) {
 	return unlock.WithoutNewline(key, "the "+what+" in "+path)
 }
 
-// readPassphraseCommand runs the program as its caller would: pass(1) wants HOME, and gpg the terminal.
+// readPassphraseCommand runs the program as its caller would: pass(1) wants HOME, gpg and age ask at the terminal.
 func (a *app) readPassphraseCommand(ctx context.Context, line string) (*secret.Key, error) {
 	fields := strings.Fields(line)
 	if len(fields) == 0 {
 		return nil, usageError{errors.New("cannot run an empty --passphrase-command")}
 	}
-	return unlock.ReadOutput(ctx, command.Runner{Env: os.Environ()}, a.stdin, fields[0], fields[1:]...)
+	return unlock.ReadOutput(ctx, command.Runner{Env: os.Environ(), Foreground: true}, a.stdin, fields[0], fields[1:]...)
 }
 
 // wantedSecret is a secret that is asked for.

@@ -6,7 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"luksmediad/internal/command"
@@ -41,6 +43,19 @@ func TestPassphrase(t *testing.T) {
 		}
 		stdin.Close()
 	}
+}
+
+// The program may ask at the terminal, which takes its being in the process group that the terminal is for.
+func TestPassphraseCommandMayAsk(t *testing.T) {
+	script := filepath.Join(t.TempDir(), "ask")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\ncut --delimiter=' ' --fields=5 /proc/$$/stat\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	key, err := (&passphraseFlags{command: script}).read(t.Context(), &app{})
+	if err != nil || string(key.Bytes()) != strconv.Itoa(syscall.Getpgrp()) {
+		t.Errorf("group %q, %v", key.Bytes(), err)
+	}
+	key.Wipe()
 }
 
 func TestNoPassphrase(t *testing.T) {

@@ -28,6 +28,9 @@ type Runner struct {
 	Grace time.Duration
 	// Env is added to the fixed environment and overrides it. Only a program that a person has named needs any.
 	Env []string
+	// Foreground leaves the program in the process group of the caller: in one of its own it would be stopped when it asks a person at the
+	// terminal (SIGTTIN, SIGTTOU; termios(3)). Of what such a program has started itself nothing is ended with it.
+	Foreground bool
 }
 
 // Run starts name, waits for it and returns its standard output, also when the program has failed.
@@ -82,6 +85,7 @@ type process struct {
 	stdout      head
 	stderr      tail
 	grace       time.Duration
+	foreground  bool
 	interrupted bool // SIGTERM was sent; written before cmd.Wait returns
 }
 
@@ -91,6 +95,8 @@ func (r Runner) prepare(ctx context.Context, stdin *os.File, extra []*os.File, p
 		stdout: head{limit: maxOutput},
 		stderr: tail{limit: maxStderr},
 		grace:  r.Grace,
+
+		foreground: r.Foreground,
 	}
 	if p.grace == 0 {
 		p.grace = DefaultGrace
@@ -102,7 +108,7 @@ func (r Runner) prepare(ctx context.Context, stdin *os.File, extra []*os.File, p
 	}
 	p.cmd.ExtraFiles = extra
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: !r.Foreground}
 	p.cmd.WaitDelay = p.grace
 	p.cmd.Cancel = func() error {
 		err := p.signalGroup(syscall.SIGTERM)
@@ -140,6 +146,9 @@ func (p *process) reap(ctx context.Context, err error) error {
 }
 
 func (p *process) signalGroup(signal syscall.Signal) error {
+	if p.foreground {
+		return p.cmd.Process.Signal(signal)
+	}
 	err := syscall.Kill(-p.cmd.Process.Pid, signal)
 	if errors.Is(err, syscall.ESRCH) {
 		return os.ErrProcessDone
