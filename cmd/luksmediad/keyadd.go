@@ -178,6 +178,9 @@ func (k *keyAddTPM2) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if err := checkBank(k.bank); err != nil {
+		return err
+	}
 	loaded, vol, err := k.begin()
 	if err != nil {
 		return err
@@ -239,6 +242,17 @@ func (k *keyAddTPM2) askPIN(ctx context.Context) (*secret.Key, error) {
 	return k.askTwice(ctx, wantedSecret{"PIN", "--pin-file"})
 }
 
+// checkBank takes none, which leaves the configured one.
+func checkBank(text string) error {
+	if text == "" {
+		return nil
+	}
+	if _, err := config.ParseBank(text); err != nil {
+		return usageError{fmt.Errorf("cannot use --bank: %w", err)}
+	}
+	return nil
+}
+
 // parsePCRs takes numbers with commas between them, or with plus signs as systemd-cryptenroll does.
 func parsePCRs(text string) ([]int, error) {
 	pcrs := []int{}
@@ -246,6 +260,9 @@ func parsePCRs(text string) ([]int, error) {
 		pcr, err := strconv.Atoi(field)
 		if err != nil || pcr < 0 || pcr > 23 {
 			return nil, usageError{fmt.Errorf("cannot use --pcrs %q: %q is not the number of a PCR, 0 to 23", text, field)}
+		}
+		if slices.Contains(pcrs, pcr) {
+			return nil, usageError{fmt.Errorf("cannot use --pcrs %q: %d occurs twice", text, pcr)}
 		}
 		pcrs = append(pcrs, pcr)
 	}

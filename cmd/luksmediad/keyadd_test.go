@@ -66,6 +66,20 @@ func TestConfiguredSeal(t *testing.T) {
 	}
 }
 
+// What no TPM has is a mistake of the command line, whatever else is to be done.
+func TestSealUsage(t *testing.T) {
+	for _, args := range [][]string{{"--bank", "md5", "--pcrs", "7"}, {"--bank", "md5"}, {"--pcrs", "7,7"}, {"--pcrs", "7,x"}, {"--pcrs", "24"}} {
+		k := &keyAddTPM2{keyAdd: keyAdd{app: &app{}}}
+		cmd := k.command()
+		if err := cmd.ParseFlags(args); err != nil {
+			t.Fatal(err)
+		}
+		if err := k.run(cmd); explain(err).ExitCode != exitUsage {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+}
+
 // A key file beside the container is added only by who has read what that means.
 func TestKeyFileAsks(t *testing.T) {
 	same := volume.Protection{Level: volume.LevelNoneSameDisk, Text: "it lies beside it"}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -86,18 +85,15 @@ func (k *keyPin) acceptPin(ctx context.Context) error {
 		return err
 	})
 	switch {
-	case errors.Is(err, errDryRun):
-		return k.succeed("would record the container as it is")
 	case err != nil:
 		return err
 	case !differs:
 		return k.succeed("the container is as recorded")
+	case k.dryRun:
+		return k.succeed("would record the container as it is")
 	}
 	return k.succeed("recorded the container as it is")
 }
-
-// errDryRun ends what would have been done now.
-var errDryRun = errors.New("dry run")
 
 // review shows what differs before it asks.
 func (k *keyPin) review(ctx context.Context, report *volume.PinReport) error {
@@ -105,8 +101,6 @@ func (k *keyPin) review(ctx context.Context, report *volume.PinReport) error {
 		return err
 	}
 	switch {
-	case k.dryRun && report.Looked:
-		return errDryRun
 	case k.dryRun:
 		return nil
 	case !report.Looked:

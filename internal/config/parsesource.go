@@ -49,7 +49,7 @@ func (s *KeySource) readers() fields {
 func (t *TPM2) read(v value) {
 	v.mapping(fields{
 		"device":    parsed(&t.Device, "auto", parseTPMDevice),
-		"bank":      parsed(&t.Bank, "sha256", parseBank),
+		"bank":      parsed(&t.Bank, "sha256", ParseBank),
 		"pin":       parsed(&t.PIN, "ask", parsePIN),
 		"signature": parsed(&t.Signature, "auto", parseSignature),
 		"wait":      parsed(&t.Wait, "30s", parseWait),
@@ -105,7 +105,8 @@ func (p *Passphrase) read(v value) {
 	v.mapping(fields{"timeout": parsed(&p.Timeout, "60s", parseAnswerTimeout)})
 }
 
-func parseBank(text string) (Bank, error) {
+// ParseBank reads the name of a bank.
+func ParseBank(text string) (Bank, error) {
 	if bank := Bank(text); slices.Contains([]Bank{SHA1, SHA256, SHA384, SHA512}, bank) {
 		return bank, nil
 	}

@@ -165,6 +165,9 @@ func (d *Drift) compare(ctx context.Context, with comparison, token *tpm2.Token,
 
 func (d *Drift) comparePolicy(ctx context.Context, with comparison, token *tpm2.Token, policy tpm2.Policy) (err error) {
 	if len(d.PCRs) > 0 {
+		if policy, err = with.device.PolicyOf(ctx, token); err != nil {
+			return err
+		}
 		d.Bank = policy.Bank
 		d.Values, err = with.device.ReadPCRs(ctx, d.Bank, d.PCRs)
 	}
@@ -188,7 +191,7 @@ func (d *Drift) digest(token *tpm2.Token, policy tpm2.Policy, read func() (*tpm2
 	}
 	same := false
 	if err == nil {
-		same, err = token.PolicyMatches(d.Values, signatures)
+		same, err = policy.Matches(token.PolicyHash, d.Values, signatures)
 	}
 	if errors.Is(err, tpm2.ErrSignature) {
 		d.Err = err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
@@ -23,6 +24,9 @@ type Test struct {
 	Sources []unlock.Source
 	// Slots get the proofs.
 	Slots []*Slot
+
+	// hopeless is the first failure that says nothing about the key.
+	hopeless error
 }
 
 // Unplaced is a key that was offered and opens nothing, while every keyslot that it could have opened is opened by
@@ -34,7 +38,8 @@ type Unplaced struct {
 
 // Run unseals each TPM token, has each clevis token decrypted, and tries the key on the keyslots of the token, then tries what the sources offer on the
 // keyslots that it is meant for. A key that opens one keyslot says nothing about the others: those stay untested. One
-// that opens none has failed on each that nothing else opens. It fails only with the error of a context that ended.
+// that opens none has failed on each that nothing else opens. It fails with the error of a context that ended, and, where
+// nothing was proven, with what kept keys from being tried: see [unlock.Hopeless].
 func (t *Test) Run(ctx context.Context) ([]Unplaced, error) {
 	if err := t.tokens(ctx); err != nil {
 		return nil, err
@@ -53,7 +58,18 @@ func (t *Test) Run(ctx context.Context) ([]Unplaced, error) {
 			misfits = append(misfits, m)
 		}
 	}
-	return t.place(misfits), nil
+	unplaced := t.place(misfits)
+	if t.hopeless != nil && !slices.ContainsFunc(t.Slots, (*Slot).Proven) {
+		return nil, t.hopeless
+	}
+	return unplaced, nil
+}
+
+// note remembers a failure for which no key is to blame.
+func (t *Test) note(ctx context.Context, err error) {
+	if t.hopeless == nil {
+		t.hopeless = unlock.Hopeless(ctx, err)
+	}
 }
 
 // misfit is a source whose key opens no keyslot.
@@ -70,6 +86,7 @@ func (t *Test) try(ctx context.Context, source unlock.Source, m *misfit) bool {
 	fits := false
 	for offer, err := range source.Offers(ctx, t.Container.Header) {
 		if err != nil {
+			t.note(ctx, err)
 			m.err = err
 			for _, number := range offer.Keyslots {
 				m.errs[number] = err
@@ -186,6 +203,7 @@ func (t *Test) clevisTokens(ctx context.Context) error {
 // token adds a proof to each keyslot of the token, of its key or of why there is none. It wipes the key.
 func (t *Test) token(ctx context.Context, source Source, token luks2.Token, key *secret.Key, err error) {
 	defer key.Wipe()
+	t.note(ctx, err)
 	for _, number := range token.Keyslots {
 		proof := Proof{Source: source, Token: token.ID, Err: err}
 		if err == nil {
@@ -196,7 +214,9 @@ func (t *Test) token(ctx context.Context, source Source, token luks2.Token, key 
 }
 
 func (t *Test) prove(ctx context.Context, key *secret.Key, number int) error {
-	return t.Cryptsetup.Prove(ctx, t.Container.Path, t.Container.Header, key, number)
+	err := t.Cryptsetup.Prove(ctx, t.Container.Path, t.Container.Header, key, number)
+	t.note(ctx, err)
+	return err
 }
 
 func (t *Test) slot(number int) *Slot {

@@ -3,6 +3,7 @@ package keys
 import (
 	"context"
 	"errors"
+	"iter"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,6 +76,40 @@ func TestUnboundKeyslot(t *testing.T) {
 	if len(test.Slots) != 2 || !test.Slots[0].Proven() || !test.Slots[1].Unbound || test.Slots[1].Proofs != nil {
 		t.Errorf("%+v", describe(test.Slots))
 	}
+}
+
+// Where nothing could be tried no key is to blame. Where something opens the container the rest is told beside it.
+func TestNothingCouldBeTried(t *testing.T) {
+	path := newContainer(t)
+	test := newTest(t, path, typed(t, passphrase))
+	test.Cryptsetup.Runner = failing{}
+	if _, err := test.Run(t.Context()); !errors.Is(err, unlock.ErrCryptsetup) {
+		t.Error(err)
+	}
+	test = newTest(t, path, typed(t, passphrase), noMemory{})
+	if unplaced, err := test.Run(t.Context()); err != nil || len(unplaced) != 1 || !errors.Is(unplaced[0].Err, secret.ErrNoMemory) {
+		t.Errorf("%+v, %v", unplaced, err)
+	}
+	test = newTest(t, path, noMemory{})
+	if _, err := test.Run(t.Context()); !errors.Is(err, secret.ErrNoMemory) {
+		t.Error(err)
+	}
+}
+
+// failing finds no program.
+type failing struct{}
+
+func (failing) Run(context.Context, *os.File, []*os.File, string, ...string) ([]byte, error) {
+	return nil, command.ErrNotFound
+}
+
+// noMemory has no place for a key.
+type noMemory struct{}
+
+func (noMemory) Name() string { return "keyfile" }
+
+func (noMemory) Offers(context.Context, *luks2.Header) iter.Seq2[unlock.Offer, error] {
+	return func(yield func(unlock.Offer, error) bool) { yield(unlock.Offer{}, secret.ErrNoMemory) }
 }
 
 // A key is not blamed on a keyslot that is recorded to be another's.

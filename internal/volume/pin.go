@@ -127,7 +127,7 @@ type AcceptOptions struct {
 	// Confirm is shown the differences, and stops everything by an error. It is asked before a container is opened that is not the
 	// recorded one, and again, with [PinReport].Looked, before it is recorded. It is not asked where nothing differs.
 	Confirm func(*PinReport) error
-	// DryRun opens the container and looks, and changes nothing in it. Confirm must stop before it is recorded.
+	// DryRun opens the container and looks, and changes and records nothing.
 	DryRun bool
 }
 
@@ -183,7 +183,7 @@ func (a *accepting) accept(ctx context.Context) error {
 	if len(a.report.Differences) == 0 {
 		return nil
 	}
-	if err := a.options.Confirm(a.report); err != nil {
+	if err := a.options.Confirm(a.report); err != nil || a.options.DryRun {
 		return err
 	}
 	record := *a.record

@@ -57,7 +57,7 @@ func (o Opener) prove(ctx context.Context, about Question, first bool) (ways []*
 				}
 				continue
 			}
-			if err := hopeless(ctx, err); err != nil {
+			if err := Hopeless(ctx, err); err != nil {
 				WipeWays(ways)
 				return nil, failed, err
 			}
@@ -82,8 +82,9 @@ func (o Opener) way(ctx context.Context, about Question, source Source, offer Of
 	return &Way{Source: source.Name(), Keyslots: keyslots, Key: key}, err
 }
 
-// hopeless gives the error that trying another key would only repeat.
-func hopeless(ctx context.Context, err error) error {
+// Hopeless gives the error that trying another key would only repeat, nil if another one may do: the context has ended, cryptsetup itself
+// fails, or there is no locked memory.
+func Hopeless(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

@@ -2,6 +2,7 @@ package tpm2
 
 import (
 	"bytes"
+	"context"
 	"crypto/rsa"
 	"crypto/sha256"
 	"errors"
@@ -191,6 +192,18 @@ func (t *Token) Policy() (Policy, error) {
 	return policy, err
 }
 
+// PolicyOf is the policy of the token in this TPM: as [Token.Policy], with the
+// bank that is there where the token names none.
+func (d *Device) PolicyOf(ctx context.Context, t *Token) (Policy, error) {
+	policy, err := t.Policy()
+	if err != nil {
+		return Policy{}, err
+	}
+	tpm, end := d.begin(ctx)
+	defer end()
+	return policy, tpm.settleBank(t, &policy)
+}
+
 // PolicyMatches tells whether the token could be unsealed, with its PIN if
 // it has one, while its PCRs and PubkeyPCRs have these values. It needs no TPM,
 // so that drift is found without unsealing anything. The classes are [ErrToken],
@@ -200,14 +213,19 @@ func (t *Token) PolicyMatches(values map[int][]byte, signatures *Signatures) (bo
 	if err != nil {
 		return false, err
 	}
-	digest, err := policy.Digest(values)
-	if err != nil || !bytes.Equal(digest, t.PolicyHash) || policy.Signer == nil {
-		return err == nil && bytes.Equal(digest, t.PolicyHash), err
+	return policy.Matches(t.PolicyHash, values, signatures)
+}
+
+// Matches is [Token.PolicyMatches] for a policy with the digest want.
+func (p Policy) Matches(want []byte, values map[int][]byte, signatures *Signatures) (bool, error) {
+	digest, err := p.Digest(values)
+	if err != nil || !bytes.Equal(digest, want) || p.Signer == nil {
+		return err == nil && bytes.Equal(digest, want), err
 	}
 	if signatures == nil {
 		return false, errNoSignatures()
 	}
-	return policy.accepted(values, signatures)
+	return p.accepted(values, signatures)
 }
 
 func errNoSignatures() error {

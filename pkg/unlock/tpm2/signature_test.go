@@ -278,6 +278,12 @@ func TestSignedPolicyWithoutItsBank(t *testing.T) {
 	s.Deallocate(tpm2.TPMAlgSHA256)
 	now := readPCRs(t, s, SHA1, []int{11})
 	wantKeyWith(t, s, unnamed, UnsealOptions{Signatures: parsed(t, SHA1, sign(t, signer, SHA1, []int{11}, now))}, key)
+	for token, want := range map[*Token]Bank{unnamed: SHA1, named: SHA256} {
+		policy, err := with(t, s, func(d *Device) (Policy, error) { return d.PolicyOf(t.Context(), token) })
+		if err != nil || policy.Bank != want {
+			t.Errorf("bank %s, %v, want %s", policy.Bank, err, want)
+		}
+	}
 	_, err := unsealWith(t, s, unnamed, UnsealOptions{Signatures: parsed(t, SHA256, signed)})
 	wantClass(t, err, ErrSignature)
 	_, err = unsealWith(t, s, named, UnsealOptions{Signatures: parsed(t, SHA256, signed)})

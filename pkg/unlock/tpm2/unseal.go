@@ -73,7 +73,7 @@ func (b bus) unsealToken(t *Token, p proof) (*secret.Key, error) {
 		return nil, err
 	}
 	defer b.flush(object.Handle)
-	if err := b.settleBank(t, &p); err != nil {
+	if err := b.settleBank(t, &p.Policy); err != nil {
 		return nil, fmt.Errorf("cannot unseal the key: %w", err)
 	}
 	return b.unseal(object, under, p)
@@ -103,7 +103,7 @@ func (t *Token) prove(opts UnsealOptions) (proof, error) {
 // settleBank chooses for a token that names no bank because all its PCRs are
 // signed ones, as since version 256: SHA-256, or else SHA-1 (systemd
 // src/shared/tpm2-util.c, tpm2_get_best_pcr_bank).
-func (b bus) settleBank(t *Token, p *proof) error {
+func (b bus) settleBank(t *Token, p *Policy) error {
 	if t.Bank != "" || p.Signer == nil || len(p.PCRs) > 0 {
 		return nil
 	}
