@@ -363,6 +363,7 @@ func TestAdoptAfterEveryCrash(t *testing.T) {
 func TestAdoptRestoresAfterCrash(t *testing.T) {
 	s := newSite(t)
 	foreignExt4().with(fillWithFiles("stores/media")).make(s)
+	s.mkdir(s.store)
 	s.must(os.Chown(s.store, 991, 992))
 	s.chmod(s.store, 0o750)
 	describe := func() string { return s.run("stat", "--format", "%i %a %u:%g", s.store) }

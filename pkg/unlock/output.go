@@ -14,7 +14,7 @@ import (
 const closePatience = time.Second
 
 // ReadOutput runs a program and reads what it prints straight into locked memory: no copy of it is on the heap. It
-// fails with what the program fails with, [secret.ErrEmpty], or [secret.ErrTooLarge] above [MaxKeyFileBytes].
+// fails with what the program fails with, [secret.ErrEmpty], [secret.ErrNoMemory], or [secret.ErrTooLarge] above [MaxKeyFileBytes].
 func ReadOutput(ctx context.Context, speaker Speaker, stdin *os.File, name string, args ...string) (*secret.Key, error) {
 	reader, writer, err := os.Pipe()
 	if err != nil {
@@ -31,7 +31,7 @@ func ReadOutput(ctx context.Context, speaker Speaker, stdin *os.File, name strin
 	_ = reader.SetReadDeadline(time.Now().Add(closePatience)) // it is closed if everything was read
 	got := <-printed
 	switch {
-	case errors.Is(got.err, secret.ErrTooLarge):
+	case errors.Is(got.err, secret.ErrTooLarge), errors.Is(got.err, secret.ErrNoMemory): // of which the program has died
 		return nil, got.err
 	case failure != nil:
 		got.key.Wipe()

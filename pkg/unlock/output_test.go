@@ -7,8 +7,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/command"
 	"luksmediad/pkg/unlock/secret"
@@ -33,6 +36,30 @@ func TestReadOutput(t *testing.T) {
 			t.Errorf("%s: %d bytes, %v", name, key.Len(), err)
 		}
 		key.Wipe()
+	}
+}
+
+// withoutMemory is the variable of a child that may lock no memory.
+const withoutMemory = "LUKSMEDIAD_TEST_WITHOUT_MEMORY"
+
+// What fails is this process, not the program, which dies because nobody reads what it prints.
+func TestReadOutputWithoutMemory(t *testing.T) {
+	if os.Getenv(withoutMemory) == "" {
+		cmd := exec.Command("/proc/self/exe", "-test.run=^TestReadOutputWithoutMemory$")
+		cmd.Dir, cmd.Env = "/", []string{withoutMemory + "=1"}
+		if os.Geteuid() == 0 { // whom no limit holds
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		}
+		if output, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, output)
+		}
+		return
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{}); err != nil {
+		t.Fatal(err)
+	}
+	if key, err := ReadOutput(t.Context(), command.Runner{}, nil, "yes"); !errors.Is(err, secret.ErrNoMemory) {
+		t.Errorf("ReadOutput: %d bytes, %v", key.Len(), err)
 	}
 }
 
