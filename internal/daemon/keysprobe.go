@@ -210,16 +210,22 @@ func (p *keysProbe) try(ctx context.Context, header *luks2.Header) []finding {
 	return findings
 }
 
-// triedBefore: what another process, or an opening, has proven need not be tried at once.
+// triedBefore: what another process, or an opening, has proven need not be tried at once. A proof does not say which of several sources of
+// its kind it was.
 func (p *keysProbe) triedBefore(header *luks2.Header) map[int]time.Time {
 	tried := map[int]time.Time{}
 	proofs, err := p.ring.Proofs(header)
 	if err != nil {
 		return tried
 	}
-	for i, source := range p.ring.SourcesUnattended() {
+	sources := p.ring.SourcesUnattended()
+	count := map[string]int{}
+	for _, source := range sources {
+		count[source.Name()]++
+	}
+	for i, source := range sources {
 		for _, proof := range proofs {
-			if proof.Source == source.Name() && !proof.Time.After(time.Now()) {
+			if count[source.Name()] == 1 && proof.Source == source.Name() && !proof.Time.After(time.Now()) {
 				tried[i] = proof.Time
 			}
 		}

@@ -190,6 +190,16 @@ func TestKeysProbe(t *testing.T) {
 	b.requireReason(health.ReasonKeyFailed, "keyfile: ", "key file missing")
 }
 
+// A proof of one key file says nothing about another one.
+func TestKeysProbeOfTwoKeyFiles(t *testing.T) {
+	b := newKeyBench(t)
+	b.add(volume.EnrolKeyFile{Path: b.path("key")})
+	b.must(b.volume.NoteProof(b.header(), 0, "passphrase"))
+	b.config.Unlock = []config.KeySource{{Keyfile: &config.Keyfile{Path: b.path("missing")}}, {Keyfile: &config.Keyfile{Path: b.path("key")}}}
+	b.restart()
+	b.requireReason(health.ReasonKeyFailed, "key file missing")
+}
+
 // Two keyslots of one kind fail together.
 func TestKeysProbeWantsIndependentWays(t *testing.T) {
 	b := newKeyBench(t)

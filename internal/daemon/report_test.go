@@ -180,7 +180,7 @@ func TestSources(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
 		s.volume.failsAt(volume.StepUnlock, &unlock.NoKeyError{Container: "/srv/media.luks", Attempts: []unlock.Attempt{
-			{Source: "tpm2", Err: errBroken}, {Source: "keyfile", Err: errBroken}}})
+			{Source: "tpm2", Err: errBroken}, {Source: "keyfile", Index: 1, Err: errBroken}}})
 		s.start(t)
 		s.after(500 * time.Millisecond)
 		failed := func(kind api.SourceKind) api.Source {
@@ -190,7 +190,7 @@ func TestSources(t *testing.T) {
 			t.Error(diff)
 		}
 		o := opened()
-		o.Source, o.Keyslot, o.Failed = "keyfile", 2, []unlock.Attempt{{Source: "tpm2", Err: errBroken, Took: 2 * time.Second}}
+		o.Source, o.Index, o.Keyslot, o.Failed = "keyfile", 1, 2, []unlock.Attempt{{Source: "tpm2", Err: errBroken, Took: 2 * time.Second}}
 		s.volume.gives(o)
 		s.after(time.Second)
 		again := failed("tpm2")
@@ -201,6 +201,22 @@ func TestSources(t *testing.T) {
 			t.Error(diff)
 		}
 		golden(t, "testdata/metrics.golden", s.metrics(t))
+	})
+}
+
+// Two sources of one kind are two.
+func TestSourcesOfOneKind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.Config.Unlock = []config.KeySource{{Keyfile: &config.Keyfile{Path: "/mnt/stick/key"}}, {Keyfile: &config.Keyfile{Path: "/root/key"}}}
+		o := opened()
+		o.Source, o.Index, o.Keyslot, o.Failed = "keyfile", 1, 2, []unlock.Attempt{{Source: "keyfile", Err: errBroken}}
+		s.volume.gives(o)
+		s.start(t)
+		got := s.sources(t)
+		if got[0].Outcome != api.SourceOutcomeFailed || got[0].Text != errBroken.Error() || got[1].Outcome != api.SourceOutcomeOpened || *got[1].Keyslot != 2 {
+			t.Errorf("%+v", got)
+		}
 	})
 }
 

@@ -22,8 +22,8 @@ func (d *Daemon) Status(context.Context) (api.Status, error) {
 	status.OpenedBy = seen.openedBy
 	status.Phase, status.ContainerBytes = api.Phase(seen.phase), seen.bytes
 	status.Version, status.PID, status.Started = d.Version, os.Getpid(), seen.started
-	for i, source := range status.Sources {
-		if tried, ok := seen.tried[string(source.Kind)]; ok {
+	for i := range status.Sources {
+		if tried, ok := seen.tried[i]; ok {
 			status.Sources[i] = tried
 		}
 	}

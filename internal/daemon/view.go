@@ -27,7 +27,8 @@ type view struct {
 	mapped bool
 	// bytes is the size of the container when it was last open.
 	bytes int64
-	tried map[string]api.Source
+	// tried is how each source fared when it was last tried, by its place in the configuration.
+	tried map[int]api.Source
 	// protection is nil until it was found out; it does not depend on whether the volume is open.
 	protection *volume.Protection
 }
@@ -67,14 +68,14 @@ func (v *view) setOpened(opened *volume.Opened, err error, mapped bool, explain 
 	}
 	now := time.Now()
 	if v.tried == nil {
-		v.tried = map[string]api.Source{}
+		v.tried = map[int]api.Source{}
 	}
 	for _, attempt := range attempts {
-		v.tried[attempt.Source] = api.Source{Kind: api.SourceKind(attempt.Source), Outcome: api.SourceOutcomeFailed,
+		v.tried[attempt.Index] = api.Source{Kind: api.SourceKind(attempt.Source), Outcome: api.SourceOutcomeFailed,
 			Reason: explain(attempt.Err).Class, Text: attempt.Err.Error(), Tried: now}
 	}
 	if opened != nil && !opened.Adopted() {
-		v.tried[opened.Source] = api.Source{Kind: api.SourceKind(opened.Source), Outcome: api.SourceOutcomeOpened, Keyslot: &opened.Keyslot, Tried: now}
+		v.tried[opened.Index] = api.Source{Kind: api.SourceKind(opened.Source), Outcome: api.SourceOutcomeOpened, Keyslot: &opened.Keyslot, Tried: now}
 	}
 }
 

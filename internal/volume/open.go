@@ -24,8 +24,9 @@ type Opened struct {
 	// Mapping is the open container, Backing the device that carries it.
 	Mapping *unlock.Mapping
 	Backing string
-	// Source opened the container by Keyslot; empty if the mapping was adopted.
+	// Source, the one at Index of the sources, opened the container by Keyslot; empty if the mapping was adopted.
 	Source  string
+	Index   int
 	Keyslot int
 	// Failed lists the sources that were tried before.
 	Failed []unlock.Attempt
@@ -209,7 +210,7 @@ func (o *opening) openMapping(ctx context.Context) error {
 	}
 	defer opened.Key.Wipe()
 	o.opened.Mapping, o.opened.Source, o.opened.Keyslot, o.opened.Failed = opened.Mapping, opened.Source, opened.Keyslot, opened.Failed
-	o.opened.Took = opened.Took
+	o.opened.Index, o.opened.Took = opened.Index, opened.Took
 	o.noteProof(o.opened.Header, opened.Keyslot, opened.Source)
 	o.observer.Event(journal.Unlocked, journal.F("MAPPING", o.MappingName()),
 		journal.F("SOURCE", opened.Source), journal.F("KEYSLOT", opened.Keyslot))

@@ -70,6 +70,8 @@ func (e *FileError) File() string { return e.Path }
 type Attempt struct {
 	// Source is the name of the source, such as "tpm2".
 	Source string
+	// Index is its place among the sources, several of which may have one name.
+	Index int
 	// Took is how long it took.
 	Took time.Duration
 	// Err says why; its class is one of this package or of tpm2.

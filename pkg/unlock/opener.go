@@ -36,6 +36,8 @@ type Target struct {
 type Opened struct {
 	Mapping *Mapping
 	Source  string
+	// Index is the source's place among the sources, several of which may have one name.
+	Index   int
 	Keyslot int
 	// Key opens Keyslot; nil unless the opener was to keep it and found locked memory for that.
 	Key *secret.Key
@@ -68,9 +70,9 @@ func (o Opener) close(ctx context.Context, name string) error {
 
 func (o Opener) open(ctx context.Context, target Target) (*Opened, error) {
 	var failed []Attempt
-	for _, source := range o.Sources {
+	for i, source := range o.Sources {
 		began := time.Now()
-		keyslot, key, err := o.try(ctx, target, source, &failed)
+		keyslot, key, err := o.try(ctx, target, i, &failed)
 		if errors.Is(err, errNoOffer) {
 			continue
 		}
@@ -82,7 +84,7 @@ func (o Opener) open(ctx context.Context, target Target) (*Opened, error) {
 			key.Wipe()
 			return nil, err
 		}
-		return &Opened{Mapping: mapping, Source: source.Name(), Keyslot: keyslot, Key: key, Failed: failed, Took: time.Since(began)}, nil
+		return &Opened{Mapping: mapping, Source: source.Name(), Index: i, Keyslot: keyslot, Key: key, Failed: failed, Took: time.Since(began)}, nil
 	}
 	return nil, &NoKeyError{Container: target.Container, Attempts: failed}
 }
@@ -90,8 +92,9 @@ func (o Opener) open(ctx context.Context, target Target) (*Opened, error) {
 // errNoOffer: the source's offers are used up.
 var errNoOffer = errors.New("no offer fitted")
 
-// try activates target with the first offer of source that fits and returns its keyslot, and its key if it is to be kept.
-func (o Opener) try(ctx context.Context, target Target, source Source, failed *[]Attempt) (int, *secret.Key, error) {
+// try activates target with the first offer of a source that fits and returns its keyslot, and its key if it is to be kept.
+func (o Opener) try(ctx context.Context, target Target, index int, failed *[]Attempt) (int, *secret.Key, error) {
+	source := o.Sources[index]
 	began := time.Now()
 	for offer, err := range source.Offers(ctx, target.Header) {
 		offered := err == nil
@@ -109,7 +112,7 @@ func (o Opener) try(ctx context.Context, target Target, source Source, failed *[
 		if offered && !anotherKeyMayFit(err) || errors.Is(err, secret.ErrNoMemory) {
 			return -1, nil, err
 		}
-		*failed = append(*failed, Attempt{Source: source.Name(), Took: time.Since(began), Err: err})
+		*failed = append(*failed, Attempt{Source: source.Name(), Index: index, Took: time.Since(began), Err: err})
 		began = time.Now()
 	}
 	return -1, nil, errNoOffer

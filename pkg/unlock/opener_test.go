@@ -37,6 +37,9 @@ func TestOpenReportsEveryAttempt(t *testing.T) {
 	for i, class := range []error{ErrNoKeyslot, ErrKeyFileMissing, ErrKeyFileUnsafe, ErrNoKeyslot} {
 		attempt := failed.Attempts[i]
 		sources = append(sources, attempt.Source)
+		if attempt.Index != i {
+			t.Errorf("%v is of source %d, want %d", attempt, attempt.Index, i)
+		}
 		if !errors.Is(attempt, class) || !errors.Is(err, class) {
 			t.Errorf("%v is not of class %v", attempt, class)
 		}

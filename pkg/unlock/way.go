@@ -44,7 +44,7 @@ func (o Opener) Ways(ctx context.Context, about Question) ([]*Way, []Attempt, er
 }
 
 func (o Opener) prove(ctx context.Context, about Question, first bool) (ways []*Way, failed []Attempt, err error) {
-	for _, source := range o.Sources {
+	for i, source := range o.Sources {
 		began := time.Now()
 		for offer, err := range source.Offers(ctx, about.Header) {
 			var way *Way
@@ -61,7 +61,7 @@ func (o Opener) prove(ctx context.Context, about Question, first bool) (ways []*
 				WipeWays(ways)
 				return nil, failed, err
 			}
-			failed = append(failed, Attempt{Source: source.Name(), Took: time.Since(began), Err: err})
+			failed = append(failed, Attempt{Source: source.Name(), Index: i, Took: time.Since(began), Err: err})
 			began = time.Now()
 		}
 	}
