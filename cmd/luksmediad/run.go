@@ -77,7 +77,7 @@ type service struct {
 // newService is the composition root of the daemon.
 func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) *service {
 	live := new(atomic.Pointer[volume.Opened])
-	options := health.Options{Advise: adviceFor(loaded), OnChange: func(c health.Condition) { reportCondition(log, c) }}
+	options := health.Options{Advise: adviceFor(loaded), OnChange: func(c health.Condition, before health.Status) { reportCondition(log, c, before) }}
 	var media health.MediaServer
 	if s := loaded.Probes.Synapse; s != nil {
 		media = synapse.NewClient(s.URL, s.TokenFile)
@@ -211,9 +211,9 @@ func (serviceManager) Notify(state string) {
 	}
 }
 
-// reportCondition logs a change, except where only its cause is worth telling.
-func reportCondition(log *journal.Logger, c health.Condition) {
-	if c.Hidden() || c.Status == health.Unknown {
+// reportCondition logs a change. A probe recovers from a failure only, not from the time before its first outcome.
+func reportCondition(log *journal.Logger, c health.Condition, before health.Status) {
+	if c.Status == health.Unknown {
 		return
 	}
 	event, fields := journal.ConditionChanged, []journal.Field{journal.F("CONDITION", c.Code), journal.F("STATUS", c.Status)}
@@ -222,7 +222,7 @@ func reportCondition(log *journal.Logger, c health.Condition) {
 		event, fields = journal.GuardViolated, nil
 	case c.Probed && c.Status == health.Fail:
 		event, fields = journal.ProbeFailed, []journal.Field{journal.F("PROBE", c.Code)}
-	case c.Probed && c.Status == health.OK:
+	case c.Probed && c.Status == health.OK && before != health.Unknown:
 		event, fields = journal.ProbeRecovered, []journal.Field{journal.F("PROBE", c.Code)}
 	}
 	priority := event.Priority()

@@ -117,10 +117,14 @@ func TestComplaintsAreEvents(t *testing.T) {
 func TestConditionsAreEvents(t *testing.T) {
 	var text strings.Builder
 	log := journal.New(journal.Text{Writer: &text}, "")
-	board := health.NewBoard(health.Options{OnChange: func(c health.Condition) { reportCondition(log, c) }})
+	board := health.NewBoard(health.Options{OnChange: func(c health.Condition, before health.Status) { reportCondition(log, c, before) }})
 	board.Set(health.Guard, health.Fail, "unguarded", "not guarded: /srv")
 	board.Set(health.Guard, health.OK, "", "")
 	board.Set(health.Container, health.OK, "", "")
+	board.Set(health.Header, health.OK, "", "")
+	board.Set(health.Keys, health.OK, "", "")
+	board.Set(health.Keys, health.Fail, health.ReasonOneWayIn, "1 way in")
+	board.Set(health.Keys, health.OK, "", "")
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if err := log.Close(ctx); err != nil {
@@ -128,10 +132,14 @@ func TestConditionsAreEvents(t *testing.T) {
 	}
 	for _, want := range []string{
 		`CRIT   guard violated reason=unguarded text="not guarded: /srv" next=""`, "INFO   condition changed condition=guard status=ok",
-		"INFO   condition changed condition=container status=ok",
+		"INFO   condition changed condition=container status=ok", "INFO   condition changed condition=keys status=ok",
+		"condition changed condition=keys status=degraded reason=one_way_in",
 	} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("no %q in\n%s", want, &text)
 		}
+	}
+	if recovered := strings.Count(text.String(), "probe recovered"); recovered != 1 {
+		t.Errorf("%d recoveries in\n%s", recovered, &text)
 	}
 }

@@ -119,7 +119,7 @@ func TestRetriesAreNoNews(t *testing.T) {
 			s := newSite()
 			s.volume.failsAt(step, errBroken)
 			var changes []health.Code
-			s.Board = health.NewBoard(health.Options{OnChange: func(c health.Condition) { changes = append(changes, c.Code) }})
+			s.Board = health.NewBoard(health.Options{OnChange: func(c health.Condition, _ health.Status) { changes = append(changes, c.Code) }})
 			s.start(t)
 			first := len(changes)
 			s.after(10 * time.Second)

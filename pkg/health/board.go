@@ -74,10 +74,13 @@ func (c Condition) cost() Status {
 
 // Options of a Board. All may be left zero.
 type Options struct {
-	Now      func() time.Time                      // time.Now by default
-	Advise   func(code Code, reason Reason) string // the next command to type for a condition that does not hold
-	OnChange func(Condition)                       // called in order, after each change of a status or reason; must not call Set
-	Without  []Code                                // conditions that do not apply, such as Thumbnail where there is no Synapse
+	Now    func() time.Time                      // time.Now by default
+	Advise func(code Code, reason Reason) string // the next command to type for a condition that does not hold
+	// OnChange is called in order with each report that differs, by its status or reason, from what it was last called with, and with
+	// each outcome that has become stale. before is the status of the last call, Unknown at first. It is not called with what is hidden
+	// by its cause: what a probe says of a volume that is not open is no news, neither then nor later. It must not call Set.
+	OnChange func(c Condition, before Status)
+	Without  []Code // conditions that do not apply, such as Thumbnail where there is no Synapse
 }
 
 // Board holds the present outcome of every condition. Its methods may be called from any goroutine
@@ -97,6 +100,7 @@ type entry struct {
 	checked time.Time
 	maxAge  time.Duration // 0: the outcome never gets stale
 	awaited time.Time     // since when outcomes are expected
+	told    outcome       // what OnChange was last called with
 }
 
 // NewBoard returns a Board on which every condition is Unknown.
@@ -108,7 +112,7 @@ func NewBoard(options Options) *Board {
 		options.Advise = func(Code, Reason) string { return "" }
 	}
 	if options.OnChange == nil {
-		options.OnChange = func(Condition) {}
+		options.OnChange = func(Condition, Status) {}
 	}
 	b := &Board{options: options}
 	for _, d := range conditions {
@@ -135,32 +139,47 @@ type outcome struct {
 func (b *Board) report(code Code, o outcome) {
 	b.reporting.Lock()
 	defer b.reporting.Unlock()
-	if changed, ok := b.set(code, o); ok {
-		b.options.OnChange(changed)
+	for _, n := range b.set(code, o) {
+		b.options.OnChange(n.Condition, n.before)
 	}
 }
 
-// set returns the condition if its status or reason is another than before.
-func (b *Board) set(code Code, o outcome) (Condition, bool) {
+// news is what OnChange has not been told yet.
+type news struct {
+	Condition
+	before Status
+}
+
+func (b *Board) set(code Code, o outcome) []news {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	e := b.entry(code)
 	if e == nil {
-		return Condition{}, false
+		return nil
 	}
 	if o.status == OK || o.status == Unknown {
 		o.reason, o.subject = "", ""
 	}
 	o.status, o.text = e.soften(o.status, o.reason), oneLine(o.text)
 	now := b.options.Now()
-	changed := o.status != e.status || o.reason != e.reason
-	if changed {
+	if o.status != e.status || o.reason != e.reason {
 		e.since = now
 	}
 	e.outcome, e.checked = o, now
-	snapshot := b.snapshot()
-	i := slices.IndexFunc(snapshot, func(c Condition) bool { return c.Code == code })
-	return snapshot[i], changed
+	return b.news(code)
+}
+
+// news takes down as told what is new of the condition that was reported, and of those that have become stale since the last report.
+func (b *Board) news(reported Code) (found []news) {
+	for i, c := range b.snapshot() {
+		e := b.entries[i]
+		if c.Hidden() || c.Code != reported && c.Reason != ReasonStale || c.Status == e.told.status && c.Reason == e.told.reason {
+			continue
+		}
+		found = append(found, news{c, e.told.status})
+		e.told = outcome{status: c.Status, reason: c.Reason}
+	}
+	return found
 }
 
 // Expect makes outcomes of a condition stale, and thereby a failure, when none has been

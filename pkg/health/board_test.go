@@ -235,9 +235,11 @@ func TestNeverReportedGetsStale(t *testing.T) {
 func TestOnChange(t *testing.T) {
 	clock := newClock()
 	var changes []string
-	b := NewBoard(Options{Now: clock.Now, OnChange: func(c Condition) {
-		changes = append(changes, string(c.Code)+" "+c.Status.String()+" "+string(c.Reason))
+	b := goodBoard(Options{Now: clock.Now, OnChange: func(c Condition, before Status) {
+		changes = append(changes, string(c.Code)+" "+before.String()+" "+c.Status.String()+" "+string(c.Reason))
 	}})
+	changes = nil
+	b.Set(Write, Unknown, "", "")
 	b.Set(Write, OK, "", "first")
 	clock.advance(time.Minute)
 	b.Set(Write, OK, "", "second")
@@ -247,8 +249,49 @@ func TestOnChange(t *testing.T) {
 	b.Set(Write, Fail, ReasonIO, "")
 	b.Set(Write, Fail, ReasonReadOnly, "")
 	b.Set("nonsense", Fail, "", "")
-	want := []string{"write ok ", "write failed io_error", "write failed read_only"}
+	want := []string{"write ok unknown ", "write unknown ok ", "write ok failed io_error", "write failed failed read_only"}
 	if !slices.Equal(changes, want) {
+		t.Errorf("changes %q, want %q", changes, want)
+	}
+}
+
+// What was found behind a cause is told when it is found again without it, if it still is so; what is over by then is never told.
+func TestNewsBehindACause(t *testing.T) {
+	var changes []string
+	b := NewBoard(Options{OnChange: func(c Condition, before Status) {
+		changes = append(changes, string(c.Code)+" "+before.String()+" "+c.Status.String()+" "+string(c.Reason))
+	}})
+	b.Set(Keys, Fail, ReasonOneWayIn, "")
+	b.Set(Ciphertext, Fail, ReasonNotMounted, "")
+	if len(changes) > 0 {
+		t.Errorf("before the container is there: %q", changes)
+	}
+	for _, code := range []Code{Container, Header, Unlock, Filesystem, Mount} {
+		b.Set(code, OK, "", "")
+	}
+	changes = nil
+	b.Set(Keys, Fail, ReasonOneWayIn, "")
+	b.Set(Ciphertext, OK, "", "")
+	b.Set(Keys, Fail, ReasonOneWayIn, "")
+	if want := []string{"keys unknown degraded one_way_in", "ciphertext unknown ok "}; !slices.Equal(changes, want) {
+		t.Errorf("changes %q, want %q", changes, want)
+	}
+}
+
+// An outcome gets stale without a report; it is told with the next one of any condition.
+func TestStaleIsTold(t *testing.T) {
+	clock := newClock()
+	var changes []string
+	b := goodBoard(Options{Now: clock.Now, OnChange: func(c Condition, _ Status) {
+		changes = append(changes, string(c.Code)+" "+c.Status.String()+" "+string(c.Reason))
+	}})
+	changes = nil
+	b.Expect(Ciphertext, time.Minute)
+	clock.advance(4 * time.Minute)
+	b.Set(Protection, OK, "", "")
+	b.Set(Protection, OK, "", "")
+	b.Set(Ciphertext, OK, "", "")
+	if want := []string{"ciphertext failed stale", "ciphertext ok "}; !slices.Equal(changes, want) {
 		t.Errorf("changes %q, want %q", changes, want)
 	}
 }
