@@ -212,16 +212,19 @@ func (b *Board) snapshot() []Condition {
 	now := b.options.Now()
 	snapshot := make([]Condition, 0, len(b.entries))
 	causes := map[Code]Code{} // condition that does not hold → the one to show for it
+	failed := map[Code]bool{}
 	for _, e := range b.entries {
 		c := e.condition(now)
 		if c.Status == Warn || c.Status == Fail {
 			c.Next = strings.ReplaceAll(b.options.Advise(c.Code, c.Reason), subjectPlace, c.Subject)
 		}
 		for _, on := range e.causes(c.Status) {
-			if cause, failing := causes[on]; failing && !c.Hidden() {
+			cause, wrong := causes[on]
+			if explains := failed[on] || slices.Contains(e.dependsOn, on); wrong && explains && !c.Hidden() {
 				c.Cause = cause
 			}
 		}
+		failed[c.Code] = c.Status == Fail
 		switch {
 		case c.Hidden():
 			causes[c.Code] = c.Cause

@@ -185,6 +185,27 @@ func TestHeaderExplainsOnlyFailures(t *testing.T) {
 	}
 }
 
+// Nothing is opened over a mountpoint that is not guarded: then the guard is the cause. That nobody has looked at it yet explains nothing.
+func TestGuardExplainsAClosedContainer(t *testing.T) {
+	b := NewBoard(Options{})
+	b.Set(Container, Fail, "container_missing", "")
+	if c := find(t, b, Container); c.Hidden() {
+		t.Errorf("a missing container is hidden by %s", c.Cause)
+	}
+	b.Set(Container, Unknown, "", "")
+	b.Set(Guard, Fail, "unguarded", "")
+	for _, code := range []Code{Container, Unlock, Mount, Gate, Keys} {
+		if c := find(t, b, code); c.Cause != Guard {
+			t.Errorf("%s has cause %q, want guard", code, c.Cause)
+		}
+	}
+	b = goodBoard(Options{})
+	b.Set(Guard, Fail, "unguarded", "")
+	if c := find(t, b, Mount); c.Hidden() {
+		t.Error("what is mounted is hidden by the guard")
+	}
+}
+
 // A warning does not hide: a damaged second header says nothing about a failing unlock.
 func TestWarningHidesNothing(t *testing.T) {
 	b := goodBoard(Options{})

@@ -8,12 +8,12 @@ type Code string
 
 // The conditions, in the order in which they are reported.
 const (
+	Guard      Code = "guard"
 	Container  Code = "container"
 	Header     Code = "header"
 	Unlock     Code = "unlock"
 	Filesystem Code = "filesystem"
 	Mount      Code = "mount"
-	Guard      Code = "guard"
 	Store      Code = "store"
 	Write      Code = "write"
 	Gate       Code = "gate"
@@ -95,7 +95,7 @@ type definition struct {
 	title     string
 	impact    Impact
 	dependsOn []Code   // causes: while one of these fails, this condition is hidden
-	follows   []Code   // causes of its failure only: what holds does so without them
+	follows   []Code   // causes only by their failure, and of its failure only: what holds does so without them
 	reasons   []Reason // of a probe: everything it fails with; nil marks a lifecycle step
 	degrades  []Reason // with these reasons the failure is only a warning
 }
@@ -105,7 +105,9 @@ func (d definition) probed() bool { return d.reasons != nil }
 // conditions is the one list behind /healthz, /readyz, the metrics, STATUS= and the status
 // command. Causes stand before what depends on them.
 var conditions = []definition{
-	{code: Container, title: "container attached", impact: FailsReady},
+	{code: Guard, title: "bare mountpoints refuse writes", impact: FailsHealth},
+	// Nothing is opened over a mountpoint that is not guarded.
+	{code: Container, title: "container attached", impact: FailsReady, follows: []Code{Guard}},
 	{
 		// A header that goes bad below an open volume keeps nobody from using it; one that keeps it closed fails Unlock.
 		code: Header, title: "header valid and pinned", impact: FailsHealth, dependsOn: []Code{Container},
@@ -121,7 +123,6 @@ var conditions = []definition{
 	{code: Unlock, title: "container unlocked", impact: FailsReady, dependsOn: []Code{Container}, follows: []Code{Header}},
 	{code: Filesystem, title: "filesystem checked", impact: FailsReady, dependsOn: []Code{Unlock}},
 	{code: Mount, title: "volume and stores mounted", impact: FailsReady, dependsOn: []Code{Filesystem}},
-	{code: Guard, title: "bare mountpoints refuse writes", impact: FailsHealth},
 	{code: Store, title: "stores moved in", impact: Degrades, dependsOn: []Code{Mount}},
 	{
 		code: Write, title: "volume writable", impact: FailsReady, dependsOn: []Code{Mount},
