@@ -187,7 +187,7 @@ func (k moveKeeper) Restart(ctx context.Context, observer volume.Observer) error
 // Progress is what the process that moves a store has last written down.
 func (k moveKeeper) Progress() (health.Move, string) {
 	seen, err := readMoveStatus(k.Name())
-	if err != nil || seen.Ended || !seen.alive() {
+	if err != nil || seen.Ended || !seen.alive(k.Volume) {
 		return health.Move{}, ""
 	}
 	p := seen.progress()
@@ -330,6 +330,7 @@ func (c *migrateCommand) attachToMove(ctx context.Context) error {
 	}
 	progress := newProgress(c.app, vol.MappingName())
 	defer progress.close()
+	gone := 0
 	for seen := (moveStatus{}); ; {
 		now, err := readMoveStatus(vol.Name())
 		if errors.Is(err, os.ErrNotExist) {
@@ -348,8 +349,12 @@ func (c *migrateCommand) attachToMove(ctx context.Context) error {
 			return fmt.Errorf("the move has failed: %s: %w", now.Error, errMoveFailed)
 		case now.Ended:
 			return c.succeed("the move has come to its end")
-		case !now.alive():
-			return fmt.Errorf("cannot show more of the move: %w", errMoveGone)
+		case now.alive(vol):
+			gone = 0
+		default: // it may have ended without a word, or be about to write its last
+			if gone++; gone > 1 {
+				return fmt.Errorf("cannot show more of the move: %w", errMoveGone)
+			}
 		}
 		select {
 		case <-ctx.Done():

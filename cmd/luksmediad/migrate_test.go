@@ -3,10 +3,36 @@ package main
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"luksmediad/internal/api"
+	"luksmediad/internal/config"
+	"luksmediad/internal/state"
+	"luksmediad/internal/volume"
 )
+
+// A process with the number of one that was killed does not move anything.
+func TestMoveIsAlive(t *testing.T) {
+	runtime := t.TempDir()
+	vol := volume.New(&config.Config{Volume: config.Volume{Name: "media"}}, volume.Paths{State: t.TempDir(), Runtime: runtime}, nil)
+	ours, others := moveStatus{PID: os.Getpid()}, moveStatus{PID: os.Getppid()}
+	if ours.alive(vol) {
+		t.Error("alive without the lock")
+	}
+	release, err := state.Lock(filepath.Join(runtime, "media.migrate.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	if !ours.alive(vol) {
+		t.Error("not alive with the lock")
+	}
+	if others.alive(vol) {
+		t.Error("alive by the lock of another process")
+	}
+}
 
 // scriptedHolder is a daemon in some phase.
 type scriptedHolder struct {

@@ -2,14 +2,12 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/google/renameio/v2"
-	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/transfer"
 	"luksmediad/internal/volume"
@@ -39,7 +37,11 @@ func (s moveStatus) progress() transfer.Progress {
 		Rate: s.Rate, Left: time.Duration(s.LeftSeconds * float64(time.Second))}
 }
 
-func (s moveStatus) alive() bool { return !errors.Is(unix.Kill(s.PID, 0), unix.ESRCH) }
+// alive tells whether the process that has written this still moves a store.
+func (s moveStatus) alive(vol *volume.Volume) bool {
+	pid, moving := vol.Moving()
+	return moving && (pid == s.PID || pid == 0)
+}
 
 func moveStatusPath(volume string) string { return filepath.Join(runtimeDir, volume+".migrate.json") }
 
