@@ -343,11 +343,10 @@ func TestLoad(t *testing.T) {
 func TestLoadRefusesFile(t *testing.T) {
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
-	if err := os.WriteFile(path("writable"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(path("writable"), 0o666); err != nil {
-		t.Fatal(err)
+	for name, mode := range map[string]os.FileMode{"writable": 0o666, "group": 0o664} {
+		if err := errors.Join(os.WriteFile(path(name), nil, 0o600), os.Chmod(path(name), mode)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.WriteFile(path("large"), []byte(strings.Repeat("#", maxFile+1)), 0o600); err != nil {
 		t.Fatal(err)
@@ -360,7 +359,8 @@ func TestLoadRefusesFile(t *testing.T) {
 		want       error
 	}{
 		{"absent", "absent: it is not there", ErrMissing},
-		{"writable", "its mode is 0666, so that everybody can change it", ErrUnsafe},
+		{"writable", "its mode is 0666, so that others than its owner can change it", ErrUnsafe},
+		{"group", "its mode is 0664, so that others than its owner can change it", ErrUnsafe},
 		{"large", "it is larger than 1048576 bytes", ErrUnsafe},
 		{"fifo", "it is not a regular file", ErrUnsafe},
 		{".", "it is not a regular file", ErrUnsafe},

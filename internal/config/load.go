@@ -64,8 +64,8 @@ func checkFile(info fs.FileInfo) error {
 	if owner != 0 && owner != os.Geteuid() {
 		return fmt.Errorf("%w: it belongs to uid %d", ErrUnsafe, owner)
 	}
-	if mode := info.Mode().Perm(); mode&0o002 != 0 {
-		return fmt.Errorf("%w: its mode is %04o, so that everybody can change it", ErrUnsafe, mode)
+	if mode := info.Mode().Perm(); mode&0o022 != 0 {
+		return fmt.Errorf("%w: its mode is %04o, so that others than its owner can change it", ErrUnsafe, mode)
 	}
 	return nil
 }
