@@ -24,7 +24,8 @@ type headerProbe struct {
 	container string
 	explain   func(error) api.Explanation
 
-	// The outcome before, for the time of a change of keys.
+	// The outcome before, for the time of a change of keys; there is none until ran.
+	ran   bool
 	proof string
 	err   error
 }
@@ -33,10 +34,10 @@ func (p *headerProbe) Name() health.Code { return health.Header }
 
 func (p *headerProbe) Run(ctx context.Context) (string, error) {
 	proof, err := p.look()
-	if err != nil && p.changing(ctx) {
+	if err != nil && p.ran && p.changing(ctx) {
 		return p.proof, p.err
 	}
-	p.proof, p.err = proof, err
+	p.ran, p.proof, p.err = true, proof, err
 	return proof, err
 }
 

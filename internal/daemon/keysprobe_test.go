@@ -294,6 +294,10 @@ func TestHeaderProbe(t *testing.T) {
 	if _, err := probe.Run(t.Context()); err != nil {
 		t.Errorf("during a change: %v", err)
 	}
+	first := &headerProbe{volume: b.volume, container: b.config.Volume.Container, explain: classOf}
+	if _, err := first.Run(t.Context()); err == nil {
+		t.Error("well without a look that was")
+	}
 	b.must(release())
 	require(health.ReasonKeyslotUnknown)
 	b.must(os.Rename(b.config.Volume.Container, b.path("gone"))) // fault 54
