@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"luksmediad/internal/config"
@@ -15,14 +16,27 @@ import (
 // Advice can be pasted as it stands: no names are left to fill in once there is a configuration.
 func TestAdviceIsFilled(t *testing.T) {
 	c := &config.Config{
-		Volume: config.Volume{Name: "media", Container: "/var/media.luks"},
+		Volume: config.Volume{Name: "media", Container: "/var/media.luks", Filesystem: config.XFS},
 		Stores: []config.Store{{Name: "media", Path: "/srv/media_store"}},
 		Unlock: []config.KeySource{{Keyfile: &config.Keyfile{Path: "/root/media.key"}}},
+		Probes: config.Probes{Synapse: &config.Synapse{HomeserverConfig: "/srv/homeserver.yaml"}},
 	}
-	braces := regexp.MustCompile(`\{[a-z]+\}`)
+	var advised []string
 	for _, h := range hints() {
-		if next := expand(c, h.next); braces.MatchString(next) {
-			t.Errorf("%s: %s", h.word, next)
+		advised = append(advised, h.next)
+	}
+	for _, row := range append(probeAdvice(), stateAdvice()...) {
+		advised = append(advised, strings.ReplaceAll(row.next, "{subject}", "what fails")) // the board fills that
+	}
+	for _, next := range advised {
+		if filled := expand(c, next); regexp.MustCompile(`\{[^ }]*\}`).MatchString(filled) {
+			t.Errorf("not filled: %s", filled)
+		}
+	}
+	for filesystem, want := range map[config.Filesystem]string{config.Ext4: "e2fsck -f /dev", config.XFS: "xfs_repair /dev"} {
+		c.Volume.Filesystem = filesystem
+		if got := expand(c, "{fsck} /dev"); got != want {
+			t.Errorf("%s: got %q, want %q", filesystem, got, want)
 		}
 	}
 	if got, want := expand(c, "findmnt {store}"), "findmnt /srv/media_store"; got != want {
