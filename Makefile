@@ -23,7 +23,8 @@ install: build
 	install -D -m 0644 deploy/systemd/luksmediad.tmpfiles.conf $(DESTDIR)$(prefix)/lib/tmpfiles.d/luksmediad.conf
 	install -D -m 0644 deploy/systemd/luksmediad.sysusers.conf $(DESTDIR)$(prefix)/lib/sysusers.d/luksmediad.conf
 	install -D -m 0644 -t $(DESTDIR)$(prefix)/lib/systemd/catalog deploy/systemd/luksmediad.catalog
-	install -D -m 0644 -t $(DESTDIR)$(prefix)/share/doc/luksmediad README.md docs/operations.md \
+	install -D -m 0644 -t $(DESTDIR)$(prefix)/share/doc/luksmediad README.md docs/operations.md docs/runbook.md \
+		docs/exit-codes.md docs/keys.md docs/threat-model.md \
 		deploy/prometheus/prometheus.yml deploy/prometheus/luksmediad.rules.yml deploy/grafana/luksmediad.json
 
 # Everything, the linter too.

@@ -40,7 +40,8 @@ func withoutAdvice() map[string]string {
 func TestEveryClassHasAdvice(t *testing.T) {
 	advised := selectors(t, "hints.go")
 	exceptions := withoutAdvice()
-	for _, dir := range []string{"pkg", "internal/volume", "internal/daemon", "internal/state", "internal/api", "internal/synapse", "internal/command", "internal/boot"} {
+	for _, dir := range []string{"pkg", "internal/volume", "internal/daemon", "internal/state", "internal/api", "internal/synapse", "internal/command", "internal/boot",
+		"internal/transfer", "internal/config"} {
 		for _, class := range classes(t, filepath.Join("../..", dir)) {
 			if _, excepted := exceptions[class]; excepted == slices.Contains(advised, class) {
 				t.Errorf("%s: advice %t, excepted %t", class, slices.Contains(advised, class), excepted)
@@ -192,7 +193,8 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// Every condition has its section in the runbook, which knows each reason of a probe that is its own.
+// Every condition has its section in the runbook, which knows each reason of a probe that is its own, and those of the daemon. One more
+// section is about the daemon itself.
 func TestRunbook(t *testing.T) {
 	content, err := os.ReadFile("../../docs/runbook.md")
 	if err != nil {
@@ -207,18 +209,23 @@ func TestRunbook(t *testing.T) {
 		health.ReasonUnreadable, health.ReasonReadOnly, health.ReasonNoSpace, health.ReasonNoInodes, health.ReasonLowSpace, health.ReasonLowInodes,
 		health.ReasonFullSoon, health.ReasonContainerStale}
 	for _, code := range health.Codes() {
-		path, anchor, _ := strings.Cut(health.Runbook(code), "#")
-		text, there := sections[anchor]
-		if !there || path != "docs/runbook.md" || len(strings.TrimSpace(text)) < 50 {
-			t.Errorf("%s: no section %s in %s", code, anchor, path)
+		text, there := sections[string(code)]
+		if !there || len(strings.TrimSpace(text)) < 50 {
+			t.Errorf("%s: no section", code)
 		}
 		for _, reason := range health.Reasons(code) {
 			if !slices.Contains(everywhere, reason) && !strings.Contains(text, "`"+string(reason)+"`") {
 				t.Errorf("%s: its section does not tell what %s is", code, reason)
 			}
 		}
-		delete(sections, anchor)
+		delete(sections, string(code))
 	}
+	for _, reason := range daemonReasons(t) {
+		if !strings.Contains(string(content), "`"+string(reason)+"`") {
+			t.Errorf("it does not tell what %s is", reason)
+		}
+	}
+	delete(sections, "daemon")
 	for title := range sections {
 		t.Errorf("section %s is of no condition", title)
 	}

@@ -173,12 +173,6 @@ var conditions = []definition{
 	{code: Protection, title: "keys apart from the container", impact: Degrades, dependsOn: []Code{Container}},
 }
 
-// runbook is the page with a section for each condition.
-const runbook = "docs/runbook.md"
-
-// Runbook names the section of the documentation about a condition: what it means, and what to type.
-func Runbook(code Code) string { return runbook + "#" + string(code) }
-
 // OnlyDegrades tells whether a condition that fails for a reason costs no more than a warning.
 func OnlyDegrades(code Code, reason Reason) bool {
 	for _, d := range conditions {
