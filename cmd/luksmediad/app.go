@@ -183,11 +183,7 @@ func (a *app) printJSON(v any) error {
 
 // succeed prints the answer of a command that changed something.
 func (a *app) succeed(text string) error {
-	if a.json {
-		return a.printJSON(result{Type: "result", Text: text})
-	}
-	_, err := fmt.Fprintln(a.stdout, text)
-	return err
+	return a.succeedWith(result{Type: "result", Text: text}, text)
 }
 
 // load reads the configuration and binds the operations to it.

@@ -94,7 +94,7 @@ func (f *foresight) look(ctx context.Context) error {
 			return err
 		}
 	}
-	dependents := dependentsOf(f.config)
+	dependents := f.config.Units()
 	f.forecast.Needs = append(f.forecast.Needs, f.machine.Service(dependents))
 	if len(dependents) > 0 {
 		f.forecast.Needs = append(f.forecast.Needs, f.machine.Gate(dependents))
@@ -187,17 +187,6 @@ func (f *foresight) explain(ctx context.Context, attempt *boot.Attempt, tpm unlo
 			attempt.Text += fmt.Sprintf("; PCR %d has moved from %x to %x", moved.PCR, moved.Then, moved.Now)
 		}
 	}
-}
-
-// dependentsOf are the units that use the stores.
-func dependentsOf(c *config.Config) []string {
-	var units []string
-	for _, store := range c.Stores {
-		if unit := store.Unit(); unit != "" && !slices.Contains(units, unit) {
-			units = append(units, unit)
-		}
-	}
-	return units
 }
 
 // forecastAnswer is what will-boot prints.

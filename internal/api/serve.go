@@ -42,12 +42,9 @@ func (s *Server) ServeReadOnly(ctx context.Context, listener net.Listener) error
 }
 
 // ServeAuthenticated answers on any TCP address, with the TLS and to those whom a web configuration of Prometheus' exporter-toolkit
-// names, a file that is read anew for each connection and request. One that lets everybody in is refused, at once and later.
+// names, a file that is read anew for each connection and request. As long as it lets everybody in, nobody is let in; [CheckWebConfig]
+// tells that beforehand.
 func (s *Server) ServeAuthenticated(ctx context.Context, listener net.Listener, webConfig string) error {
-	if err := CheckWebConfig(webConfig); err != nil {
-		listener.Close()
-		return err
-	}
 	handler := chain(s.authenticated, noStore, requireAuthentication(webConfig))
 	return s.serveBy(ctx, listener, handler, loopbackLimits(), func(server *http.Server, listener net.Listener) error {
 		return web.Serve(listener, server, &web.FlagConfig{WebConfigFile: &webConfig}, s.logger)

@@ -5,7 +5,10 @@
 // number. What Load returns is complete, with all defaults filled in, and is not changed afterwards.
 package config
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 const (
 	// DefaultPath is where the configuration is looked for.
@@ -101,6 +104,17 @@ func (s Store) Unit() string {
 		return "docker.service"
 	}
 	return s.Service.Systemd
+}
+
+// Units are the systemd units behind the gate that use the stores.
+func (c *Config) Units() []string {
+	units := []string{}
+	for _, store := range c.Stores {
+		if unit := store.Unit(); unit != "" && !slices.Contains(units, unit) {
+			units = append(units, unit)
+		}
+	}
+	return units
 }
 
 // Probes says how often and how health is probed.

@@ -67,11 +67,11 @@ func (p *headerProbe) changing(ctx context.Context) bool {
 
 // reasoned gives an error the reason that its number or else its class has.
 func reasoned(err error, explain func(error) api.Explanation) error {
-	if err == nil || health.ReasonOf(err) != health.ReasonError {
-		return err
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrPermission):
+		return health.WithReason(err, health.ReasonUnreadable)
 	}
-	if errors.Is(err, fs.ErrPermission) {
-		return &health.Failure{Class: health.ReasonUnreadable, Err: err}
-	}
-	return &health.Failure{Class: health.Reason(explain(err).Class), Err: err}
+	return health.WithReason(err, health.Reason(explain(err).Class))
 }

@@ -108,10 +108,7 @@ func (p *keysProbe) header() (*luks2.Header, error) {
 	if err == nil {
 		err = header.Validate(container.Bytes)
 	}
-	if err != nil && health.ReasonOf(err) == health.ReasonError {
-		return nil, &health.Failure{Class: health.ReasonUnreadable, Err: err}
-	}
-	return header, err
+	return header, health.WithReason(err, health.ReasonUnreadable)
 }
 
 // compareTPMs finds drift and a lockout that is near, without unsealing anything.

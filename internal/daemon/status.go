@@ -44,7 +44,7 @@ func StatusOf(config *config.Config, opened *volume.Opened, stores []volume.Stor
 		Sources:    []api.Source{},
 		Stores:     []api.Store{},
 		Conditions: []api.Condition{},
-		Services:   servicesOf(config),
+		Services:   config.Units(),
 	}
 	for _, source := range config.Unlock {
 		status.Sources = append(status.Sources, api.Source{Kind: api.SourceKind(source.Kind()), Outcome: api.SourceOutcomeUntried})
@@ -73,17 +73,6 @@ func openingOf(opened *volume.Opened) api.Opening {
 		return api.Opening{}
 	}
 	return api.Opening{Kind: api.SourceKind(opened.Source), Keyslot: &opened.Keyslot}
-}
-
-// servicesOf are the units behind the gate according to the configuration.
-func servicesOf(config *config.Config) []string {
-	units := []string{}
-	for _, store := range config.Stores {
-		if unit := store.Unit(); unit != "" && !slices.Contains(units, unit) {
-			units = append(units, unit)
-		}
-	}
-	return units
 }
 
 func isUnknownProbe(err error) bool { return errors.Is(err, health.ErrNoProbe) }

@@ -53,32 +53,24 @@ func (p *CiphertextProbe) Name() Code { return Ciphertext }
 func (p *CiphertextProbe) Run(ctx context.Context) (string, error) {
 	container, err := openRaw(p.Container)
 	if err != nil {
-		return "", unreadable(err)
+		return "", WithReason(err, ReasonUnreadable)
 	}
 	defer container.Close()
 	proof, err := p.checkBlocks(ctx, container)
 	if err != nil {
-		return "", unreadable(err)
+		return "", WithReason(err, ReasonUnreadable)
 	}
 	if err := checkMagic(container); err != nil {
-		return "", unreadable(err)
+		return "", WithReason(err, ReasonUnreadable)
 	}
 	sampled, err := p.checkSample(ctx, container)
 	if err != nil {
-		return "", unreadable(err)
+		return "", WithReason(err, ReasonUnreadable)
 	}
 	if sampled > 0 {
 		proof += fmt.Sprintf(", and so are %d stored files", sampled)
 	}
 	return proof, p.checkMapping()
-}
-
-// unreadable gives an error the reason ReasonUnreadable unless it has a better one.
-func unreadable(err error) error {
-	if ReasonOf(err) != ReasonError {
-		return err
-	}
-	return &Failure{ReasonUnreadable, err}
 }
 
 func (p *CiphertextProbe) checkBlocks(ctx context.Context, container *rawReader) (string, error) {
@@ -135,7 +127,7 @@ func (p *CiphertextProbe) spans(name string) ([]span, error) {
 	defer file.Close()
 	device, err := p.Device()
 	if err != nil {
-		return nil, notMounted(err)
+		return nil, WithReason(err, ReasonNotMounted)
 	}
 	if err := requireDevice(file, device); err != nil {
 		return nil, err
@@ -200,7 +192,7 @@ func checkMagic(container *rawReader) error {
 func (p *CiphertextProbe) checkMapping() error {
 	cipher, bits, err := p.Mapping()
 	if err != nil {
-		return unreadable(fmt.Errorf("cannot read the table of the mapping: %w", err))
+		return WithReason(fmt.Errorf("cannot read the table of the mapping: %w", err), ReasonUnreadable)
 	}
 	if cipher != p.Cipher || bits != p.KeyBits {
 		return &Failure{ReasonCipherMismatch, fmt.Errorf("the mapping uses %s with %d bits, not %s with %d bits",

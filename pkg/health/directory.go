@@ -33,11 +33,11 @@ type directory struct {
 func openDirectory(name string, device Device) (*directory, error) {
 	want, err := device()
 	if err != nil {
-		return nil, notMounted(fmt.Errorf("cannot use %s: %w", name, err))
+		return nil, WithReason(fmt.Errorf("cannot use %s: %w", name, err), ReasonNotMounted)
 	}
 	file, err := os.OpenFile(name, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return nil, notMounted(fmt.Errorf("cannot use the volume: %w", err))
+		return nil, WithReason(fmt.Errorf("cannot use the volume: %w", err), ReasonNotMounted)
 	}
 	if err := requireDevice(file, want); err != nil {
 		return nil, errors.Join(err, file.Close())
@@ -59,14 +59,6 @@ func requireDevice(file *os.File, want uint64) error {
 
 func number(device uint64) string {
 	return fmt.Sprintf("%d:%d", unix.Major(device), unix.Minor(device))
-}
-
-// notMounted gives an error the reason ReasonNotMounted unless it has a better one.
-func notMounted(err error) error {
-	if ReasonOf(err) != ReasonError {
-		return err
-	}
-	return &Failure{ReasonNotMounted, err}
 }
 
 func (d *directory) Close() error { return d.file.Close() }

@@ -25,6 +25,14 @@ func (f *Failure) Unwrap() error { return f.Err }
 // Reason returns the class, so that ReasonOf finds it as it finds that of foreign errors.
 func (f *Failure) Reason() string { return string(f.Class) }
 
+// WithReason gives an error a reason unless it has one.
+func WithReason(err error, reason Reason) error {
+	if err == nil || ReasonOf(err) != ReasonError {
+		return err
+	}
+	return &Failure{reason, err}
+}
+
 // ReasonOf folds an error into a reason. An error that carries its own says so with a method
 // Reason() string, which needs no import of this package; else the system's error number decides.
 func ReasonOf(err error) Reason {

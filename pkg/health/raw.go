@@ -51,11 +51,11 @@ type Raw struct {
 func OpenRaw(name string) (*Raw, error) {
 	raw, err := openRaw(name)
 	if err != nil {
-		return nil, unreadable(err)
+		return nil, WithReason(err, ReasonUnreadable)
 	}
 	size, err := raw.file.Seek(0, io.SeekEnd)
 	if err != nil {
-		return nil, errors.Join(unreadable(err), raw.Close())
+		return nil, errors.Join(WithReason(err, ReasonUnreadable), raw.Close())
 	}
 	return &Raw{raw, size}, nil
 }
