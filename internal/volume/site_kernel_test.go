@@ -79,12 +79,12 @@ func newCreated(t *testing.T) *site {
 	return s
 }
 
-// copyOf has the site be a copy of what was made of the first one with this template.
-func (s *site) copyOf(name string, make func()) {
+// copyOf has the site be a copy of what first makes of it, once for all tests.
+func (s *site) copyOf(name string, first func()) {
 	s.t.Helper()
 	folder, container := template(name), template(name+".luks")
 	if _, err := os.Stat(folder); err != nil {
-		make()
+		first()
 		s.must(errors.Join(extents.Copy(s.container, container), os.Remove(s.container)))
 		s.run("cp", "--archive", s.dir, folder)
 	} else {
