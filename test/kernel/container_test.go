@@ -116,7 +116,7 @@ func TestMigrateContainer(t *testing.T) {
 		defer docker.mu.Unlock()
 		return docker.running
 	})
-	docker.requireRunning(t, "stop", "start")
+	docker.requireRunning(t, "stop", "stop", "start") // the daemon waits for the end of a stop that somebody else has begun
 	s.requireContent(filepath.Join(s.store, "picture.png"), "in clear text")
 	s.refuses("move_gone", 1, "migrate", "--attach")
 
