@@ -10,10 +10,11 @@ import (
 	"time"
 )
 
-// TestMigrate moves the media of a Synapse that has run for a while: a power cut in the middle of the copy leaves it on the old files, the
-// move itself costs it seconds, a power cut right after it leaves it on the volume, and the way back carries back what has come since.
+// TestMigrate moves the media of a Synapse that has run for a while, and to which a client uploads all the time. A power cut in the middle of the
+// copy leaves it on the old files, one right after the exchange on either, one on the way back too, and each time the same command comes to
+// its end. The move costs it seconds, and the way back carries back what has come since.
 //
-// faults 14, 25 and 27
+// faults 14, 22, 24, 25, 27 and 28
 func TestMigrate(t *testing.T) {
 	m := NewMachine(t)
 	tree := m.Build()
@@ -23,6 +24,7 @@ func TestMigrate(t *testing.T) {
 	m.WaitForSynapse()
 	uploads := uploads{m: m}
 	uploads.add(3)
+	m.startClient()
 	// What makes the copy last long enough to be cut.
 	m.Run("cd " + mediaStore + " && head --bytes=100M /dev/urandom | split --bytes=500K - local_content/filler- && chown -R 991:991 . && sync")
 	m.Install(tree)
@@ -40,8 +42,7 @@ func TestMigrate(t *testing.T) {
 		return err
 	})
 	m.Cut()
-	m.Boot()
-	m.WaitForSynapse()
+	m.comeBack()
 	m.checkStore("moving")
 	uploads.check("after a power cut in the copy")
 	// Most of them have done their work; the copy goes on with what is left, and takes back what is gone.
@@ -49,32 +50,45 @@ func TestMigrate(t *testing.T) {
 	uploads.add(1)
 
 	t.Logf("dry run: %s", m.Run("luksmediad migrate --dry-run"))
+	m.Run("sync") // Synapse itself does not
+	m.cutAt("luksmediad migrate --yes", "bind", "start service", "trial")
+	m.comeBack()
+	uploads.check("after a power cut right after the exchange")
 	t.Logf("migrate: %s", m.long("luksmediad migrate --yes"))
 	m.checkStore("encrypted")
 	m.checkEncrypted()
-	uploads.check("moved in")
 	uploads.add(1)
-	m.Run("sync") // Synapse itself does not
-	m.Cut()
-	m.Boot()
-	m.WaitForSynapse()
-	m.checkEncrypted()
-	uploads.check("after a power cut")
-	uploads.add(1)
+	m.Run("sync")
 
-	t.Logf("rollback: %s", m.long("luksmediad migrate rollback --yes"))
+	m.cutAt("luksmediad migrate rollback --yes", "carry back", "verify all", "unbind", "swap back")
+	m.comeBack()
+	uploads.check("after a power cut on the way back")
+	said, _ := m.Try("luksmediad migrate rollback --yes") // or there is none any more
+	t.Logf("rollback: %s", said)
 	m.checkStore("plaintext")
 	m.WaitForSynapse()
 	uploads.check("went back")
 	t.Logf("migrate: %s", m.long("luksmediad migrate --yes"))
+	m.checkEncrypted()
 	uploads.check("moved in again")
 	t.Logf("purge: %s", m.long("luksmediad migrate purge --confirm synapse-media"))
 	uploads.check("purged")
+	if count := m.checkClient("purged"); count < 10 {
+		t.Errorf("the client has uploaded only %d times", count)
+	}
 	t.Logf("status: %s", m.Run("luksmediad status || true"))
 	if left := m.Run("ls -A " + strings.TrimSuffix(mediaStore, "/media_store")); strings.Contains(left, "luksmediad") {
 		t.Errorf("left: %s", left)
 	}
 	m.Shutdown()
+}
+
+// comeBack switches the machine on, hands off, and has the client go on.
+func (m *Machine) comeBack() {
+	m.t.Helper()
+	m.Boot()
+	m.WaitForSynapse()
+	m.startClient()
 }
 
 // long runs what takes its time where nothing is accelerated.

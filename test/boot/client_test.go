@@ -1,0 +1,63 @@
+//go:build boot
+
+package boot
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+const (
+	clientScript = "/root/client"
+	clientLog    = "/root/client.log"
+)
+
+// client uploads all the time, and writes down what Synapse has confirmed. That is on the disk then: Synapse syncs its database and not its
+// files, so that the last few seconds before a power cut are nobody's to keep.
+const client = `#!/bin/bash
+while :; do
+    head --bytes=20000 /dev/urandom >/run/upload
+    answer=$(` + curl + `--data-binary @/run/upload --header 'Content-Type: application/octet-stream' ` + authorization + synapseURL + `/_matrix/media/v3/upload?filename=client) &&
+        sync --file-system ` + mediaStore + ` &&
+        echo "$(grep --only-matching 'mxc://[^"]*' <<<"$answer") $(sha256sum </run/upload)" >>` + clientLog + ` && sync ` + clientLog + `
+    sleep 1
+done
+`
+
+// startClient has somebody upload until the machine goes off.
+func (m *Machine) startClient() {
+	m.t.Helper()
+	m.write(clientScript, client)
+	m.Run("systemd-run --unit=client bash " + clientScript)
+}
+
+// checkClient wants all that was ever confirmed to be there, and says how much that is.
+func (m *Machine) checkClient(when string) int {
+	m.t.Helper()
+	said := m.long(`lost=0 all=0
+		while read -r id sum _; do
+			found=$(` + curl + authorization + synapseURL + `/_matrix/client/v1/media/download/${id#mxc://} | sha256sum)
+			[ "$found" = "$sum  -" ] || { echo "$id"; lost=$((lost + 1)); }
+			all=$((all + 1))
+		done <` + clientLog + `
+		echo $all`)
+	lines := strings.Fields(said)
+	count, err := strconv.Atoi(lines[len(lines)-1])
+	if err != nil || len(lines) > 1 {
+		m.t.Errorf("%s: of the client's uploads are lost: %v", when, lines)
+	}
+	return count
+}
+
+// cutAt begins an operation on the store and cuts the power when it is in one of the steps.
+func (m *Machine) cutAt(command string, steps ...string) {
+	m.t.Helper()
+	m.Run("systemctl reset-failed move.service 2>/dev/null; systemd-run --unit=move --property=Restart=no " + command)
+	m.Run(fmt.Sprintf(`for i in $(seq 1500); do
+		grep --quiet '"step":"\(%s\)"' /run/luksmediad/synapse-media.migrate.json 2>/dev/null && exit
+		sleep 0.05
+	done
+	cat /run/luksmediad/synapse-media.migrate.json; journalctl --unit move.service; exit 1`, strings.Join(steps, `\|`)))
+	m.Cut()
+}
