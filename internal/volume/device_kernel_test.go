@@ -5,6 +5,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -16,19 +17,28 @@ import (
 	"luksmediad/pkg/unlock/luks2"
 )
 
-// deviceName is a block device of 64 MiB, reached as those below /dev/disk are: by a symbolic link.
+// deviceName is a block device, reached as those below /dev/disk are: by a symbolic link.
 const deviceName = "volume-test-disk"
 
+// newDeviceSite has a device of 64 MiB.
 func newDeviceSite(t *testing.T) *site {
 	t.Helper()
 	s := newSite(t)
-	image := filepath.Join(t.TempDir(), "disk")
-	s.run("fallocate", "--length", "64MiB", image)
-	loop := s.run("losetup", "--find", "--show", "--sector-size", "4096", image)
-	t.Cleanup(func() { s.run("losetup", "--detach", loop) })
-	s.run("dmsetup", "create", deviceName, "--table", "0 131072 linear "+loop+" 0")
-	t.Cleanup(func() { s.run("dmsetup", "remove", "--retry", deviceName) })
+	s.connectDevice(64)
 	return s.again(onDevice)
+}
+
+// connectDevice gives the table of the device.
+func (s *site) connectDevice(mebibytes int) string {
+	s.t.Helper()
+	image := filepath.Join(s.t.TempDir(), "disk")
+	s.run("fallocate", "--length", fmt.Sprintf("%dMiB", mebibytes), image)
+	loop := s.run("losetup", "--find", "--show", "--sector-size", "4096", image)
+	s.t.Cleanup(func() { s.run("losetup", "--detach", loop) })
+	table := fmt.Sprintf("0 %d linear %s 0", mebibytes<<11, loop)
+	s.run("dmsetup", "create", deviceName, "--table", table)
+	s.t.Cleanup(func() { s.run("dmsetup", "remove", "--retry", deviceName) })
+	return table
 }
 
 // onDevice keeps a size that the device does not have: it is that of a file.

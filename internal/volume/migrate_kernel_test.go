@@ -145,7 +145,7 @@ func (s *site) expect() {
 	s.write(s.standIn().want(), pictureOf(s.store))
 }
 
-func (s *site) standIn() standIn { return standIn{dir: s.dir, store: s.store} }
+func (s *site) standIn() standIn { return standIn{dir: filepath.Dir(s.store), store: s.store} }
 
 func withService(c *config.Config) { c.Stores[0].Service = &config.Service{Docker: "synapse"} }
 
@@ -159,13 +159,21 @@ func newPlaintext(t *testing.T) *site {
 
 func (s *site) setUpPlaintext() {
 	s.t.Helper()
-	s.copyOf("plaintext", func() {
-		s.mkdir(s.paths.Runtime)
-		s.fillTree()
-		s.expect()
-		s.write(s.standIn().running(), "")
-		s.create()
-	})
+	s.copyOf("plaintext", s.makePlaintext)
+	s.openPlaintext()
+}
+
+func (s *site) makePlaintext() {
+	s.t.Helper()
+	s.mkdir(s.paths.Runtime)
+	s.fillTree()
+	s.expect()
+	s.write(s.standIn().running(), "")
+	s.create()
+}
+
+func (s *site) openPlaintext() {
+	s.t.Helper()
 	opened := s.open()
 	if opened.Stores[0].State != StorePlaintext {
 		s.t.Fatalf("%+v", opened.Stores)

@@ -22,7 +22,7 @@ type power struct {
 
 const (
 	powerName = "volume-test-power"
-	powerMiB  = 192
+	powerMiB  = 256
 )
 
 // onPower puts a site in whose folder nothing is yet on a disk of its own, of which a reboot is a power failure. Its filesystem commits
@@ -77,12 +77,24 @@ func (p *power) unmount() {
 	p.s.must(err)
 }
 
+// fail has the disk fail at all that it is asked from now on.
+func (p *power) fail() {
+	p.s.t.Helper()
+	p.s.become(powerName, fmt.Sprintf("0 %d error", powerMiB<<11))
+}
+
+// become swaps the table of a device under whoever uses it, as xfstests does (common/dmerror).
+func (s *site) become(name, table string) {
+	s.t.Helper()
+	s.run("dmsetup", "suspend", "--noflush", "--nolockfs", name)
+	s.run("dmsetup", "load", name, "--table", table)
+	s.run("dmsetup", "resume", name)
+}
+
 // cut is a power failure and the start after it: from one moment on nothing is written any more, then all that was in memory is gone.
 func (p *power) cut() {
 	p.s.t.Helper()
-	p.s.run("dmsetup", "suspend", "--noflush", "--nolockfs", powerName)
-	p.s.run("dmsetup", "load", powerName, "--table", fmt.Sprintf("0 %d error", powerMiB<<11))
-	p.s.run("dmsetup", "resume", powerName)
+	p.fail()
 	for _, path := range p.s.mountPoints() {
 		for unix.Unmount(path, unix.UMOUNT_NOFOLLOW) == nil {
 		}
