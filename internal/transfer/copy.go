@@ -241,10 +241,7 @@ func (c *copier) partPath(n int) string { return filepath.Join(c.o.State, fmt.Sp
 
 // savePart makes what a part lists durable before the part.
 func (c *copier) savePart(entries stream) (run, error) {
-	if err := c.sync(); err != nil {
-		return nil, err
-	}
-	m, err := writeManifest(c.partPath(c.parts), partOf, c.claim.From, entries)
+	m, err := writeManifest(c.partPath(c.parts), partOf, c.claim.From, entries, c.sync)
 	if err != nil {
 		return nil, err
 	}
@@ -296,9 +293,6 @@ func (c *copier) note(e *Entry) error {
 // finish makes everything durable, then the manifest, and removes the parts.
 func (c *copier) finish(unchanged stream) (*Manifest, error) {
 	c.meter.begin(PhaseSync, 0, 0)
-	if err := c.sync(); err != nil {
-		return nil, err
-	}
 	results, err := c.results.sorted()
 	if err != nil {
 		return nil, err
@@ -307,7 +301,7 @@ func (c *copier) finish(unchanged stream) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := writeManifest(c.o.ManifestPath(), wholeTree, identityOf(&c.from.root), all)
+	m, err := writeManifest(c.o.ManifestPath(), wholeTree, identityOf(&c.from.root), all, c.sync)
 	if err != nil {
 		return nil, err
 	}

@@ -243,15 +243,16 @@ func (s *manifestStream) end() error {
 	return io.EOF
 }
 
-// writeManifest replaces the file at path by a manifest of entries, durably, and opens it.
-func writeManifest(path string, kind byte, from Identity, entries stream) (*Manifest, error) {
-	if err := writeEntries(path, kind, from, entries); err != nil {
+// writeManifest replaces the file at path by a manifest of entries, durably, and opens it. Before it does, sync makes durable what it
+// lists: where both are on the same filesystem, with the same flush.
+func writeManifest(path string, kind byte, from Identity, entries stream, sync func() error) (*Manifest, error) {
+	if err := writeEntries(path, kind, from, entries, sync); err != nil {
 		return nil, fmt.Errorf("cannot write manifest %s: %w", path, err)
 	}
 	return openManifest(path, kind)
 }
 
-func writeEntries(path string, kind byte, from Identity, entries stream) error {
+func writeEntries(path string, kind byte, from Identity, entries stream, sync func() error) error {
 	pending, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(0o600))
 	if err != nil {
 		return stateError(err)
@@ -260,6 +261,9 @@ func writeEntries(path string, kind byte, from Identity, entries stream) error {
 	err = copyEntries(w, entries)
 	if err == nil {
 		err = w.finish()
+	}
+	if err == nil {
+		err = sync()
 	}
 	if err == nil {
 		err = stateError(pending.CloseAtomicallyReplace())

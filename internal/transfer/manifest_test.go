@@ -108,7 +108,7 @@ func TestManifestIsReadAsWritten(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want := drawTree(t)
 		from := Identity{rapid.Uint64().Draw(t, "root"), drawTime(t)}
-		m, err := writeManifest(path, wholeTree, from, pointers(want))
+		m, err := writeManifest(path, wholeTree, from, pointers(want), func() error { return nil })
 		if err != nil {
 			t.Fatal(err)
 		}
