@@ -12,24 +12,29 @@ import (
 
 // plan is what has to happen to a target.
 type plan struct {
-	kept    *spool     // entries that are right
+	kept    *spool     // entries that are right, unless unchanged has another way to tell
 	todo    *spool     // entries to make, as the source has them
 	gone    *spool     // entries to remove, a folder after what is in it
 	folders *spool     // folders to dress at the end, because something in them is made or removed
 	links   *spool     // hard links, once the first of them is there
+	dropped *spool     // entries of the manifest that are in the source no more
 	mu      sync.Mutex // the first pass plans with many workers
 	changes Totals
+	// unchanged gives the entries that are right. Among them may be some that are made all the same: what is noted of those comes first.
+	unchanged func() (stream, error)
 }
 
 func newPlan(dir string) *plan {
-	return &plan{
+	p := &plan{
 		kept: newSpool(dir, byPath), todo: newSpool(dir, byPath), gone: newSpool(dir, byPathDescending), folders: newSpool(dir, byPath),
-		links: newSpool(dir, byPath),
+		links: newSpool(dir, byPath), dropped: newSpool(dir, byPath),
 	}
+	p.unchanged = p.kept.sorted
+	return p
 }
 
 func (p *plan) close() {
-	for _, s := range []*spool{p.kept, p.todo, p.gone, p.folders, p.links} {
+	for _, s := range []*spool{p.kept, p.todo, p.gone, p.folders, p.links, p.dropped} {
 		_ = s.close() // unlinked temporary files
 	}
 }
@@ -339,7 +344,7 @@ func (c *copier) dressFolders(p *plan) error {
 	if err != nil {
 		return err
 	}
-	kept, err := p.kept.sorted()
+	kept, err := p.unchanged()
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,8 @@ import (
 // Options are the same for all operations.
 type Options struct {
 	// State is a folder of root's own, one for each move: the manifest, and while it is made, what is needed to go on after a crash.
-	// It may need as much room as the manifest, twice: some 150 bytes an entry.
+	// It needs up to 500 bytes an entry, most when a copy goes on: for the manifest, its parts, what was found on both sides, what stays, and
+	// the new manifest.
 	State string
 	// Workers is how many entries are copied at a time; 0 is DefaultWorkers.
 	Workers int

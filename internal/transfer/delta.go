@@ -112,11 +112,11 @@ func (c *copier) carryOut(ctx context.Context, decide func(p *plan) error) (*Man
 	if err := c.apply(ctx, p); err != nil {
 		return nil, err
 	}
-	kept, err := p.kept.sorted()
+	unchanged, err := p.unchanged()
 	if err != nil {
 		return nil, err
 	}
-	m, err := c.finish(kept)
+	m, err := c.finish(unchanged)
 	if m != nil {
 		m.Changed = p.changes
 	}
@@ -213,6 +213,10 @@ func (c *copier) update(ctx context.Context, known *Manifest) (*Manifest, error)
 	}
 	defer source.close()
 	m, err := c.carryOut(ctx, func(p *plan) error {
+		p.unchanged = func() (stream, error) { // nearly all, of which no copy is needed
+			dropped, err := p.dropped.sorted()
+			return &without{stream: known.stream(), left: dropped}, err
+		}
 		err := zipSpools(func(found []*Entry) error { return c.planUpdate(p, found[0], found[1]) }, source.entries, nil, known.stream())
 		if err == nil && p.changes.Entries == 0 && known.Path() == c.o.ManifestPath() {
 			err = errNothing
@@ -233,8 +237,16 @@ func (c *copier) planUpdate(p *plan, source, known *Entry) error {
 	if err := c.requireStill(source); err != nil {
 		return err
 	}
-	if source != nil && known != nil && !known.Unsettled && source.untouched(known) {
-		return p.keep(known)
+	switch {
+	case source == nil:
+		if err := p.dropped.add(known); err != nil {
+			return err
+		}
+	case known != nil && !known.Unsettled && source.untouched(known):
+		if known.First != "" {
+			return p.links.add(known)
+		}
+		return nil
 	}
 	target, err := c.requireKnown(pathOf([]*Entry{source, known}), known, source)
 	if err != nil {

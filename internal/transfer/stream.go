@@ -167,3 +167,29 @@ func (u *unique) next() (*Entry, error) {
 		}
 	}
 }
+
+// without leaves out the entries whose paths another stream gives, too.
+type without struct {
+	stream stream
+	left   stream
+	head   *Entry
+	begun  bool
+}
+
+func (w *without) next() (*Entry, error) {
+	for {
+		e, err := w.stream.next()
+		if err != nil {
+			return nil, err
+		}
+		for !w.begun || w.head != nil && comparePaths(w.head.Path, e.Path) < 0 {
+			w.begun = true
+			if err := pull(w.left, &w.head); err != nil {
+				return nil, err
+			}
+		}
+		if w.head == nil || w.head.Path != e.Path {
+			return e, nil
+		}
+	}
+}

@@ -80,7 +80,7 @@ const (
 	// marginPercent is for what arrives while the copy runs.
 	marginPercent = 20
 	// manifestBytes an entry are what manifest and sorting take; see [transfer.Options].
-	manifestBytes = 300
+	manifestBytes = 500
 )
 
 // checkRoom counts what an interrupted move has copied already.
