@@ -15,8 +15,6 @@ import (
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
-
-	"luksmediad/pkg/mount"
 )
 
 // A manifest begins with magic, version and kind, then the identity of the root that was copied from; the entries follow in the order
@@ -269,7 +267,7 @@ func writeEntries(path string, kind byte, from Identity, entries stream, sync fu
 		err = stateError(pending.CloseAtomicallyReplace())
 	}
 	if err == nil {
-		err = mount.SyncDirectory(filepath.Dir(path))
+		err = syncFolder(filepath.Dir(path))
 	}
 	return errors.Join(err, pending.Cleanup())
 }
@@ -331,4 +329,12 @@ func (w *manifestWriter) finish() error {
 	}
 	_, err := w.file.Write(w.sum.Sum(nil))
 	return stateError(err)
+}
+
+func syncFolder(path string) error {
+	folder, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
 }
