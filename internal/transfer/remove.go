@@ -98,7 +98,7 @@ func (r *remover) removeCarried(ctx context.Context, m *Manifest) error {
 		return err
 	}
 	r.meter.begin(PhaseScan, m.Totals.Entries, 0)
-	found := &scan{any: true, meter: r.meter}
+	found := &scan{live: true, any: true, meter: r.meter} // what is left is told by and by
 	if err := scanTree(ctx, r.tree, r.o.Options, found); err != nil {
 		return err
 	}
@@ -122,6 +122,9 @@ func (r *remover) selectCarried(back *claim, have, known *Entry, into *spool) er
 		return nil
 	}
 	stat, err := r.tree.status(have.Path)
+	if hasGone(err) {
+		return nil
+	}
 	if err != nil {
 		return writeError(have.Path, err)
 	}
