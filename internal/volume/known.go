@@ -210,7 +210,7 @@ func (v *Volume) checkKnown(record *Record, header *luks2.Header) error {
 		}
 	}
 	for _, made := range record.Keyslots {
-		if !made.In(header) {
+		if !made.In(header) && !changing.removes(header, made.Slot) {
 			return wrongf(ErrKeyslotMissing, "header of %s: keyslot %d, %s, is gone", record.Container, made.Slot, made.Source)
 		}
 	}
@@ -234,6 +234,13 @@ func (k *keyChanging) forgetReplaced() error {
 func (k *keyChanging) fills(header *luks2.Header, number int) bool {
 	return k.journal != nil && k.journal.UUID == header.UUID && k.journal.Added != nil &&
 		k.journal.Added.Keyslot == number && k.journal.Added.fills(header)
+}
+
+// removes: the keyslot is one that a change under way, or interrupted, takes away.
+func (k *keyChanging) removes(header *luks2.Header, number int) bool {
+	return k.journal != nil && k.journal.UUID == header.UUID && slices.ContainsFunc(k.journal.Removed, func(removed removedKeyslot) bool {
+		return removed.Keyslot == number
+	})
 }
 
 // checkBackup wants the copy that is kept to be that of the header as it is.

@@ -294,7 +294,8 @@ func requireStep(t *testing.T, err error, step Step, class error) {
 	}
 }
 
-// reliveKeys changes the keys of the ring below folder, as words say: "add", "recovery", "replace SOCKET", "remove N".
+// reliveKeys changes the keys of the ring below folder, as words say: "add", "recovery", "replace SOCKET",
+// "reseal SOCKET", "remove N".
 func reliveKeys(words, folder string, c *crasher) error {
 	c.before = true
 	r := openRing(folder, c)
@@ -311,6 +312,8 @@ func reliveKeys(words, folder string, c *crasher) error {
 		_, err = r.AddKey(context.Background(), EnrolRecovery{Deliver: func(*secret.Key) error { return nil }}, AddOptions{Sources: sources}, c)
 	case "replace":
 		_, err = r.AddKey(context.Background(), EnrolTPM2{Device: argument}, AddOptions{Sources: sources, Replace: Replacement{Superseded: true}}, c)
+	case "reseal":
+		err = r.reseal(argument, key, c)
 	case "remove":
 		var keyslot int
 		if _, err := fmt.Sscan(argument, &keyslot); err != nil {
@@ -319,6 +322,28 @@ func reliveKeys(words, folder string, c *crasher) error {
 		err = r.RemoveKey(context.Background(), RemoveOptions{Keyslot: keyslot, Sources: sources}, c)
 	}
 	return err
+}
+
+// reseal does what an opening by the passphrase does once the container is open.
+func (r *ring) reseal(socket string, key *secret.Key, observer Observer) error {
+	r.config.Unlock = append(r.config.Unlock, config.KeySource{TPM2: &config.TPM2{Device: socket, Reseal: true}})
+	record, err := r.loadRecord()
+	if err != nil {
+		return err
+	}
+	container, err := openContainer(r.container(), os.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer container.Close()
+	header, err := readValid(container)
+	if err != nil {
+		return err
+	}
+	o := &opening{Volume: r.Volume, observer: observer, container: container, backing: &backing{path: r.container()},
+		opened: Opened{Record: record, Header: header, Source: sourcePassphrase, Keyslot: 0}}
+	o.reseal(context.Background(), key)
+	return nil
 }
 
 func newSecret(t *testing.T, text string) *secret.Key {
