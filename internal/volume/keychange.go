@@ -314,8 +314,10 @@ func (k *keyChanging) endRemovals(ctx context.Context) (err error) {
 	if k.header, err = k.read(); err != nil {
 		return err
 	}
+	var left []removedKeyslot
 	for _, removed := range k.journal.Removed {
 		if _, still := k.header.Metadata.Keyslots[removed.Keyslot]; still {
+			left = append(left, removed)
 			continue
 		}
 		for _, id := range removed.Tokens {
@@ -330,6 +332,7 @@ func (k *keyChanging) endRemovals(ctx context.Context) (err error) {
 		}
 		k.observer.Event(journal.KeyslotRemoved, journal.F("CONTAINER", k.container.Name()), journal.F("KEYSLOT", removed.Keyslot))
 	}
+	k.journal.Removed = left
 	k.header, err = k.read()
 	return err
 }

@@ -137,19 +137,15 @@ func bankOf(bank tpm2.Bank) tpm2.Bank {
 	return bank
 }
 
-// refuses tells whether the PCRs are not those any more that the token is sealed to.
+// refuses tells whether the PCRs are not those any more that the token is sealed to. What luksmediad would not have made like this is no
+// concern of the new key.
 func refuses(ctx context.Context, device *tpm2.Device, token *tpm2.Token) (bool, error) {
-	policy, err := token.Policy()
-	if err != nil || policy.Signer != nil || len(policy.PCRs) == 0 {
-		return false, nil //nolint:nilerr // what luksmediad did not make like this is no concern of the new key
-	}
-	values, err := device.ReadPCRs(ctx, policy.Bank, policy.PCRs)
-	if errors.Is(err, tpm2.ErrBankUnavailable) {
+	switch err := device.CheckPolicy(ctx, token); {
+	case errors.Is(err, tpm2.ErrPolicy), errors.Is(err, tpm2.ErrBankUnavailable):
 		return true, nil
-	}
-	if err != nil {
+	case errors.Is(err, tpm2.ErrToken), errors.Is(err, tpm2.ErrUnsupported):
+		return false, nil
+	default:
 		return false, err
 	}
-	same, err := token.PolicyMatches(values, nil)
-	return err == nil && !same, nil
 }

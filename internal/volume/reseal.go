@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"luksmediad/internal/config"
@@ -110,23 +109,9 @@ func (o *opening) resealToken(ctx context.Context, device string, old refusedTok
 		return err
 	}
 	o.opened.Header = k.header
-	policy, err := policyOf(k.header, added.Keyslot)
+	made := k.tpmToken(added.Keyslot) // which has just been read and proven
 	o.observer.Event(journal.Resealed, journal.F("KEYSLOT", added.Keyslot), journal.F("REPLACED", old.Keyslots[0]),
-		journal.F("OLD_POLICY", fmt.Sprintf("%x", old.PolicyHash)), journal.F("NEW_POLICY", policy),
+		journal.F("OLD_POLICY", fmt.Sprintf("%x", old.PolicyHash)), journal.F("NEW_POLICY", fmt.Sprintf("%x", made.PolicyHash)),
 		journal.F("REASON", old.reason.Error()))
-	return err
-}
-
-// policyOf is the policy digest of the TPM token of a keyslot.
-func policyOf(header *luks2.Header, keyslot int) (string, error) {
-	for _, token := range header.Tokens(tpm2.TokenType) {
-		if slices.Contains(token.Keyslots, keyslot) {
-			parsed, err := tpm2.ParseToken(token.Raw)
-			if err != nil {
-				return "", err
-			}
-			return fmt.Sprintf("%x", parsed.PolicyHash), nil
-		}
-	}
-	return "", wrongf(unlock.ErrNoKeyslot, "cannot find the token of keyslot %d", keyslot)
+	return nil
 }

@@ -1,7 +1,6 @@
 package unlock
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -171,20 +170,10 @@ func (u *Unsealer) options(ctx context.Context, token *tpm2.Token) (options tpm2
 	return options, err
 }
 
-// matches tells whether the PCRs are what the token binds literally: where they are not, nobody is asked for a PIN.
+// matches keeps people from being asked for a PIN where the PCRs are not what the token binds.
 func (u *Unsealer) matches(ctx context.Context, token *tpm2.Token) error {
-	policy, err := token.Policy()
-	if err != nil || policy.Signer != nil || len(policy.PCRs) == 0 {
-		return err
+	if err := u.device.CheckPolicy(ctx, token); err != nil {
+		return fmt.Errorf("cannot unseal the key: %w", err)
 	}
-	values, err := u.device.ReadPCRs(ctx, policy.Bank, policy.PCRs)
-	if err != nil {
-		return err
-	}
-	digest, err := policy.Digest(values)
-	if err != nil || bytes.Equal(digest, token.PolicyHash) {
-		return err
-	}
-	return fmt.Errorf("cannot unseal the key: %w",
-		&tpm2.PolicyError{Bank: policy.Bank, PCRs: policy.PCRs, Want: token.PolicyHash, Got: digest, Values: values})
+	return nil
 }

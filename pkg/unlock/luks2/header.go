@@ -4,7 +4,7 @@
 //
 // A header is opened in steps: Read verifies both copies, Validate holds the
 // one in force against an allow-list, Pin.Check compares it with what was
-// recorded, and Image gives a private copy for `cryptsetup open --header`, so
+// recorded, and WriteTo gives a private copy for `cryptsetup open --header`, so
 // that what was checked is what is used.
 package luks2
 

@@ -53,7 +53,7 @@ func overwrite(t *testing.T, path string, at int64, b []byte) {
 // the container, with the image of h as its header.
 func opensWith(t *testing.T, h *Header, path, slot string) error {
 	t.Helper()
-	image := asFile(t, h.Image())
+	image := asFile(t, imageOf(h))
 	before := fileSum(t, image)
 	out, err := tryCryptsetup(t, "open", "--test-passphrase", "--key-file", "-", "--key-slot", slot, "--header", image, path)
 	if err == nil && fileSum(t, image) != before {
@@ -134,7 +134,7 @@ func TestImageIsExactlyAsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	image := h.Image()
+	image := imageOf(h)
 	if int64(len(image)) != 16<<20 || h.ImageSize() != 16<<20 {
 		t.Fatalf("the image has %d bytes, ImageSize says %d, want 16 MiB", len(image), h.ImageSize())
 	}
@@ -325,7 +325,7 @@ func TestStaleCopy(t *testing.T) {
 		if h.Label != test.label {
 			t.Errorf("the %s header is in force, want the %s", h.Label, test.label)
 		}
-		again, err := Read(bytes.NewReader(h.Image()), b.size)
+		again, err := Read(bytes.NewReader(imageOf(h)), b.size)
 		if err != nil || len(again.Damage) > 0 || again.Label != test.label || again.SequenceID != h.SequenceID {
 			t.Errorf("the image is not of one mind: %v, %v", again, err)
 		}
@@ -382,7 +382,7 @@ func TestImageHidesTheCopyNotChosen(t *testing.T) {
 	if len(h.Damage) == 0 || h.Damage[0].Reason != ReasonMetadata {
 		t.Errorf("damage %v, want the primary's metadata", h.Damage)
 	}
-	shown = cryptsetup(t, "luksDump", "--dump-json-metadata", asFile(t, h.Image()))
+	shown = cryptsetup(t, "luksDump", "--dump-json-metadata", asFile(t, imageOf(h)))
 	if strings.Contains(shown, "cipher_null-ecb") || !strings.Contains(shown, "aes-xts-plain64") {
 		t.Errorf("the image shows cryptsetup another header: %s", shown)
 	}

@@ -62,18 +62,8 @@ func (h *Header) readKeyslots(r io.ReaderAt, size int64) {
 	}
 }
 
-// Image returns the private copy: the bytes from 0 to where the data begins,
-// with both header copies and all keyslots, as a file for `cryptsetup
-// --header`. It is as read, except that the header in force also stands in
-// place of a damaged or stale copy, and that space without a keyslot is zero.
-// The header must have passed Validate.
-func (h *Header) Image() []byte {
-	full := make([]byte, h.ImageSize())
-	copy(full, h.image)
-	return full
-}
-
-// ImageSize is the length of Image in bytes: where the data begins.
+// ImageSize is the length in bytes of the whole private copy, as a file for
+// `cryptsetup --header`: where the data begins.
 func (h *Header) ImageSize() int64 {
 	size := int64(len(h.image))
 	if offset := h.Segment().Offset; offset <= maxDataOffset {
@@ -82,8 +72,11 @@ func (h *Header) ImageSize() int64 {
 	return size
 }
 
-// WriteTo writes the beginning of Image up to the last keyslot. A sparse file
-// needs no more than that, truncated to ImageSize.
+// WriteTo writes the private copy up to the last keyslot: a sparse file needs no
+// more than that, truncated to ImageSize. It has both header copies and all
+// keyslots as read, except that the header in force also stands in place of a
+// damaged or stale copy, and that space without a keyslot is zero. The header
+// must have passed Validate.
 func (h *Header) WriteTo(w io.Writer) (int64, error) {
 	return bytes.NewReader(h.image).WriteTo(w)
 }

@@ -205,3 +205,10 @@ func loadBase(t testing.TB) base {
 	head := loadCorpus(t, "default")
 	return base{head: head, headerSize: len(head) / 2, size: corpusSize}
 }
+
+// imageOf is the file that WriteTo and ImageSize make.
+func imageOf(h *Header) []byte {
+	full := make([]byte, h.ImageSize())
+	copy(full, h.image)
+	return full
+}

@@ -204,6 +204,25 @@ func (d *Device) PolicyOf(ctx context.Context, t *Token) (Policy, error) {
 	return policy, tpm.settleBank(t, &policy)
 }
 
+// CheckPolicy tells whether the PCRs are what the token binds literally, without
+// unsealing. It fails with a [*PolicyError] or [ErrBankUnavailable] where they
+// are not, and as [Token.Policy] does. Of a signed policy it knows nothing.
+func (d *Device) CheckPolicy(ctx context.Context, t *Token) error {
+	policy, err := t.Policy()
+	if err != nil || policy.Signer != nil || len(policy.PCRs) == 0 {
+		return err
+	}
+	values, err := d.ReadPCRs(ctx, policy.Bank, policy.PCRs)
+	if err != nil {
+		return err
+	}
+	digest, err := policy.Digest(values)
+	if err != nil || bytes.Equal(digest, t.PolicyHash) {
+		return err
+	}
+	return &PolicyError{Bank: policy.Bank, PCRs: policy.PCRs, Want: t.PolicyHash, Got: digest, Values: values}
+}
+
 // PolicyMatches tells whether the token could be unsealed, with its PIN if
 // it has one, while its PCRs and PubkeyPCRs have these values. It needs no TPM,
 // so that drift is found without unsealing anything. The classes are [ErrToken],

@@ -1,7 +1,6 @@
 package tpm2
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -98,10 +97,8 @@ func (b bus) newToken(opts SealOptions) (*Token, error) {
 // another system has the same (https://github.com/systemd/systemd/issues/20134).
 func checkUsed(bank Bank, values map[int][]byte) error {
 	for pcr, value := range values {
-		for _, reset := range []byte{0x00, 0xff} {
-			if bytes.Count(value, []byte{reset}) == len(value) {
-				return fmt.Errorf("%s PCR %d is %x…: %w", bank, pcr, value[:2], ErrPCRUnused)
-			}
+		if isReset(value) {
+			return fmt.Errorf("%s PCR %d is %x…: %w", bank, pcr, value[:2], ErrPCRUnused)
 		}
 	}
 	return nil
