@@ -41,7 +41,11 @@ func newPinned(t *testing.T, content string) *pinned {
 	token.Keyslots = []int{1}
 	raw, err := json.Marshal(token)
 	must(t, err)
-	header := &luks2.Header{Metadata: luks2.Metadata{Tokens: map[int]luks2.Token{0: {Type: tpm2.TokenType, Keyslots: []int{1}, Raw: raw}}}}
+	header := &luks2.Header{Metadata: luks2.Metadata{
+		Segments: map[int]luks2.Segment{0: {Type: "crypt"}},
+		Digests:  map[int]luks2.Digest{0: {Keyslots: []int{1}, Segments: []int{0}}},
+		Tokens:   map[int]luks2.Token{0: {Type: tpm2.TokenType, Keyslots: []int{1}, Raw: raw}},
+	}}
 	path := filepath.Join(t.TempDir(), "pin")
 	must(t, os.WriteFile(path, []byte(content), 0o400))
 	c := &config.Config{Volume: config.Volume{Name: "media"}, Unlock: []config.KeySource{{TPM2: &config.TPM2{Device: s.TCTI(), PIN: path}}}}
