@@ -71,6 +71,11 @@ func (f *containerFlags) read() (*subject, error) {
 	if err != nil {
 		return &subject{}, err
 	}
+	return readRecorded(loaded, vol)
+}
+
+// readRecorded opens the configured container.
+func readRecorded(loaded *config.Config, vol *volume.Volume) (*subject, error) {
 	record, err := vol.Record()
 	if err != nil {
 		return &subject{}, err

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"luksmediad/internal/config"
 	"luksmediad/internal/keys"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock"
@@ -48,11 +49,11 @@ func (k *keyRemove) run(ctx context.Context, number string) (err error) {
 	if err := secret.Harden(); err != nil {
 		return err
 	}
-	_, vol, err := k.loadForHeader()
+	loaded, vol, err := k.loadForHeader()
 	if err != nil {
 		return err
 	}
-	what, err := k.describe()
+	what, err := k.describe(loaded, vol)
 	if err != nil {
 		return err
 	}
@@ -78,9 +79,12 @@ func (k *keyRemove) run(ctx context.Context, number string) (err error) {
 }
 
 // describe names the keyslot in the words of key list. One that is not there is the operation's to refuse.
-func (k *keyRemove) describe() (string, error) {
+func (k *keyRemove) describe(loaded *config.Config, vol *volume.Volume) (string, error) {
 	what := fmt.Sprintf("keyslot %d", k.options.Keyslot)
-	s, err := (&containerFlags{app: k.app}).readValid()
+	s, err := readRecorded(loaded, vol)
+	if err == nil {
+		err = s.check()
+	}
 	if err != nil {
 		return "", err
 	}
