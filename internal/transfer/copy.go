@@ -9,7 +9,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -143,16 +142,16 @@ func (c *copier) close() {
 }
 
 func (c *copier) copy(ctx context.Context) (*Manifest, error) {
-	known, err := c.begin()
+	again, err := c.begin()
 	if err != nil {
 		return nil, err
 	}
 	c.meter.begin(PhaseCopy, c.o.Total.Entries, c.o.Total.Bytes)
 	var m *Manifest
-	if known == nil {
-		m, err = c.copyAll(ctx)
+	if again {
+		m, err = c.resume(ctx)
 	} else {
-		m, err = c.resume(ctx, known)
+		m, err = c.copyAll(ctx)
 	}
 	if err != nil && !c.claim.Lost {
 		err = errors.Join(err, c.results.flush()) // for the next Copy
@@ -160,16 +159,16 @@ func (c *copier) copy(ctx context.Context) (*Manifest, error) {
 	return m, err
 }
 
-// begin claims an empty target, or gives what is known of one that was claimed before.
-func (c *copier) begin() ([]*Manifest, error) {
-	again, err := c.claimTarget(c.requireEmpty)
+// begin claims an empty target, or opens what is known of one that was claimed before.
+func (c *copier) begin() (again bool, err error) {
+	again, err = c.claimTarget(c.requireEmpty)
 	if err != nil || !again {
-		return nil, err
+		return again, err
 	}
 	if err := c.requireDurable(); err != nil {
-		return nil, err
+		return again, err
 	}
-	return c.known()
+	return again, c.openKnown()
 }
 
 func (c *copier) requireDurable() error {
@@ -217,21 +216,21 @@ func (c *copier) requireEmpty() error {
 	return writeError("", holder{fd: fd}.write(nil, false))
 }
 
-// known gives the manifest and the parts of earlier copies, the latest last.
-func (c *copier) known() ([]*Manifest, error) {
+// openKnown opens the manifest and the parts of earlier copies, the latest last; a copy that was killed early has left none.
+func (c *copier) openKnown() error {
 	m, err := openManifest(c.o.ManifestPath(), wholeTree)
 	if err == nil {
 		c.opened = append(c.opened, m)
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+		return err
 	}
 	for {
 		m, err := openManifest(c.partPath(c.parts), partOf)
 		if errors.Is(err, fs.ErrNotExist) {
-			return slices.Clone(c.opened), nil
+			return nil
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		c.parts++
 		c.opened = append(c.opened, m)

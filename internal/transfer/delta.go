@@ -9,9 +9,9 @@ import (
 )
 
 // resume takes a target that an earlier copy has filled, as far as it came, to what the source is now.
-func (c *copier) resume(ctx context.Context, known []*Manifest) (*Manifest, error) {
-	streams := make([]stream, len(known))
-	for i, m := range known {
+func (c *copier) resume(ctx context.Context) (*Manifest, error) {
+	streams := make([]stream, len(c.opened))
+	for i, m := range c.opened {
 		streams[i] = m.stream()
 	}
 	before, err := merge(byPath, streams...)
