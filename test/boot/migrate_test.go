@@ -77,7 +77,7 @@ func TestMigrate(t *testing.T) {
 		t.Errorf("the client has uploaded only %d times", count)
 	}
 	t.Logf("status: %s", m.Run("luksmediad status || true"))
-	if left := m.Run("ls -A " + strings.TrimSuffix(mediaStore, "/media_store")); strings.Contains(left, "luksmediad") {
+	if left := m.Run("ls -A " + synapseData); strings.Contains(left, "luksmediad") {
 		t.Errorf("left: %s", left)
 	}
 	m.Shutdown()

@@ -17,7 +17,8 @@ import (
 const (
 	synapseURL   = "http://127.0.0.1:8008"
 	synapseToken = "as-token-of-the-boot-test"
-	mediaStore   = "/home/ubuntu/app/synapse_data/media_store"
+	synapseData  = "/home/ubuntu/app/synapse_data"
+	mediaStore   = synapseData + "/media_store"
 )
 
 const curl = "curl --silent --show-error --fail-with-body --max-time 60 "
