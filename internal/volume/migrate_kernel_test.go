@@ -637,18 +637,34 @@ func (s *site) complete(what string) {
 	}
 }
 
-// faults 17 and 18: what fails before or after any durable step leaves the service running on a complete store, and the next run comes to
-// its end.
+// errPanic stands for a panic.
+var errPanic = errors.New("panic")
+
+// faults 17 and 18: what fails before or after any durable step, or panics there, leaves the service running on a complete store, and the
+// next run comes to its end.
 func TestMoveFailsAnywhere(t *testing.T) {
 	s := newPlaintext(t)
-	points := s.interruptEverywhere(func(what string, point int) string {
-		where := s.failAt(what, point, []error{unix.ENOSPC, unix.EIO}[point%2])
-		s.recoverFrom(fmt.Sprintf("%s failed at point %d, %s", what, point, where), false)
-		return where
-	})
-	if points["migrate"] < 15 || points["rollback"] < 15 {
-		t.Errorf("only %v", points)
+	cases := 0
+	for _, fault := range []error{unix.ENOSPC, unix.EIO, errPanic} {
+		points := s.interruptEverywhere(func(what string, point int) string {
+			where := s.failAt(what, point, fault)
+			s.recoverFrom(fmt.Sprintf("%s failed at point %d, %s: %v", what, point, where, fault), false)
+			return where
+		})
+		if points["migrate"] < 15 || points["rollback"] < 15 {
+			t.Errorf("%v: only %v", fault, points)
+		}
+		cases += points["migrate"] + points["rollback"]
 	}
+	s.migrate()
+	faults := []error{unix.ENOSPC, errPanic, unix.EIO}
+	for point := 1; s.failAt("purge", point, faults[point%3]) != ""; point++ {
+		s.recoverFrom(fmt.Sprintf("purge failed at point %d", point), false)
+		cases++
+	}
+	s.requireServing("purged")
+	s.requireNothingAside()
+	t.Logf("%d cases", cases)
 }
 
 // failAt has the operation fail at the point, once, and tells where that was.
@@ -656,22 +672,41 @@ func (s *site) failAt(what string, point int, fault error) (where string) {
 	s.t.Helper()
 	count := 0
 	s.failpoint = func(name string) error {
-		if count++; count == point {
-			where = name
-			return fault
+		if count++; count != point {
+			return nil
 		}
-		return nil
+		if where = name; errors.Is(fault, errPanic) {
+			panic(fault)
+		}
+		return fault
 	}
 	defer func() { s.failpoint = nil }()
-	do := s.Migrate
-	if what == "rollback" {
-		do = s.Rollback
-	}
-	_, err := do(s.t.Context(), s.moveOptions(), &watcher{})
+	err := s.doRecovered(what)
 	if where != "" && !errors.Is(err, fault) || where == "" && err != nil {
 		s.t.Fatalf("%s failed at %q: %v", what, where, err)
 	}
 	return where
+}
+
+// doRecovered makes an error of a panic.
+func (s *site) doRecovered(what string) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = r.(error)
+		}
+	}()
+	_, err = s.operation(what)(s.t.Context(), s.moveOptions(), &watcher{})
+	return err
+}
+
+func (s *site) operation(what string) func(context.Context, MoveOptions, Observer) (*Moved, error) {
+	switch what {
+	case "rollback":
+		return s.Rollback
+	case "purge":
+		return s.Purge
+	}
+	return s.Migrate
 }
 
 // removing runs one of the operations on the open volume below folder, in a process that does not survive.
@@ -679,9 +714,7 @@ func removing(what, folder string, c *crasher) error {
 	s := openSite(folder, withService)
 	s.Volume = New(s.config, s.paths, c)
 	s.failpoint = func(point string) error { c.pass(point); return nil }
-	options := s.moveOptions()
-	do := map[string]func(context.Context, MoveOptions, Observer) (*Moved, error){"migrate": s.Migrate, "rollback": s.Rollback, "purge": s.Purge}[what]
-	_, err := do(context.Background(), options, stepsOnly{c})
+	_, err := s.operation(what)(context.Background(), s.moveOptions(), stepsOnly{c})
 	return err
 }
 
