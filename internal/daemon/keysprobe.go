@@ -114,6 +114,7 @@ func (p *keysProbe) header() (*luks2.Header, error) {
 // compareTPMs finds drift and a lockout that is near, without unsealing anything.
 func (p *keysProbe) compareTPMs(ctx context.Context, header *luks2.Header) []finding {
 	if len(header.SlotsByToken(tpm2.TokenType)) == 0 {
+		p.reportPolicies(nil)
 		return nil
 	}
 	findings := p.compareTokens(ctx, header)
@@ -141,11 +142,22 @@ func (p *keysProbe) compareTokens(ctx context.Context, header *luks2.Header) []f
 	if err != nil {
 		return nil // the context has ended
 	}
+	p.reportPolicies(drifts)
 	refused := keys.Refusal(drifts)
 	if refused == nil {
 		return nil
 	}
 	return []finding{{health.ReasonDrift, fmt.Sprintf("the TPM would give no key: %v%s", refused, movedPCRs(drifts))}}
+}
+
+func (p *keysProbe) reportPolicies(drifts []keys.Drift) {
+	matches := map[int]bool{}
+	for _, drift := range drifts {
+		if drift.Result != keys.NotComparable {
+			matches[drift.Token.ID] = drift.Result == keys.Match
+		}
+	}
+	p.collector.SetPolicies(matches)
 }
 
 func (p *keysProbe) readLockout(ctx context.Context, address string) ([]finding, error) {
@@ -193,8 +205,12 @@ func (p *keysProbe) try(ctx context.Context, header *luks2.Header) []finding {
 		if err != nil {
 			return findings // the context has ended
 		}
+		asked := !errors.Is(attempts[0].Err, tpm2.ErrPINNeeded) && attempts[0].Status != boot.Attended
+		if asked && source.Name() == (unlock.TPM2{}).Name() {
+			p.collector.SetUnsealed(attempts[0].Keyslot >= 0)
+		}
 		if attempt := attempts[0]; attempt.Keyslot < 0 {
-			if !errors.Is(attempt.Err, tpm2.ErrPINNeeded) && attempt.Status != boot.Attended {
+			if asked {
 				findings = append(findings, finding{health.ReasonKeyFailed, attempt.Name + ": " + strings.ReplaceAll(attempt.Text, "\n", ", ")})
 			}
 			continue

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"errors"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -215,6 +216,7 @@ func TestKeysProbeOfTPM(t *testing.T) {
 	slot := b.add(volume.EnrolTPM2{Device: tpm.TCTI(), SealOptions: tpm2.SealOptions{PCRs: []int{7}}})
 	b.must(b.volume.NoteProof(b.header(), 0, "passphrase"))
 	b.requireReason("", "recovery proven ", "tpm2 proven ")
+	b.requireMetric(`luksmediad_tpm_policy_match{token="0"} 1`)
 	b.age(slot, 25*time.Hour)
 	old := b.provenAt(slot)
 	b.restart()
@@ -222,15 +224,28 @@ func TestKeysProbeOfTPM(t *testing.T) {
 	if !b.provenAt(slot).After(old) {
 		t.Error("the TPM was not asked for the key")
 	}
+	b.requireMetric("luksmediad_tpm_unseal_ok 1")
 
 	tpm.Extend(7, "another") // fault 41
 	b.requireReason(health.ReasonDrift, "the TPM would give no key", "PCR 7 has moved")
+	b.requireMetric(`luksmediad_tpm_policy_match{token="0"} 0`)
 	tpm.Replace() // fault 43
 	b.requireReason(health.ReasonDrift, "storage root key differs")
 	tpm.Stop()
 	b.age(slot, 25*time.Hour)
 	b.restart()
 	b.requireReason(health.ReasonKeyFailed, "no TPM")
+	b.requireMetric("luksmediad_tpm_unseal_ok 0")
+}
+
+// requireMetric wants a line in what a scrape would give.
+func (b *keyBench) requireMetric(line string) {
+	b.t.Helper()
+	answer := httptest.NewRecorder()
+	health.MetricsHandler(health.NewRegistry(b.probe.collector)).ServeHTTP(answer, httptest.NewRequestWithContext(b.t.Context(), "GET", "/metrics", nil))
+	if !slices.Contains(strings.Split(answer.Body.String(), "\n"), line) {
+		b.t.Errorf("no %s", line)
+	}
 }
 
 // No PIN is tried, wherever it is kept: the TPM counts no failure.

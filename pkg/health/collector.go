@@ -46,6 +46,8 @@ type droppedMetric struct {
 type keyMetrics struct {
 	proven          *prometheus.GaugeVec
 	failures, limit prometheus.Gauge
+	policies        *prometheus.GaugeVec
+	unsealed        prometheus.Gauge
 }
 
 // Move is how far the files of a store are on their way into the volume or out of it. Zero means that none moves, or that it is not known.
@@ -138,6 +140,7 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 			func() uint64 { return 0 }},
 	}
 	c.forecast.Set(math.NaN())
+	c.keys.unsealed.Set(math.NaN())
 	for _, condition := range board.Snapshot() {
 		if condition.Probed {
 			c.probes.initialise(condition.Code)
@@ -262,6 +265,10 @@ func newKeyMetrics() keyMetrics {
 		proven:   bySource("key_proven_timestamp_seconds", "When a key of this source was last seen to open the container, 0 if never."),
 		failures: newGauge("tpm_lockout_failures", "Failures that the TPM has counted towards its lockout, unclean power-offs among them."),
 		limit:    newGauge("tpm_lockout_limit", "At how many failures the TPM locks itself, 0 while that is not known."),
+		policies: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Namespace: namespace, Name: "tpm_policy_match", Help: "Whether the TPM as it is now would give the key of the token, where that can be told.",
+		}, []string{"token"}),
+		unsealed: newGauge("tpm_unseal_ok", "Whether the TPM gave a key that opens the container when it was last asked by the keys probe, NaN while it was not."),
 	}
 }
 
@@ -335,7 +342,7 @@ func (c *Collector) parts() []prometheus.Collector {
 		c.probes.success, c.probes.runs, c.probes.failures, c.probes.duration, c.probes.lastRun, c.probes.lastSuccess,
 		c.unlocks.attempts, c.unlocks.failures, c.unlocks.duration,
 		c.container.size, c.container.info, c.container.keyslots, c.container.backup,
-		c.keys.proven, c.keys.failures, c.keys.limit, c.forecast,
+		c.keys.proven, c.keys.failures, c.keys.limit, c.keys.policies, c.keys.unsealed, c.forecast,
 	}
 	for _, gauge := range c.move {
 		parts = append(parts, gauge)
@@ -420,6 +427,17 @@ func (c *Collector) SetLockout(failures, limit uint32) {
 	c.keys.failures.Set(float64(failures))
 	c.keys.limit.Set(float64(limit))
 }
+
+// SetPolicies says of the header's TPM tokens, of which there are at most 32, whether the TPM as it is would give their key.
+func (c *Collector) SetPolicies(matches map[int]bool) {
+	c.keys.policies.Reset()
+	for token, match := range matches {
+		c.keys.policies.WithLabelValues(strconv.Itoa(token)).Set(number01(match))
+	}
+}
+
+// SetUnsealed says whether the TPM has given a key that opens the container.
+func (c *Collector) SetUnsealed(ok bool) { c.keys.unsealed.Set(number01(ok)) }
 
 // SetForecast says in how many seconds the volume is full.
 func (c *Collector) SetForecast(seconds float64) { c.forecast.Set(seconds) }
