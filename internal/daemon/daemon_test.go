@@ -204,6 +204,35 @@ func TestHungWrite(t *testing.T) {
 	})
 }
 
+// A lock waits for the probes that look into the volume, which they all do right after an opening, and not for ever.
+func TestLockWaitsForProbes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, test := range []struct{ lasts, waits time.Duration }{{2 * time.Second, 2 * time.Second}, {time.Hour, restPatience}} {
+			s := newSite()
+			s.volume.gives(adopted())
+			release := make(chan struct{})
+			s.thumb.runs.set(func(context.Context) error {
+				select {
+				case <-release:
+				case <-time.After(test.lasts):
+				}
+				return nil
+			})
+			s.start(t)
+			s.after(100 * time.Millisecond)
+			began := time.Now()
+			if _, err := s.Lock(t.Context(), api.LockRequest{StopServices: true}); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(began); took < test.waits-time.Second || took > test.waits+time.Second {
+				t.Errorf("a probe of %s: locked after %s", test.lasts, took)
+			}
+			close(release)
+			s.stopDaemon()
+		}
+	})
+}
+
 // The end of the context ends an opening that obeys it, answers who waits, and closes nothing.
 func TestEndWhileOpening(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -112,6 +112,7 @@ func (d *Daemon) close(ctx context.Context) outcome {
 	}
 	defer release()
 	d.Live.Store(nil)
+	d.restProbes(ctx)
 	if err := d.Operations.Close(ctx, &observer{Daemon: d}); err != nil {
 		return outcome{err: err}
 	}
@@ -122,6 +123,17 @@ func (d *Daemon) close(ctx context.Context) outcome {
 		d.reportClosed(ReasonGateStopped)
 	}
 	return outcome{changed: true}
+}
+
+// restPatience is for a probe that hangs: it is in the way of an unmount then, which says so.
+const restPatience = 5 * time.Second
+
+// restProbes waits for the probes that have files of the volume open, as they all have right after an opening. Those that begin from now on
+// find no volume.
+func (d *Daemon) restProbes(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, restPatience)
+	defer cancel()
+	d.Prober.Rest(ctx, health.Write, health.Ciphertext, health.Thumbnail, health.Space)
 }
 
 const (

@@ -66,6 +66,7 @@ type slot struct {
 type run struct {
 	started time.Time
 	settled chan struct{} // closed when err is decided: the probe returned, or its deadline passed
+	ended   chan struct{} // closed when the probe has returned
 	err     error
 }
 
@@ -113,6 +114,28 @@ func (p *Prober) RunNow(ctx context.Context, name Code) error {
 	}
 }
 
+// Rest waits until the runs of these probes that are outstanding now have returned, or ctx is done: what they have open would be in the way
+// of an unmount.
+func (p *Prober) Rest(ctx context.Context, names ...Code) {
+	for _, s := range p.slots {
+		r := s.outstanding()
+		if r == nil || !slices.Contains(names, s.probe.Name()) {
+			continue
+		}
+		select {
+		case <-r.ended:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *slot) outstanding() *run {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.current
+}
+
 func (p *Prober) loop(ctx context.Context, s *slot) {
 	for {
 		next := time.NewTimer(jittered(s.interval))
@@ -144,7 +167,7 @@ func (p *Prober) begin(ctx context.Context, s *slot) (r *run, begun bool) {
 	if s.current != nil {
 		return s.current, false
 	}
-	s.current = &run{started: time.Now(), settled: make(chan struct{})}
+	s.current = &run{started: time.Now(), settled: make(chan struct{}), ended: make(chan struct{})}
 	go p.execute(ctx, s, s.current)
 	return s.current, true
 }
@@ -153,6 +176,7 @@ func (p *Prober) begin(ctx context.Context, s *slot) (r *run, begun bool) {
 func (p *Prober) execute(ctx context.Context, s *slot, r *run) {
 	ctx, cancel := context.WithTimeout(ctx, s.deadline)
 	defer cancel()
+	defer close(r.ended)
 	type end struct {
 		proof string
 		err   error
