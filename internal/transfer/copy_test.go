@@ -87,6 +87,7 @@ func TestCopyRefusesForeignTarget(t *testing.T) {
 
 // fault 14: what an interrupted copy has done is adopted, what it had begun is done anew.
 func TestCopyGoesOn(t *testing.T) {
+	t.Parallel() // it waits a while
 	m := newMove(t)
 	m.hostile()
 	for i := range 2000 {
@@ -218,6 +219,7 @@ func (m *move) saved() map[string]uint64 {
 
 // fault 14: a copy goes on from the parts that were saved, also from such as are newer than the manifest, or older.
 func TestCopyGoesOnFromParts(t *testing.T) {
+	t.Parallel() // it waits a while
 	m := newMove(t)
 	m.depth = 20
 	m.hostile()
@@ -265,6 +267,7 @@ func TestCopyRefusesAnotherClaim(t *testing.T) {
 
 // What was moved into the target, and is older than the copy, is nobody's to replace or remove.
 func TestCopyRefusesWhatWasMovedIn(t *testing.T) {
+	t.Parallel() // it waits a while
 	m := newMove(t)
 	m.file("plain", "x")
 	check(t, os.WriteFile(filepath.Join(m.dir, "older"), []byte("precious"), 0o600))

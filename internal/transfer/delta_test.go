@@ -53,6 +53,7 @@ func (m *move) inPlace(path string) {
 }
 
 func TestDeltaFindsEveryChange(t *testing.T) {
+	t.Parallel() // it waits a while
 	m := newMove(t)
 	m.hostile()
 	m.rest()
@@ -82,6 +83,7 @@ func TestDeltaCopiesWhatWasYoung(t *testing.T) {
 }
 
 func TestDeltaOfNothing(t *testing.T) {
+	t.Parallel() // it waits a while
 	m := newMove(t)
 	m.hostile()
 	m.rest()
@@ -157,6 +159,7 @@ func TestUnchangedFindsEveryChange(t *testing.T) {
 }
 
 func TestDeltaRefusesForeign(t *testing.T) {
+	t.Parallel() // it waits a while
 	m := newMove(t)
 	m.file("a/plain", "x")
 	m.file("a/goes", "x")
@@ -192,6 +195,7 @@ func TestDeltaRefusesForeign(t *testing.T) {
 
 // fault 27: the old copy gets what has come since, and loses what has gone.
 func TestCarryBack(t *testing.T) {
+	t.Parallel() // it waits a while
 	m := newMove(t)
 	m.hostile()
 	manifest := m.delta(m.copy())
@@ -277,6 +281,7 @@ func TestCarryBackGoesOn(t *testing.T) {
 }
 
 func TestCarryBackRefusesForeign(t *testing.T) {
+	t.Parallel() // it waits a while
 	m := newMove(t)
 	m.file("plain", "x")
 	manifest := m.delta(m.copy())

@@ -159,6 +159,7 @@ func (g *grower) goBack(manifest *Manifest) {
 
 // fault 20: a hundred thousand entries, half of them in one folder.
 func TestHundredThousandEntries(t *testing.T) {
+	t.Parallel() // it waits a while
 	m := newMove(t)
 	check(t, os.Mkdir(m.at("flat"), 0o755))
 	for i := range 50_000 {
