@@ -52,7 +52,7 @@ func TestAutoGrow(t *testing.T) {
 	})
 }
 
-// Without the setting nobody looks, and neither while the volume is locked.
+// Without the setting nobody looks.
 func TestNoAutoGrow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
