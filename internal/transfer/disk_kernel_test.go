@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"luksmediad/test/devmapper"
 )
 
 // These tests act on the machine: they run as root inside test/kernel/uml.
@@ -62,16 +64,11 @@ func (d *disk) encrypt(dir string) {
 
 func (d *disk) linear() string { return fmt.Sprintf("0 %d linear %s 0", d.blocks, d.lower) }
 
-// become swaps the table under whoever uses the disk, as xfstests does (common/dmerror), until the test ends.
+// become swaps the table under whoever uses the disk until the test ends.
 func (d *disk) become(table string) {
 	d.t.Helper()
-	load := func(table string) {
-		program(d.t, "dmsetup", "suspend", "--noflush", "--nolockfs", d.name)
-		program(d.t, "dmsetup", "load", d.name, "--table", table)
-		program(d.t, "dmsetup", "resume", d.name)
-	}
-	load(table)
-	d.t.Cleanup(func() { load(d.linear()) })
+	devmapper.Swap(d.t, d.name, table)
+	d.t.Cleanup(func() { devmapper.Swap(d.t, d.name, d.linear()) })
 }
 
 // onDisk puts source or target of a move on a disk.

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"luksmediad/internal/transfer"
+	"luksmediad/test/devmapper"
 )
 
 // faults 17, 18 and 19: a disk below the volume that loses writes, reports errors, or stops answering ends a move without harm. The service
@@ -33,14 +34,14 @@ func TestMigrateLosesWrites(t *testing.T) {
 		s.upload("before " + string(fault.step))
 		_, err := s.Migrate(t.Context(), s.moveOptions(), &watcher{before: func(step Step) {
 			if step == fault.step {
-				s.become(deviceName, fault.table)
+				devmapper.Swap(t, deviceName, fault.table)
 			}
 		}})
 		if !errors.Is(err, transfer.ErrSync) && !errors.Is(err, transfer.ErrWrite) && !errors.Is(err, transfer.ErrRead) {
 			t.Errorf("%s: %v", where, err)
 		}
 		s.requireServing(where)
-		s.become(deviceName, works)
+		devmapper.Swap(t, deviceName, works)
 		s.close()
 		s.open()
 		s.requireServing(where + ", opened again")

@@ -229,14 +229,7 @@ func (s *site) requireServing(where string) {
 func (s *site) requireEncrypted() {
 	s.t.Helper()
 	s.requireBound()
-	folder, err := os.Open(s.store)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer folder.Close()
-	if err := unix.Syncfs(int(folder.Fd())); err != nil {
-		s.t.Fatal(err)
-	}
+	s.syncFS(s.store)
 	if at, err := extents.Index(s.container, []byte(clearText)); at >= 0 || err != nil {
 		s.t.Errorf("clear text at byte %d of the container, %v", at, err)
 	}

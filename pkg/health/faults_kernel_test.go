@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"luksmediad/test/devmapper"
 )
 
 // below is the name of the mapping between loop device and container, whose table the tests change.
@@ -34,14 +36,6 @@ func newBrittleVolume(t *testing.T) *volume {
 // tableBelow is a table of the whole disk: target, device and offset, and what else the target takes.
 func tableBelow(target, device string, more ...string) string {
 	return strings.Join(append([]string{"0", strconv.Itoa(volumeBytes / 512), target, device, "0"}, more...), " ")
-}
-
-// becomes changes what is below the container, without writing out what is in memory.
-func (v *volume) becomes(t *testing.T, table string) {
-	t.Helper()
-	program(t, "dmsetup", "suspend", "--noflush", "--nolockfs", below)
-	program(t, "dmsetup", "load", "--table", table, below)
-	program(t, "dmsetup", "resume", below)
 }
 
 // disk is what the linear table names.
@@ -64,13 +58,13 @@ func TestWriteProbeOnLyingDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	disk := v.disk(t)
-	v.becomes(t, tableBelow("flakey", disk, "0", "3600", "1", "drop_writes"))
+	devmapper.Swap(t, below, tableBelow("flakey", disk, "0", "3600", "1", "drop_writes"))
 	_, err := probe.Run(t.Context())
 	t.Log(err)
 	if reason := ReasonOf(err); err == nil || reason != ReasonIO && reason != ReasonReadOnly {
 		t.Errorf("%v (reason %q)", err, reason)
 	}
-	v.becomes(t, tableBelow("linear", disk))
+	devmapper.Swap(t, below, tableBelow("linear", disk))
 }
 
 // fault 61: after errors the filesystem takes no more writes, and what the kernel shows differs by its version; the errors stay counted.
@@ -78,7 +72,7 @@ func TestWriteProbeAfterErrors(t *testing.T) {
 	v := newBrittleVolume(t)
 	probe := v.writeProbe(t)
 	disk := v.disk(t)
-	v.becomes(t, tableBelow("flakey", disk, "0", "3600", "1", "error_writes"))
+	devmapper.Swap(t, below, tableBelow("flakey", disk, "0", "3600", "1", "error_writes"))
 	for range 3 {
 		_, err := probe.Run(t.Context())
 		t.Log(err)
@@ -92,7 +86,7 @@ func TestWriteProbeAfterErrors(t *testing.T) {
 	}
 	t.Log(unix.Syncfs(int(dir.Fd()))) // the journal fails as well, for good
 	dir.Close()
-	v.becomes(t, tableBelow("linear", disk))
+	devmapper.Swap(t, below, tableBelow("linear", disk))
 	_, err = probe.Run(t.Context())
 	requireReason(t, err, ReasonReadOnly) // it stays so until it is mounted again
 	requireReason(t, probe.countErrors(), ReasonFilesystemErrors)
@@ -106,7 +100,7 @@ func TestCiphertextProbeOnBadBlocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	disk := v.disk(t)
-	v.becomes(t, tableBelow("dust", disk, "512"))
+	devmapper.Swap(t, below, tableBelow("dust", disk, "512"))
 	name, err := probe.File()
 	if err != nil {
 		t.Fatal(err)
@@ -125,7 +119,7 @@ func TestCiphertextProbeOnBadBlocks(t *testing.T) {
 	if _, err := probe.Run(t.Context()); err != nil {
 		t.Error(err)
 	}
-	v.becomes(t, tableBelow("linear", disk))
+	devmapper.Swap(t, below, tableBelow("linear", disk))
 }
 
 func TestCiphertextProbeOnFailingDisk(t *testing.T) {
@@ -135,10 +129,10 @@ func TestCiphertextProbeOnFailingDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	disk := v.disk(t)
-	v.becomes(t, "0 "+strconv.Itoa(volumeBytes/512)+" error")
+	devmapper.Swap(t, below, "0 "+strconv.Itoa(volumeBytes/512)+" error")
 	_, err := probe.Run(t.Context())
 	requireReason(t, err, ReasonIO)
-	v.becomes(t, tableBelow("linear", disk))
+	devmapper.Swap(t, below, tableBelow("linear", disk))
 }
 
 // fault 64: whatever hangs in the kernel, /healthz and /metrics answer at once and name it.

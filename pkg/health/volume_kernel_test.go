@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"luksmediad/test/devmapper"
 )
 
 // volume is a real one: container file, loop device, dm-crypt, ext4, mounted.
@@ -102,14 +104,6 @@ func (v *volume) use(t *testing.T) {
 			t.Error(err)
 		}
 	})
-}
-
-// table replaces the table of the mapping, without writing out what is still in memory.
-func (v *volume) table(t *testing.T, table string) {
-	t.Helper()
-	program(t, "dmsetup", "suspend", "--noflush", "--nolockfs", v.mapping)
-	program(t, "dmsetup", "load", "--table", table, v.mapping)
-	program(t, "dmsetup", "resume", v.mapping)
 }
 
 func (v *volume) probe(t *testing.T) *CiphertextProbe {
@@ -239,7 +233,7 @@ func TestWriteProbeOnFailingDevice(t *testing.T) {
 	if _, err := probe.Run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	v.table(t, "0 "+strconv.Itoa((volumeBytes-testDataOffset)/512)+" error")
+	devmapper.Swap(t, v.mapping, "0 "+strconv.Itoa((volumeBytes-testDataOffset)/512)+" error")
 	for i := range 2 { // ext4 notices at the first write, and refuses from then on
 		_, err := probe.Run(t.Context())
 		if reason := ReasonOf(err); reason != ReasonIO && reason != ReasonReadOnly {

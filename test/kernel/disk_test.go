@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"luksmediad/test/devmapper"
 )
 
 // disk is a filesystem on a device whose failure can be ordered.
@@ -38,18 +40,10 @@ func newDisk(t *testing.T) *disk {
 	return d
 }
 
-// become swaps the table under whoever uses the disk, as xfstests does (common/dmerror).
-func (d *disk) become(table string) {
-	d.t.Helper()
-	must(d.t, "dmsetup", "suspend", "--noflush", "--nolockfs", d.name)
-	must(d.t, "dmsetup", "load", d.name, "--table", table)
-	must(d.t, "dmsetup", "resume", d.name)
-}
-
 // fail makes every read and write an I/O error until the test ends.
 func (d *disk) fail() {
-	d.become("0 524288 error")
-	d.t.Cleanup(func() { d.become(d.table) })
+	devmapper.Swap(d.t, d.name, "0 524288 error")
+	d.t.Cleanup(func() { devmapper.Swap(d.t, d.name, d.table) })
 }
 
 // fault 61
