@@ -186,17 +186,14 @@ func (s *site) hideDeviceMapper() {
 // holds another one.
 func removeDeviceMapper(t *testing.T) {
 	t.Helper()
-	for range 5 {
+	eventually(t, "the device mapper to be unloaded", func() bool {
 		targets, err := filepath.Glob("/sys/module/dm_mod/holders/*")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(targets) == 0 {
-			break
-		}
 		for _, target := range targets {
 			run(t, "", "modprobe", "--remove", filepath.Base(target)) // one that is held by another goes in the next round
 		}
-	}
-	must(t, "modprobe", "--remove", "dm-mod")
+		return run(t, "", "modprobe", "--remove", "dm-mod").code == 0
+	})
 }
