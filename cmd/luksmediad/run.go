@@ -156,7 +156,8 @@ func (s *service) serve(ctx context.Context) error {
 		return err
 	}
 	group.Go(func() error { return s.server.ServeControl(ctx, control) })
-	group.Go(func() error { return s.serveTCP(ctx, activated.TCP) })
+	listener, err := s.listenTCP(ctx, activated.TCP)
+	group.Go(func() error { return s.serveTCP(ctx, activated.TCP, listener, err) })
 	group.Go(func() error { s.prober.Run(ctx); return nil })
 	group.Go(func() error { s.daemon.Run(ctx); return nil })
 	return group.Wait()
@@ -165,24 +166,22 @@ func (s *service) serve(ctx context.Context) error {
 // listenAgain is the time between two tries to listen on TCP.
 const listenAgain = 10 * time.Second
 
-// serveTCP keeps trying to listen: whoever else has taken the port, and a web configuration that cannot be used, must not decide
-// whether the volume opens.
-func (s *service) serveTCP(ctx context.Context, activated net.Listener) error {
-	for {
-		listener, err := s.listenTCP(ctx, activated)
-		if err == nil && s.config.HTTP.WebConfig != "" {
-			return s.server.ServeAuthenticated(ctx, listener, s.config.HTTP.WebConfig)
-		}
-		if err == nil {
-			return s.server.ServeReadOnly(ctx, listener)
-		}
+// serveTCP keeps trying to listen if the first try failed: whoever else has taken the port, and a web configuration that cannot be
+// used, must not decide whether the volume opens.
+func (s *service) serveTCP(ctx context.Context, activated, listener net.Listener, err error) error {
+	for err != nil {
 		s.log.Emit(journal.Failed, journal.F("ERROR", err.Error()))
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(listenAgain):
 		}
+		listener, err = s.listenTCP(ctx, activated)
 	}
+	if s.config.HTTP.WebConfig != "" {
+		return s.server.ServeAuthenticated(ctx, listener, s.config.HTTP.WebConfig)
+	}
+	return s.server.ServeReadOnly(ctx, listener)
 }
 
 // listenTCP returns the listener that was handed over, or its own.
