@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"luksmediad/internal/config"
 	"luksmediad/internal/transfer"
@@ -47,6 +48,7 @@ func (s *site) leave(change func(*move)) {
 // A copy that has other contents than were written is made anew, and a service that a killed run has left stopped is started all the same.
 func TestMigrateDiscardsWrongCopy(t *testing.T) {
 	s := newPlaintext(t)
+	time.Sleep(3 * time.Second) // what is younger than two seconds is copied once more
 	s.failAtPoint("after stop", s.Migrate)
 	damaged := filepath.Join(s.Store("media"), "local_content/aa/7")
 	info, err := os.Stat(damaged)

@@ -100,7 +100,7 @@ func TestCiphertextProbeOnBadBlocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	disk := v.disk(t)
-	devmapper.Swap(t, below, tableBelow("dust", disk, "512"))
+	devmapper.Swap(t, below, tableBelow("dust", disk, "4096"))
 	name, err := probe.File()
 	if err != nil {
 		t.Fatal(err)
@@ -109,9 +109,7 @@ func TestCiphertextProbeOnBadBlocks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for sector := range int64(8) {
-		program(t, "dmsetup", "message", below, "0", "addbadblock", strconv.FormatInt(spans[0].at/512+sector, 10))
-	}
+	program(t, "dmsetup", "message", below, "0", "addbadblock", strconv.FormatInt(spans[0].at/4096, 10))
 	program(t, "dmsetup", "message", below, "0", "enable")
 	_, err = probe.Run(t.Context())
 	requireReason(t, err, ReasonIO)
