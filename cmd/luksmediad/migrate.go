@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime"
 	"time"
 
 	"github.com/docker/go-units"
@@ -111,7 +110,7 @@ func (c *migrateCommand) run(ctx context.Context, args []string, choose func(*vo
 		return nil, err
 	}
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), transfer.DefaultWorkers)) // this process does nothing else
+	transfer.OwnProcess()
 	progress := newProgress(c.app, vol.MappingName())
 	defer progress.close()
 	job := newMoveJob(progress, vol.Name())

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // resume takes a target that an earlier copy has filled, as far as it came, to what the source is now.
@@ -152,7 +154,7 @@ func follow(ctx context.Context, from, to string, o Options, do func(c *copier) 
 	}
 	defer c.close()
 	c.strict, c.settled = true, never()
-	time.Sleep(clockTick) // so that what changes from here on is younger than what was found
+	awaitClock(c.began) // so that what changes from here on is younger than what was found
 	var m *Manifest
 	if _, err = c.claimTarget(func() error { return nil }); err == nil {
 		m, err = do(c)
@@ -161,6 +163,16 @@ func follow(ctx context.Context, from, to string, o Options, do func(c *copier) 
 		return nil, fmt.Errorf("cannot copy what has changed in %s: %w", from, err)
 	}
 	return m, nil
+}
+
+// awaitClock waits until the clock that changes are dated by has passed a moment.
+func awaitClock(moment Time) {
+	for began := time.Now(); time.Since(began) < clockTick; time.Sleep(time.Millisecond / 2) {
+		var t unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &t); err == nil && (Time{t.Sec, uint32(t.Nsec)}).after(moment) {
+			return
+		}
+	}
 }
 
 func (c *copier) carryBack(ctx context.Context, known *Manifest) (*Manifest, error) {

@@ -17,7 +17,8 @@ const (
 	pieceBytes = 1 << 20
 	// racySeconds is how much older than a change its time in the inode may be: some filesystems keep whole seconds.
 	racySeconds = 2
-	// clockTick is the same for filesystems that keep nanoseconds: the kernel takes them from a clock that ticks every 1 to 10 ms.
+	// clockTick is the same for filesystems that keep nanoseconds: the kernel takes them from a clock that ticks every 1 to 10 ms,
+	// CLOCK_REALTIME_COARSE of clock_gettime(2).
 	clockTick = 20 * time.Millisecond
 )
 

@@ -13,9 +13,7 @@ import (
 )
 
 const (
-	// DefaultWorkers hide the latency of a cold disk from each other; more gained nothing (docs/performance.md). On fewer processors they
-	// need a GOMAXPROCS of as many: a call that blocks keeps its processor from the other workers until the runtime's monitor looks, after
-	// 20 µs at the earliest (runtime/proc.go, retake).
+	// DefaultWorkers hide the latency of a cold disk from each other, in a process as OwnProcess makes it.
 	DefaultWorkers = 16
 	// batchNames is how many entries of a folder one worker does in one go.
 	batchNames = 64

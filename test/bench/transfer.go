@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -130,9 +129,9 @@ type job struct {
 	Operation, From, To, State, Device string
 }
 
-// run has as many processors as luksmediad migrate gives itself.
+// run gives itself what luksmediad migrate does.
 func (j job) run() error {
-	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), transfer.DefaultWorkers))
+	transfer.OwnProcess()
 	ctx := context.Background()
 	o := transfer.Options{State: j.State}
 	switch j.Operation {
