@@ -256,7 +256,7 @@ func writeEntries(path string, kind byte, from Identity, entries stream, sync fu
 		return stateError(err)
 	}
 	w := newManifestWriter(pending, kind, from)
-	err = copyEntries(w, entries)
+	err = eachEntry(entries, w.write)
 	if err == nil {
 		err = w.finish()
 	}
@@ -270,21 +270,6 @@ func writeEntries(path string, kind byte, from Identity, entries stream, sync fu
 		err = syncFolder(filepath.Dir(path))
 	}
 	return errors.Join(err, pending.Cleanup())
-}
-
-func copyEntries(w *manifestWriter, entries stream) error {
-	for {
-		e, err := entries.next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err == nil {
-			err = w.write(e)
-		}
-		if err != nil {
-			return err
-		}
-	}
 }
 
 type manifestWriter struct {

@@ -9,8 +9,12 @@ import (
 	"sync"
 )
 
-// spoolEntries is how many entries stay in memory; more go to disk, sorted. Of what is kept in another way it is twice as many.
-const spoolEntries = 48 << 10
+const (
+	// spoolEntries is how many entries stay in memory; more go to disk, sorted. Of what is kept in another way it is twice as many.
+	spoolEntries = 48 << 10
+	// pieceEntries are sorted by whoever adds the last of them, while others go on.
+	pieceEntries = 4 << 10
+)
 
 // run begins to read sorted entries anew.
 type run func() stream
@@ -26,7 +30,9 @@ type spool struct {
 	keep func(entries stream) (run, error)
 
 	mu      sync.Mutex
-	entries []Entry
+	entries []Entry    // the last, in no order
+	pieces  [][]*Entry // sorted, each
+	held    int        // how many there are in the pieces
 	runs    []run
 	files   []*os.File
 	storing sync.Mutex
@@ -41,8 +47,24 @@ func (s *spool) add(e *Entry) error {
 	s.mu.Lock()
 	s.entries = append(s.entries, *e)
 	var full []Entry
-	if len(s.entries) >= s.limit() {
-		full, s.entries = s.entries, make([]Entry, 0, s.limit())
+	if len(s.entries) == pieceEntries {
+		full, s.entries = s.entries, make([]Entry, 0, pieceEntries)
+	}
+	s.mu.Unlock()
+	if full == nil {
+		return nil
+	}
+	return s.hold(s.sort(full))
+}
+
+// hold keeps a piece in memory, or stores it with the others.
+func (s *spool) hold(piece []*Entry) error {
+	s.mu.Lock()
+	s.pieces = append(s.pieces, piece)
+	s.held += len(piece)
+	var full [][]*Entry
+	if s.held >= s.limit() {
+		full, s.pieces, s.held = s.pieces, nil, 0
 	}
 	s.mu.Unlock()
 	if full == nil {
@@ -61,20 +83,21 @@ func (s *spool) limit() int {
 // flush stores what is in memory.
 func (s *spool) flush() error {
 	s.mu.Lock()
-	entries := s.entries
-	s.entries = nil
+	pieces := append(s.pieces, s.sort(s.entries))
+	s.entries, s.pieces, s.held = nil, nil, 0
 	s.mu.Unlock()
-	if len(entries) == 0 {
-		return nil
-	}
-	return s.store(entries)
+	return s.store(pieces)
 }
 
 // store is for one at a time, so that memory holds no more than two runs.
-func (s *spool) store(entries []Entry) error {
+func (s *spool) store(pieces [][]*Entry) error {
 	s.storing.Lock()
 	defer s.storing.Unlock()
-	run, err := s.storeRun(s.sort(entries))
+	entries, err := s.merged(pieces)
+	if err != nil || len(entries.heads) == 0 {
+		return err
+	}
+	run, err := s.storeRun(entries)
 	if err != nil {
 		return err
 	}
@@ -85,16 +108,24 @@ func (s *spool) store(entries []Entry) error {
 }
 
 // sort leaves the entries where they are: they are large.
-func (s *spool) sort(entries []Entry) *sliceStream {
+func (s *spool) sort(entries []Entry) []*Entry {
 	sorted := make([]*Entry, len(entries))
 	for i := range entries {
 		sorted[i] = &entries[i]
 	}
 	slices.SortFunc(sorted, s.compare)
-	return &sliceStream{entries: sorted}
+	return sorted
 }
 
-func (s *spool) storeRun(entries *sliceStream) (run, error) {
+func (s *spool) merged(pieces [][]*Entry, runs ...stream) (*merged, error) {
+	streams := runs
+	for _, p := range pieces {
+		streams = append(streams, &sliceStream{entries: p})
+	}
+	return merge(s.compare, streams...)
+}
+
+func (s *spool) storeRun(entries stream) (run, error) {
 	if s.keep != nil {
 		return s.keep(entries)
 	}
@@ -112,10 +143,8 @@ func (s *spool) storeRun(entries *sliceStream) (run, error) {
 		return nil, err
 	}
 	r := recorder{w: bufio.NewWriterSize(file, 256<<10)}
-	for _, e := range entries.entries {
-		if err := r.write(e); err != nil {
-			return nil, err
-		}
+	if err := eachEntry(entries, r.write); err != nil {
+		return nil, err
 	}
 	if err := r.flush(); err != nil {
 		return nil, err
@@ -128,15 +157,11 @@ func (s *spool) storeRun(entries *sliceStream) (run, error) {
 
 // sorted gives all entries. Nothing may be added any more, and the streams of several calls are independent.
 func (s *spool) sorted() (stream, error) {
-	rest := s.sort(s.entries)
-	if len(s.runs) == 0 {
-		return rest, nil
-	}
-	streams := make([]stream, 0, len(s.runs)+1)
+	runs := make([]stream, 0, len(s.runs)+len(s.pieces)+1)
 	for _, r := range s.runs {
-		streams = append(streams, r())
+		runs = append(runs, r())
 	}
-	return merge(s.compare, append(streams, rest)...)
+	return s.merged(append(slices.Clip(s.pieces), s.sort(s.entries)), runs...)
 }
 
 func (s *spool) close() error {

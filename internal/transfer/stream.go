@@ -141,6 +141,19 @@ func pull(s stream, into **Entry) error {
 	return err
 }
 
+// eachEntry calls f for every entry of a stream.
+func eachEntry(s stream, f func(e *Entry) error) error {
+	for {
+		e, err := s.next()
+		if err != nil {
+			return endOfStream(err)
+		}
+		if err := f(e); err != nil {
+			return err
+		}
+	}
+}
+
 // endOfStream is no error.
 func endOfStream(err error) error {
 	if errors.Is(err, io.EOF) {
