@@ -4,6 +4,9 @@ package kernel
 
 import (
 	"bufio"
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -85,6 +88,14 @@ func (s *site) requireContent(path, want string) {
 // hangUp takes the terminal away from a command once it has begun, and wants it to come to its end.
 func (s *site) hangUp(args ...string) {
 	s.t.Helper()
+	s.duringCopy(func(p *os.Process, terminal io.Closer) error {
+		return errors.Join(terminal.Close(), p.Signal(syscall.SIGHUP))
+	}, args...)
+}
+
+// duringCopy does something to a command that has begun to copy, and wants it to come to its end.
+func (s *site) duringCopy(do func(p *os.Process, terminal io.Closer) error, args ...string) {
+	s.t.Helper()
 	cmd := exec.Command(binary(s.t), append([]string{"--config", s.config}, args...)...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
@@ -95,11 +106,55 @@ func (s *site) hangUp(args ...string) {
 	}
 	for lines := bufio.NewScanner(stderr); lines.Scan() && !strings.HasPrefix(lines.Text(), "copy"); {
 	}
-	_ = stderr.Close()
-	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
-		s.t.Fatal(err)
+	if err := do(cmd.Process, stderr); err != nil {
+		s.t.Error(err)
 	}
 	if err := cmd.Wait(); err != nil {
 		s.t.Errorf("%v: %v", args, err)
 	}
+}
+
+// A way back that takes longer than the daemon's interval: what its probes write into the store's volume meanwhile does not keep it from
+// its end, and is not carried back.
+func TestRollbackOutlastsProbes(t *testing.T) {
+	s := newSite(t)
+	s.fillStore()
+	s.succeed("create", "--yes")
+	s.serve()
+	s.succeed("migrate", "--yes")
+	requireHealthy(t)
+	s.write(filepath.Join(s.store, "later"), "later")
+	s.duringCopy(func(p *os.Process, _ io.Closer) error {
+		if err := p.Signal(syscall.SIGSTOP); err != nil {
+			return err
+		}
+		for _, probe := range []string{"write", "ciphertext"} {
+			enough := probeRuns(t, probe) + 2
+			eventually(t, probe+" to be probed twice", func() bool { return probeRuns(t, probe) >= enough })
+		}
+		return p.Signal(syscall.SIGCONT)
+	}, "migrate", "rollback", "--yes")
+	s.requireStore("plaintext")
+	s.requireContent(filepath.Join(s.store, "later"), "later")
+	entries, err := os.ReadDir(s.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if strings.Contains(e.Name(), "luksmediad") || strings.Contains(e.Name(), "probe") {
+			t.Errorf("%s was carried back", e.Name())
+		}
+	}
+}
+
+// probeRuns is how often a probe has run.
+func probeRuns(t *testing.T, probe string) (runs int) {
+	t.Helper()
+	_, body := get(t, "/metrics")
+	sample := fmt.Sprintf("luksmediad_probe_duration_seconds_count{probe=%q} ", probe)
+	_, after, found := strings.Cut(body, sample)
+	if _, err := fmt.Sscan(after, &runs); err != nil || !found {
+		t.Fatalf("/metrics: no sample %s: %v", sample, err)
+	}
+	return runs
 }
