@@ -12,6 +12,7 @@ import (
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/pkg/unlock/tpm2"
+	"luksmediad/test/golden"
 )
 
 // someDrifts are one of each kind that is told differently, as internal/keys finds them.
@@ -57,7 +58,7 @@ func TestPrintDrift(t *testing.T) {
 	if err := printDriftTable(&text, driftLinesOf(someDrifts())); err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "testdata/key-drift-moved.golden", text.String())
+	golden.Compare(t, "testdata/key-drift-moved.golden", text.String())
 }
 
 func TestDriftJSON(t *testing.T) {
@@ -69,5 +70,5 @@ func TestDriftJSON(t *testing.T) {
 		}
 		fmt.Fprintf(&text, "%s\n", raw)
 	}
-	golden(t, "testdata/key-drift.json", text.String())
+	golden.Compare(t, "testdata/key-drift.json", text.String())
 }

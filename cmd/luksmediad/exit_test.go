@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"luksmediad/internal/config"
+	"luksmediad/test/golden"
 )
 
 // The page of exit codes is what the tables say.
@@ -40,7 +41,7 @@ func TestExitCodePage(t *testing.T) {
 	for _, a := range append(probeAdvice(), stateAdvice()...) {
 		fmt.Fprintf(&page, "| `%s` | `%s` |\n", a.reason, a.next)
 	}
-	golden(t, "../../docs/exit-codes.md", page.String())
+	golden.Compare(t, "../../docs/exit-codes.md", page.String())
 }
 
 func TestExitCodesAreDistinct(t *testing.T) {

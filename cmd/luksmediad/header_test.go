@@ -12,6 +12,7 @@ import (
 	"luksmediad/internal/keys"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock/luks2"
+	"luksmediad/test/golden"
 )
 
 // check runs header check and wants an exit code and a result.
@@ -37,7 +38,7 @@ func TestHeaderCheck(t *testing.T) {
 	if len(report.Slots) != 2 || *report.Slots[1].Keyslot != 3 || report.Slots[1].Source != "passphrase" || report.Slots[1].Result != notTested {
 		t.Errorf("keyslots %+v", report.Slots)
 	}
-	golden(t, "testdata/header-check.golden", strings.ReplaceAll(d.ask("header check").out, d.container(), "disk.luks"))
+	golden.Compare(t, "testdata/header-check.golden", strings.ReplaceAll(d.ask("header check").out, d.container(), "disk.luks"))
 }
 
 // fault 50: a damaged copy is reported and stays as it is, in every command.

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-tpm/tpm2"
 
+	"luksmediad/test/golden"
 	"luksmediad/test/swtpm"
 	"luksmediad/test/tang"
 )
@@ -53,7 +54,7 @@ func TestKeyList(t *testing.T) {
 	if diff := cmp.Diff(&kdfLine{Type: "pbkdf2", Hash: "sha256", Iterations: 1000}, slots[0].KDF); diff != "" {
 		t.Error(diff)
 	}
-	golden(t, "testdata/key-list.golden", d.ask("key list").out)
+	golden.Compare(t, "testdata/key-list.golden", d.ask("key list").out)
 }
 
 // Every source is proven on its own keyslot, as an ordinary user.
@@ -76,7 +77,7 @@ func TestKeyTest(t *testing.T) {
 	d.ask("key test --json", tpm, "--keyfile", key, "--pin-file", plain).requireSlots(exitDegraded,
 		"0 passphrase not_tested", "1 keyfile ok", "2 tpm2 tpm_pin", "3 recovery not_tested")
 	d.addToken(4, "systemd-fido2")
-	golden(t, "testdata/key-test.golden", d.ask("key test", tpm, "--keyfile", key).out)
+	golden.Compare(t, "testdata/key-test.golden", d.ask("key test", tpm, "--keyfile", key).out)
 }
 
 // A key that opens nothing has failed on each keyslot that nothing else opens.
@@ -232,7 +233,7 @@ func TestKeyDrift(t *testing.T) {
 	}
 	const first, last = "0  [] not_tested", "9 not_comparable [] token_malformed"
 	drift(exitDone, first, "1 match sha256[0 7] ok", "2 match sha256[7] ok", "3 match [] ok", last)
-	golden(t, "testdata/key-drift.golden", d.ask("key drift", "--tpm2-device="+s.TCTI()).out)
+	golden.Compare(t, "testdata/key-drift.golden", d.ask("key drift", "--tpm2-device="+s.TCTI()).out)
 	s.Extend(0, "new firmware")
 	all := drift(exitVerify, first, "1 differs sha256[0 7] tpm_policy", "2 match sha256[7] ok", "3 match [] ok", last)
 	if moved := all[1]; len(moved.Values["0"]) != 64 || moved.Live == moved.Sealed || len(moved.Live) != 64 {

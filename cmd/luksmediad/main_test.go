@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,28 +10,11 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	"luksmediad/test/golden"
+
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
-
-func golden(t *testing.T, path, got string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Error(diff)
-	}
-}
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"luksmediad": asOrdinaryUser})
@@ -67,7 +49,7 @@ func TestScripts(t *testing.T) {
 		WorkdirRoot:   root,
 		Cmds:          map[string]func(*testscript.TestScript, bool, []string){"exit": exits},
 		Setup:         func(env *testscript.Env) error { return readable(env.WorkDir) },
-		UpdateScripts: *update,
+		UpdateScripts: golden.Updating(),
 	})
 }
 
@@ -143,5 +125,5 @@ func TestHelp(t *testing.T) {
 			}
 		}
 	}
-	golden(t, "testdata/help.golden", text.String())
+	golden.Compare(t, "testdata/help.golden", text.String())
 }

@@ -8,6 +8,7 @@ import (
 
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock"
+	"luksmediad/test/golden"
 )
 
 // allocate is an operation that takes 25 seconds: two steps, one of which counts bytes.
@@ -36,7 +37,7 @@ func TestProgress(t *testing.T) {
 		text.WriteString("== " + test.name + ", standard output\n" + written(t, s.out))
 		text.WriteString("== " + test.name + ", standard error\n" + written(t, s.err))
 	}
-	golden(t, "testdata/progress.golden", text.String())
+	golden.Compare(t, "testdata/progress.golden", text.String())
 }
 
 // On a terminal a bar is drawn, and taken away from the line that follows.

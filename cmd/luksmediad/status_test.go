@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"luksmediad/internal/api"
+	"luksmediad/test/golden"
 )
 
 // statusAt is when the statuses of the tests are printed.
@@ -103,5 +104,5 @@ func TestPrintStatus(t *testing.T) {
 			t.Errorf("%s: exit code %d, want %d", test.name, got, test.exit)
 		}
 	}
-	golden(t, "testdata/status.golden", text.String())
+	golden.Compare(t, "testdata/status.golden", text.String())
 }

@@ -18,6 +18,7 @@ import (
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/pkg/unlock/tpm2"
+	"luksmediad/test/golden"
 	"luksmediad/test/swtpm"
 )
 
@@ -118,7 +119,7 @@ func TestForecast(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	golden(t, "testdata/will-boot.golden", text.String())
+	golden.Compare(t, "testdata/will-boot.golden", text.String())
 }
 
 // A TPM key with a PIN needs a person, unless the PCRs would refuse the right PIN too. Nobody's attempt is spent on it.

@@ -3,7 +3,6 @@ package systemd
 
 import (
 	"bufio"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,28 +11,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"luksmediad/internal/journal"
+	"luksmediad/test/golden"
 )
-
-var update = flag.Bool("update", false, "rewrite the generated files")
 
 // The message catalog is that of the events.
 func TestCatalog(t *testing.T) {
-	const path = "luksmediad.catalog"
-	if *update {
-		if err := os.WriteFile(path, []byte(journal.Catalog()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	have, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(journal.Catalog(), string(have)); diff != "" {
-		t.Error(diff)
-	}
+	golden.Compare(t, "luksmediad.catalog", journal.Catalog())
 }
 
 // units are the installed units and drop-ins.

@@ -2,7 +2,6 @@ package config
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,29 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"luksmediad/test/golden"
+
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
-
-// golden compares with, or with -update writes, the file beside the input.
-func golden(t *testing.T, input, got string) {
-	t.Helper()
-	path := strings.TrimSuffix(input, ".yaml") + ".golden"
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Error(diff)
-	}
-}
 
 func eachInput(t *testing.T, dir string, test func(t *testing.T, path string, content []byte)) {
 	t.Helper()
@@ -58,7 +39,7 @@ func TestEffectiveConfiguration(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		golden(t, path, marshal(t, c))
+		golden.Compare(t, strings.TrimSuffix(path, ".yaml")+".golden", marshal(t, c))
 	})
 }
 
@@ -68,7 +49,7 @@ func TestEveryProblemAtOnce(t *testing.T) {
 		if err == nil {
 			t.Fatalf("was taken: %+v", c)
 		}
-		golden(t, path, err.Error()+"\n")
+		golden.Compare(t, strings.TrimSuffix(path, ".yaml")+".golden", err.Error()+"\n")
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 	"luksmediad/internal/state"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
+	"luksmediad/test/golden"
 )
 
 // ask calls in the background; the answer can be waited for.
@@ -275,7 +276,7 @@ func TestLockStopsServicesFirst(t *testing.T) {
 			t.Error(err, diff)
 		}
 		synctest.Wait()
-		golden(t, "testdata/lock.golden", s.record.String())
+		golden.Compare(t, "testdata/lock.golden", s.record.String())
 		s.after(time.Hour)
 		if opens := s.record.having("volume open"); len(opens) != 1 || s.Live.Load() != nil {
 			t.Errorf("opened again: %v", opens)

@@ -16,6 +16,7 @@ import (
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 	"luksmediad/pkg/unlock"
+	"luksmediad/test/golden"
 )
 
 var (
@@ -54,7 +55,7 @@ func TestBoot(t *testing.T) {
 		s.start(t)
 		s.after(31 * time.Second)
 		s.stopDaemon()
-		golden(t, "testdata/boot.golden", s.record.String())
+		golden.Compare(t, "testdata/boot.golden", s.record.String())
 	})
 }
 
@@ -69,7 +70,7 @@ func TestRestart(t *testing.T) {
 		s.start(t)
 		s.after(time.Second)
 		s.stopDaemon()
-		golden(t, "testdata/restart.golden", s.record.String())
+		golden.Compare(t, "testdata/restart.golden", s.record.String())
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"luksmediad/internal/api"
+	"luksmediad/test/golden"
 )
 
 func phases() []phase { return []phase{locked, opening, serving, waiting, closing} }
@@ -79,5 +80,5 @@ func TestDrawing(t *testing.T) {
 		fmt.Fprintf(&dot, "\t%s -> %s [label=%q]\n", cell.from, cell.to, cell.on)
 	}
 	dot.WriteString("}\n")
-	golden(t, "../../docs/lifecycle.dot", dot.String())
+	golden.Compare(t, "../../docs/lifecycle.dot", dot.String())
 }

@@ -21,6 +21,7 @@ import (
 	"luksmediad/pkg/health"
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
+	"luksmediad/test/golden"
 )
 
 // conditions is what /healthz?verbose answers.
@@ -100,7 +101,7 @@ func TestConditions(t *testing.T) {
 			fmt.Fprintf(&text, "== %s\n%s\n", state.name, s.conditions(t))
 		})
 	}
-	golden(t, "testdata/conditions.golden", text.String())
+	golden.Compare(t, "testdata/conditions.golden", text.String())
 }
 
 func (s *site) openAndLock(t *testing.T, request api.LockRequest) {
@@ -200,7 +201,7 @@ func TestSources(t *testing.T) {
 		if diff := cmp.Diff(want, s.sources(t)); diff != "" {
 			t.Error(diff)
 		}
-		golden(t, "testdata/metrics.golden", s.metrics(t))
+		golden.Compare(t, "testdata/metrics.golden", s.metrics(t))
 	})
 }
 

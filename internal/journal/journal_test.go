@@ -3,7 +3,6 @@ package journal
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -19,27 +18,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"luksmediad/test/golden"
+
 	"github.com/google/go-cmp/cmp"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Error(diff)
-	}
-}
 
 // Others search for names and identifiers: they are an interface.
 func TestEvents(t *testing.T) {
@@ -57,7 +39,7 @@ func TestEvents(t *testing.T) {
 		}
 		fmt.Fprintf(&table, "%s %-6s %s\n", event.MessageID(), level(event.Priority()), event.Name())
 	}
-	golden(t, "events.golden", table.String())
+	golden.Compare(t, "testdata/events.golden", table.String())
 }
 
 // Every field that the program reports has a name that journald takes (journal_field_valid in systemd's
@@ -269,7 +251,7 @@ func TestMappingIsAddedToCryptsetupEvents(t *testing.T) {
 
 // systemd's own compiler takes the catalog and has every event in it.
 func TestCatalog(t *testing.T) {
-	golden(t, "catalog.golden", Catalog())
+	golden.Compare(t, "testdata/catalog.golden", Catalog())
 	root := t.TempDir()
 	for _, dir := range []string{"usr/lib/systemd/catalog", "var/lib/systemd/catalog"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {

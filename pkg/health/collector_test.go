@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"luksmediad/test/golden"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -30,7 +32,7 @@ func TestMetricsAtStart(t *testing.T) {
 	c := NewCollector(NewBoard(Options{}), "tpm_policy", "wrong_key")
 	c.ExpectProtection("none_same_disk", "snapshot")
 	c.ExpectKeyslots("recovery", "tpm2")
-	golden(t, "metrics-start.prom", exposition(t, c))
+	golden.Compare(t, "testdata/metrics-start.prom", exposition(t, c))
 }
 
 func TestMetrics(t *testing.T) {
@@ -61,7 +63,7 @@ func TestMetrics(t *testing.T) {
 	} {
 		c.ObserveProbe(r)
 	}
-	golden(t, "metrics.prom", exposition(t, c))
+	golden.Compare(t, "testdata/metrics.prom", exposition(t, c))
 }
 
 func TestMetricsLint(t *testing.T) {

@@ -2,35 +2,14 @@ package health
 
 import (
 	"encoding/json"
-	"flag"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"luksmediad/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
-
-// golden compares with a file of testdata, or writes it with -update.
-func golden(t *testing.T, name, have string) {
-	t.Helper()
-	file := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(file, []byte(have), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if have != string(want) {
-		t.Errorf("%s differs; have:\n%s\nwant:\n%s", file, have, want)
-	}
-}
 
 // boards are the states that the golden files show.
 func boards() map[string]*Board {
@@ -70,9 +49,9 @@ func TestGoldenAnswers(t *testing.T) {
 				answer := get(t, board.Handler(Endpoint(endpoint)), target)
 				all.WriteString("GET " + target + "\n" + answer.Result().Status + "\n" + answer.Body.String() + "\n")
 			}
-			golden(t, name+".txt", all.String())
+			golden.Compare(t, "testdata/"+name+".txt", all.String())
 			answer := get(t, board.Handler(Healthz), "/healthz", "Accept", MediaType)
-			golden(t, name+".json", indent(t, answer.Body.Bytes()))
+			golden.Compare(t, "testdata/"+name+".json", indent(t, answer.Body.Bytes()))
 		})
 	}
 }

@@ -4,17 +4,16 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"flag"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"luksmediad/test/golden"
+
 	"golang.org/x/sys/unix"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 func parseFile(t *testing.T, name string) Table {
 	t.Helper()
@@ -35,19 +34,7 @@ func TestParseTable(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		golden := strings.TrimSuffix(input, ".mountinfo") + ".golden.json"
-		if *update {
-			if err := os.WriteFile(golden, append(got, '\n'), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(golden)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(append(got, '\n'), want) {
-			t.Errorf("%s: parsed as\n%s", input, got)
-		}
+		golden.Compare(t, strings.TrimSuffix(input, ".mountinfo")+".golden.json", string(got)+"\n")
 	}
 }
 
