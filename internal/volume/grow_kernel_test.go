@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,9 +31,8 @@ func (s *site) grow(options GrowOptions) (*Growth, error) {
 // requireSize wants container, mapping, filesystem and record to have one size, told by other tools than the one under test.
 func (s *site) requireSize(want int64) {
 	s.t.Helper()
-	info, err := os.Stat(s.container)
-	if err != nil || info.Size() != want {
-		s.t.Errorf("the container has %v bytes, want %d: %v", info, want, err)
+	if size := s.containerBytes(); size != want {
+		s.t.Errorf("the container has %d bytes, want %d", size, want)
 	}
 	if size := s.run("blockdev", "--getsize64", "/dev/mapper/"+s.MappingName()); size != strconv.FormatInt(want-16<<20, 10) {
 		s.t.Errorf("the mapping has %s bytes, want %d", size, want-16<<20)
@@ -51,6 +51,16 @@ func (s *site) requireSize(want int64) {
 	if interrupted, err := s.loadGrowth(record.Pin.UUID); interrupted != nil || err != nil {
 		s.t.Errorf("left behind: %+v, %v", interrupted, err)
 	}
+}
+
+func (s *site) containerBytes() int64 {
+	s.t.Helper()
+	container, err := os.Open(s.container)
+	s.must(err)
+	defer container.Close()
+	size, err := container.Seek(0, io.SeekEnd)
+	s.must(err)
+	return size
 }
 
 // What is written while the volume grows is there afterwards, and after the next opening.

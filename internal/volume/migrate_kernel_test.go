@@ -578,21 +578,43 @@ func TestPurgeKilledAnywhere(t *testing.T) {
 func (s *site) recoverFrom(where string, reboot bool) {
 	s.t.Helper()
 	if reboot {
-		_ = s.standIn().Stop(s.t.Context()) // Docker starts at boot what nobody had stopped
-		if all, err := s.loadMoves(); err != nil || len(all.Moves) == 0 || !all.Moves[0].Stopped {
-			defer func() { _ = s.standIn().Start(s.t.Context()); s.requireServing(where) }()
-		}
+		start := s.startsAtBoot()
 		s.shutDown()
+		s.comeUp(where, start)
+		return
 	}
-	s.open()
+	s.openAgain(where)
+	s.requireServing(where)
+}
+
+// startsAtBoot is what Docker starts at boot: what nobody had stopped.
+func (s *site) startsAtBoot() bool {
+	all, err := s.loadMoves()
+	return err != nil || len(all.Moves) == 0 || !all.Moves[0].Stopped
+}
+
+// comeUp is a boot, in which the service is started in the end if it starts by itself.
+func (s *site) comeUp(where string, start bool) {
+	s.t.Helper()
+	_ = s.standIn().Stop(s.t.Context())
+	s.openAgain(where)
+	if start {
+		_ = s.standIn().Start(s.t.Context())
+	}
+	s.requireServing(where)
+}
+
+// openAgain is what the daemon does first.
+func (s *site) openAgain(where string) {
+	s.t.Helper()
+	if _, err := s.Open(s.t.Context(), s.Sources(), &watcher{}); err != nil {
+		s.t.Fatalf("%s: %v", where, err)
+	}
 	if err := s.RestartServices(s.t.Context(), s.moveOptions(), &watcher{}); err != nil {
 		s.t.Fatalf("%s: %v", where, err)
 	}
 	if undecided, stopped, err := s.PendingMoves(); undecided || stopped || err != nil {
 		s.t.Fatalf("%s: undecided %v, stopped %v: %v", where, undecided, stopped, err)
-	}
-	if !reboot {
-		s.requireServing(where)
 	}
 }
 

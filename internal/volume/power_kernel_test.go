@@ -13,57 +13,67 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"luksmediad/pkg/mount"
 	"luksmediad/test/devmapper"
 )
 
-// power is what a site has everything on: a disk for its files, the container among them, and one for what luksmediad remembers. Both can be
-// cut. What has not been written then is gone; where the other one has written everything, what was remembered is older than the files, or
-// the files are older than that.
+// power is what a site has everything on. It can be cut, and what has not been written then is gone; where one disk has written everything
+// and another has not, what was remembered is older than the files, or the files are older than that.
 type power struct {
 	s     *site
-	disks [2]powered
+	disks []*powered
 	cuts  int
 	// failed: nothing can be written any more.
 	failed bool
 }
 
-// powered is a disk with a filesystem that commits nothing by itself: what the program has not synced is lost for certain.
+// powered is a disk with a filesystem that commits nothing by itself: what the program has not synced is lost for certain. One without a
+// folder has none.
 type powered struct {
 	s            *site
 	name, folder string
+	filesystem   mount.Kind
 	mebibytes    int
-	lower        string
+	image, lower string
+	// table is what it is connected by.
+	table string
 }
 
-// onPower puts a site in whose folder nothing is yet on disks of its own, of which a reboot is a power failure.
+const filesDisk, stateDisk = "volume-test-files", "volume-test-state"
+
+// onPower puts a site in whose folder nothing is yet on disks of its own, of which a reboot is a power failure: one for its files, the
+// container among them, and one for what luksmediad remembers.
 func (s *site) onPower() {
 	s.t.Helper()
-	p := &power{s: s, disks: [2]powered{
-		{s: s, name: "volume-test-files", folder: s.dir, mebibytes: 256},
-		{s: s, name: "volume-test-state", folder: s.paths.State, mebibytes: 64},
-	}}
-	for i := range p.disks {
-		p.disks[i].make()
+	s.onDisks(&powered{name: filesDisk, folder: s.dir, filesystem: mount.Ext4, mebibytes: 256},
+		&powered{name: stateDisk, folder: s.paths.State, filesystem: mount.Ext4, mebibytes: 64})
+}
+
+func (s *site) onDisks(disks ...*powered) {
+	s.t.Helper()
+	s.power = &power{s: s, disks: disks}
+	for _, d := range disks {
+		d.s = s
+		d.make()
 	}
-	s.power = p
 	s.t.Cleanup(s.tearDown)
 }
 
-func (d *powered) device() string { return "/dev/mapper/" + d.name }
-func (d *powered) broken() string { return fmt.Sprintf("0 %d error", d.mebibytes<<11) }
+func (d *powered) device() string  { return "/dev/mapper/" + d.name }
+func (d *powered) sectors() int    { return d.mebibytes << 11 }
+func (d *powered) works() string   { return fmt.Sprintf("0 %d linear %s 0", d.sectors(), d.lower) }
+func (d *powered) broken() string  { return fmt.Sprintf("0 %d error", d.sectors()) }
+func (d *powered) hasFolder() bool { return d.folder != "" }
 
 func (d *powered) make() {
 	d.s.t.Helper()
-	image := template(d.name)
-	d.s.write(image, "")
-	d.s.must(os.Truncate(image, int64(d.mebibytes)<<20))
-	d.lower = d.s.run("losetup", "--find", "--show", image)
-	d.s.t.Cleanup(func() {
-		d.s.run("losetup", "--detach", d.lower)
-		d.s.remove(image)
-	})
+	d.image = template(d.name)
+	d.lower = d.s.newLoop(d.image, d.mebibytes)
+	d.table = d.works()
 	d.connect()
-	d.s.run("mkfs.ext4", "-q", d.device())
+	if d.hasFolder() {
+		d.s.run("mkfs."+string(d.filesystem), "-q", d.device())
+	}
 	d.mount()
 	d.s.t.Cleanup(func() {
 		d.unmount()
@@ -71,9 +81,37 @@ func (d *powered) make() {
 	})
 }
 
+// newLoop is a loop device on a file that is made for it, until the test ends.
+func (s *site) newLoop(image string, mebibytes int) string {
+	s.t.Helper()
+	s.write(image, "")
+	s.must(os.Truncate(image, int64(mebibytes)<<20))
+	return s.loopOn(image)
+}
+
+func (s *site) loopOn(image string) string {
+	s.t.Helper()
+	loop := s.run("losetup", "--find", "--show", image)
+	s.t.Cleanup(func() {
+		s.run("losetup", "--detach", loop)
+		s.remove(image)
+	})
+	return loop
+}
+
+// enlarge enlarges it under whoever uses it.
+func (d *powered) enlarge(mebibytes int) {
+	d.s.t.Helper()
+	d.s.must(os.Truncate(d.image, int64(mebibytes)<<20))
+	d.s.run("losetup", "--set-capacity", d.lower)
+	d.mebibytes = mebibytes
+	d.table = d.works()
+	devmapper.Swap(d.s.t, d.name, d.table)
+}
+
 func (d *powered) connect() {
 	d.s.t.Helper()
-	d.s.run("dmsetup", "create", d.name, "--table", fmt.Sprintf("0 %d linear %s 0", d.mebibytes<<11, d.lower))
+	d.s.run("dmsetup", "create", d.name, "--table", d.table)
 }
 
 func (d *powered) disconnect() {
@@ -83,15 +121,25 @@ func (d *powered) disconnect() {
 
 func (d *powered) mount() {
 	d.s.t.Helper()
+	if !d.hasFolder() {
+		return
+	}
 	if err := os.Mkdir(d.folder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		d.s.t.Fatal(err)
 	}
-	d.s.must(unix.Mount(d.device(), d.folder, "ext4", 0, "commit=900"))
+	options := ""
+	if d.filesystem == mount.Ext4 {
+		options = "commit=900" // seconds
+	}
+	d.s.must(unix.Mount(d.device(), d.folder, string(d.filesystem), 0, options))
 }
 
 // unmount waits for the loop device of the container, which the kernel lets go of on its own time.
 func (d *powered) unmount() {
 	d.s.t.Helper()
+	if !d.hasFolder() {
+		return
+	}
 	var err error
 	for began := time.Now(); time.Since(began) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
 		if err = unix.Unmount(d.folder, 0); !errors.Is(err, unix.EBUSY) {
@@ -101,11 +149,11 @@ func (d *powered) unmount() {
 	d.s.must(err)
 }
 
-// fail has both disks fail at all that they are asked from now on.
+// fail has all disks fail at all that they are asked from now on.
 func (p *power) fail() {
 	p.s.t.Helper()
-	for i := range p.disks {
-		devmapper.Swap(p.s.t, p.disks[i].name, p.disks[i].broken())
+	for _, d := range p.disks {
+		devmapper.Swap(p.s.t, d.name, d.broken())
 	}
 	p.failed = true
 }
@@ -118,6 +166,13 @@ func (p *power) cut() {
 		p.syncSome()
 		p.fail()
 	}
+	p.off()
+	p.on()
+}
+
+// off leaves nothing of the volume and of the disks in the kernel.
+func (p *power) off() {
+	p.s.t.Helper()
 	for _, path := range p.s.mountPoints() {
 		for unix.Unmount(path, unix.UMOUNT_NOFOLLOW) == nil {
 		}
@@ -125,10 +180,14 @@ func (p *power) cut() {
 	if _, err := os.Stat("/dev/mapper/" + p.s.MappingName()); err == nil {
 		p.s.run("dmsetup", "remove", "--retry", p.s.MappingName())
 	}
-	for _, d := range slices.Backward(p.disks[:]) {
+	for _, d := range slices.Backward(p.disks) {
 		d.unmount()
 		d.disconnect()
 	}
+}
+
+func (p *power) on() {
+	p.s.t.Helper()
 	for _, d := range p.disks {
 		d.connect()
 		d.mount()

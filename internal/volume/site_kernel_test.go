@@ -126,7 +126,10 @@ func siteStore(name, path string) config.Store {
 // again is the same site after its configuration has changed.
 func (s *site) again(settings ...func(*config.Config)) *site {
 	other := openSite(s.dir, settings...)
-	other.t = s.t
+	other.t, other.power = s.t, s.power
+	if s.power != nil {
+		s.power.s = other
+	}
 	s.t.Cleanup(other.tearDown)
 	return other
 }
