@@ -65,8 +65,8 @@ func (i DirectoryID) Is(other DirectoryID) bool {
 	return i.Inode == other.Inode && i.Born.Equal(other.Born)
 }
 
-// Exchange gives two directories each other's name, at once, and makes that durable: a crash leaves either order, never a third. Neither
-// may be immutable or the root of a mount. Errors: ErrUnsupported, ErrBusy, and those of OpenDirectory for the folders they are in.
+// Exchange gives two directories each other's name, at once, and makes that durable: a crash leaves either order, never a third. They keep
+// their times of change of content. Neither may be immutable or the root of a mount. Errors: ErrUnsupported, ErrBusy, and those of OpenDirectory for the folders they are in.
 func Exchange(one, other string) error {
 	if err := exchange(one, other); err != nil {
 		return fmt.Errorf("cannot exchange %s and %s: %w", one, other, err)
@@ -85,6 +85,13 @@ func exchange(one, other string) error {
 		return err
 	}
 	defer second.Close()
+	var moved [2]*dated
+	for i, path := range []string{one, other} {
+		if moved[i], err = openDated(path); err != nil {
+			return err
+		}
+		defer moved[i].Close()
+	}
 	err = unix.Renameat2(int(first.Fd()), filepath.Base(one), int(second.Fd()), filepath.Base(other), unix.RENAME_EXCHANGE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EXDEV) {
 		return because(ErrUnsupported, err)
@@ -92,7 +99,34 @@ func exchange(one, other string) error {
 	if err != nil {
 		return classify(err)
 	}
-	return errors.Join(first.Sync(), second.Sync())
+	return errors.Join(moved[0].restore(), moved[1].restore(), first.Sync(), second.Sync())
+}
+
+// dated is a directory that keeps its time of change of content when it is renamed: for xfs the folder above is content
+// (fs/xfs/xfs_inode.c, xfs_cross_rename).
+type dated struct {
+	*os.File
+	modified unix.Timespec
+}
+
+func openDated(path string) (*dated, error) {
+	directory, err := OpenDirectory(path)
+	if err != nil {
+		return nil, err
+	}
+	stat, err := fstat(directory)
+	if err != nil {
+		return nil, errors.Join(err, directory.Close())
+	}
+	return &dated{directory, stat.Mtim}, nil
+}
+
+func (d *dated) restore() error {
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, d.modified}
+	if err := unix.UtimesNanoAt(int(d.Fd()), "", times, unix.AT_EMPTY_PATH); err != nil {
+		return fmt.Errorf("cannot set the times of %s: %w", d.Name(), err)
+	}
+	return nil
 }
 
 // SyncDirectory makes the names in a directory durable. Errors: as OpenDirectory.
