@@ -429,6 +429,9 @@ func (m *mover) discard(context.Context) error {
 	if err := m.emptyDiscarded(); err != nil {
 		return err
 	}
+	if err := syncFolder(m.PrivateDir()); err != nil { // nothing looks for it when the journal is gone
+		return err
+	}
 	if err := m.forgetMove(m.move); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"luksmediad/internal/journal"
 	"luksmediad/internal/state"
@@ -108,10 +109,13 @@ func (m *mover) removeOld(ctx context.Context, aside string) error {
 	return nil
 }
 
-// endPurge removes the manifests, which have nothing more to tell.
+// endPurge removes the manifests, which have nothing more to tell. They are gone before the journal is: nothing would look for them then.
 func (m *mover) endPurge(ctx context.Context) error {
 	return m.underLock(ctx, func(context.Context) error {
 		if err := errors.Join(os.RemoveAll(m.moveState(m.move)), os.RemoveAll(m.moveStateBack(m.move))); err != nil {
+			return err
+		}
+		if err := syncFolder(filepath.Dir(m.moveState(m.move))); err != nil {
 			return err
 		}
 		if err := m.forgetMove(m.move); err != nil {
