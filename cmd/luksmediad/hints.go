@@ -192,6 +192,7 @@ func hints() []hint {
 		{mount.ErrAttached, "already_attached", exitBusy, "losetup --list"},
 		{mount.ErrNoLoop, "no_loop", exitFailed, "modprobe loop; losetup --list"},
 		{mount.ErrSparse, "container_sparse", exitRefused, "fallocate --posix --length $(stat --format %s {container}) {container}"},
+		{mount.ErrSync, "sync_failed", exitFailed, "journalctl -k --priority warning --since -1h"},
 		{mount.ErrReadOnly, "read_only", exitFailed, "journalctl -k --priority warning --since -1h"},
 		{mount.ErrUnsupported, "unsupported", exitFailed, "uname -r"},
 		{mount.ErrUnverified, "unverified", exitVerify, "findmnt; losetup --list"},

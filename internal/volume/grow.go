@@ -231,7 +231,10 @@ func (g *growing) allocate(ctx context.Context) error {
 	}
 	if g.to > g.container.bytes {
 		err := mount.Allocate(ctx, g.container.File, g.to, func(done int64) { g.observer.Progress(done, g.to) })
-		if err != nil {
+		switch {
+		case errors.Is(err, mount.ErrSync): // another one would tell nothing
+			return err
+		case err != nil:
 			return errors.Join(err, g.forgetGrowth())
 		}
 		g.container.bytes = g.to

@@ -29,7 +29,7 @@ func Allocation(f *os.File) (allocated, size int64, err error) {
 // If it fails, the file has the size it had before; blocks put into holes below that size stay.
 //
 // Errors: ErrNoSpace (asked beforehand, so that a disk is not filled in vain), ErrUnsupported (the filesystem has no
-// fallocate), ErrInvalid (not a regular file, larger already), ErrSparse, the context's.
+// fallocate), ErrInvalid (not a regular file, larger already), ErrSparse, ErrSync (after a power cut it may be longer), the context's.
 func Allocate(ctx context.Context, f *os.File, size int64, progress func(done int64)) error {
 	stat, err := fstat(f)
 	if err != nil {
@@ -96,7 +96,7 @@ func allocationError(err error) error {
 
 func settleAllocation(f *os.File, size int64) error {
 	if err := f.Sync(); err != nil {
-		return err
+		return because(ErrSync, err)
 	}
 	allocated, actual, err := Allocation(f)
 	if err != nil {

@@ -37,6 +37,8 @@ var (
 	ErrNoSpace = errors.New("no space left")
 	// ErrSparse: the file has fewer blocks than its size needs.
 	ErrSparse = errors.New("file is sparse")
+	// ErrSync: fsync(2) has failed. What is on the disk is unknown, and a second call would succeed and prove nothing.
+	ErrSync = errors.New("the disk has not taken what was written")
 	// ErrReadOnly: what must be writable is not.
 	ErrReadOnly = errors.New("read-only")
 	// ErrUnsupported: the kernel or the filesystem below cannot do it.
