@@ -35,7 +35,7 @@ func open(container, name, key string) error {
 	if err != nil {
 		return err
 	}
-	loop, err := mount.AttachLoop(ctx, file, mount.LoopOptions{BlockBytes: sectorBytes, DirectIO: true, AutoClear: true})
+	loop, err := attach(file)
 	if err != nil {
 		return err
 	}
@@ -45,6 +45,12 @@ func open(container, name, key string) error {
 		Container: container, Device: loop.Path(), Backing: fmt.Sprintf("%d:%d", info.Major, info.Minor), Name: name, Header: header,
 	})
 	return errors.Join(err, loop.Close())
+}
+
+// attach gives the container the loop device that luksmediad gives it.
+func attach(container *os.File) (*mount.Loop, error) {
+	options := mount.LoopOptions{BlockBytes: sectorBytes, DirectIO: true, AutoClear: true}
+	return mount.AttachLoop(context.Background(), container, options)
 }
 
 func sourceOf(key string) unlock.Source {

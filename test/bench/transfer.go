@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/transfer"
+	"luksmediad/pkg/mount"
 )
 
 // site is a source on the machine's own disk, and a filesystem to copy it to.
@@ -26,24 +27,31 @@ type site struct {
 	said                               []byte
 }
 
-// newSite makes the source and puts a filesystem on the device that attach gives.
+// newSite makes the source and a file container.
 func newSite(dir string, files int) (*site, error) {
 	s := &site{dir: dir, source: filepath.Join(dir, "source"), target: filepath.Join(dir, "target"), inodes: 3*files + 10_000}
-	if err := os.Mkdir(s.target, 0o700); err != nil {
-		return nil, err
-	}
 	tree := store{path: s.source, files: files, large: files / 400}
-	return s, tree.make()
+	return s, errors.Join(os.Mkdir(s.target, 0o700), run("fallocate", "--length", fmt.Sprint(containerFor(files)), s.image()), tree.make())
 }
 
-// attach puts a file container on a loop device with direct I/O, which goes when it is closed and no longer mounted, however this
-// program ends: losetup(8) leaves a device in use to the kernel.
-func attach(dir string, bytes int64) (*os.File, error) {
-	image := filepath.Join(dir, "image")
-	if err := run("fallocate", "--length", fmt.Sprint(bytes), image); err != nil {
+// image is the file container, key the file with its key where it is encrypted.
+func (s *site) image() string { return filepath.Join(s.dir, "image") }
+func (s *site) key() string   { return filepath.Join(s.dir, "key") }
+
+// attach gives the file container the loop device that luksmediad gives it.
+func (s *site) attach() (*mount.Loop, error) {
+	file, err := os.OpenFile(s.image(), os.O_RDWR, 0)
+	if err != nil {
 		return nil, err
 	}
-	output, err := exec.Command("losetup", "--sector-size", "4096", "--direct-io=on", "--find", "--show", image).Output()
+	defer file.Close()
+	return attach(file)
+}
+
+// losetup gives it one as others do, which goes when it is closed and no longer mounted, however this program ends: losetup(8) leaves a
+// device in use to the kernel.
+func (s *site) losetup() (*os.File, error) {
+	output, err := exec.Command("losetup", "--sector-size", fmt.Sprint(sectorBytes), "--find", "--show", s.image()).Output()
 	if err != nil {
 		return nil, err
 	}
