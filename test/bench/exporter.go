@@ -212,14 +212,14 @@ func (v *volume) measureSuspended(runs int) (_ figure, err error) {
 		return f, err
 	}
 	defer func() { err = errors.Join(err, end(daemon)) }()
-	if err := run("dmsetup", "suspend", "--noflush", mapping); err != nil {
+	if err := run("dmsetup", "suspend", "--noflush", v.mapping); err != nil {
 		return f, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() { _, _ = api.NewControlClient(api.ControlSocket).RunProbe(ctx, api.ProbeNameWrite) }() // so that one hangs
 	defer func() {
-		err = errors.Join(err, run("dmsetup", "resume", mapping), run(v.binary, "--config", v.config, "--quiet", "lock", "--yes"))
+		err = errors.Join(err, run("dmsetup", "resume", v.mapping), v.luksmediad("lock", "--yes"))
 	}()
 	for turn := range runs + 1 {
 		took, err := v.exporter().ask("/healthz", suspendedRequests)

@@ -1,9 +1,10 @@
 // Command bench measures luksmediad beside what it replaces, always both in one run, and prints a table.
 //
 //	bench host RUNS                  what needs no privileges, on this machine
-//	bench disk RUNS FILES ENTRIES    moving FILES files, and ENTRIES empty ones for the memory, on this machine's disk, as root
+//	bench disk RUNS FILES ENTRIES    moving FILES files and reading them, and ENTRIES empty ones for the memory, on this machine's disk, as root
 //	bench guest LUKSMEDIAD RUNS      what changes the machine: test/bench/run starts it in one of its own
-//	bench crypt RUNS FILES           moving FILES files through dm-crypt, in a machine of its own too
+//	bench grow LUKSMEDIAD RUNS       growing volumes beneath a writer, in a machine of its own too
+//	bench crypt RUNS FILES           moving FILES files through dm-crypt and reading them, in a machine of its own too
 package main
 
 import (
@@ -22,7 +23,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: bench host RUNS | disk RUNS FILES ENTRIES | guest LUKSMEDIAD RUNS | crypt RUNS FILES")
+var errUsage = errors.New("usage: bench host RUNS | disk RUNS FILES ENTRIES | guest LUKSMEDIAD RUNS | grow LUKSMEDIAD RUNS | crypt RUNS FILES")
 
 func bench(args []string) error {
 	switch {
@@ -30,6 +31,8 @@ func bench(args []string) error {
 		return measured(args[1], measureHost)
 	case len(args) == 3 && args[0] == "guest":
 		return measured(args[2], func(runs int) ([]figure, error) { return measureGuest(args[1], runs) })
+	case len(args) == 3 && args[0] == "grow":
+		return measured(args[2], func(runs int) ([]figure, error) { return measureGrowing(args[1], runs) })
 	case len(args) == 4 && args[0] == "disk":
 		files, entries, err := counts(args[2], args[3])
 		if err != nil {
@@ -87,7 +90,7 @@ func measured(count string, measure func(runs int) ([]figure, error)) error {
 
 // measureGuest takes every figure that needs root and a device mapper.
 func measureGuest(binary string, runs int) ([]figure, error) {
-	v, err := newVolume(binary)
+	v, err := newVolume(binary, "bench")
 	if err != nil {
 		return nil, err
 	}

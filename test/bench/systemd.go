@@ -12,22 +12,22 @@ import (
 //
 // luksmediad's guard makes the mountpoints immutable; that does not keep anybody from mounting over them.
 func (v *volume) openWithSystemd() (float64, error) {
-	device := "/dev/mapper/" + mapping
+	device := "/dev/mapper/" + v.mapping
 	began := time.Now()
 	err := runAll([][]string{
 		// systemd-cryptsetup@.service, ExecStart=.
-		{systemd("systemd-cryptsetup"), "attach", mapping, v.container, v.keyFile, "luks"},
+		{systemd("systemd-cryptsetup"), "attach", v.mapping, v.container, v.keyFile, "luks"},
 		// systemd-fsck@.service, ExecStart=.
 		{systemd("systemd-fsck"), device},
 		// A mount unit runs mount(8), systemd.mount(5).
-		{"mount", "-t", "ext4", "-o", "nosuid,nodev,noexec", device, root},
-		{"mount", "--bind", filepath.Join(root, "stores/media"), v.store},
+		{"mount", "-t", "ext4", "-o", "nosuid,nodev,noexec", device, v.root},
+		{"mount", "--bind", filepath.Join(v.root, "stores/media"), v.store},
 	})
 	took := milliseconds(time.Since(began))
 	return took, errors.Join(err, runAll([][]string{
 		{"umount", v.store},
-		{"umount", root},
-		{systemd("systemd-cryptsetup"), "detach", mapping},
+		{"umount", v.root},
+		{systemd("systemd-cryptsetup"), "detach", v.mapping},
 	}))
 }
 

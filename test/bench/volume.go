@@ -11,16 +11,11 @@ import (
 // volume is the one that both sides open: same container, same key file, same places to mount it at.
 type volume struct {
 	binary, dir, config, container, keyFile, store string
+	mapping, root                                  string
 }
 
-const (
-	name    = "bench"
-	mapping = "luksmediad-" + name
-	root    = "/var/lib/luksmediad/volumes/" + name
-)
-
-// newVolume creates it on the disk of the machine.
-func newVolume(binary string) (*volume, error) {
+// newVolume creates it on the disk of the machine, 1 GiB large.
+func newVolume(binary, name string) (*volume, error) {
 	dir, err := os.MkdirTemp("/scratch", "bench")
 	if err != nil {
 		return nil, err
@@ -31,6 +26,8 @@ func newVolume(binary string) (*volume, error) {
 		container: filepath.Join(dir, "volume.luks"),
 		keyFile:   filepath.Join(dir, "volume.key"),
 		store:     filepath.Join(dir, "media_store"),
+		mapping:   "luksmediad-" + name,
+		root:      "/var/lib/luksmediad/volumes/" + name,
 	}
 	settings := fmt.Sprintf(`volume: {name: %s, container: %s, size: 1GiB}
 stores: [{name: media, path: %s}]
@@ -39,7 +36,11 @@ unlock: [{keyfile: {path: %s}}]
 	if err := os.WriteFile(v.config, []byte(settings), 0o600); err != nil {
 		return nil, err
 	}
-	return v, run(binary, "--config", v.config, "--quiet", "create", "--yes")
+	return v, v.luksmediad("create", "--yes")
+}
+
+func (v *volume) luksmediad(args ...string) error {
+	return run(v.binary, append([]string{"--config", v.config, "--quiet"}, args...)...)
 }
 
 // run runs a program that has to succeed.
