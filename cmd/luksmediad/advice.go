@@ -45,6 +45,7 @@ func probeAdvice() []advice {
 	return []advice{
 		{health.ReasonBackupMissing, backUpHeader},
 		{health.ReasonBackupOld, backUpHeader},
+		{health.ReasonCanaryKept, "ls -l {admin_token}; docker logs --tail 50 synapse"},
 		{health.ReasonCipherChanged, "luksmediad header check"},
 		{health.ReasonCipherMismatch, "luksmediad lock"},
 		{health.ReasonContainerStale, "docker restart {subject}"},

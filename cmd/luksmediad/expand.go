@@ -61,6 +61,9 @@ func expand(c *config.Config, next string) string {
 	if s := c.Probes.Synapse; s != nil && s.HomeserverConfig != "" {
 		names = append(names, "{homeserver}", s.HomeserverConfig)
 	}
+	if s := c.Probes.Synapse; s != nil {
+		names = append(names, "{admin_token}", s.AdminTokenFile)
+	}
 	for _, source := range c.Unlock {
 		if source.Keyfile != nil {
 			names = append(names, "{keyfile}", source.Keyfile.Path, "{file}", source.Keyfile.Path)

@@ -155,7 +155,8 @@ func moveOptions(loaded *config.Config) volume.MoveOptions {
 	docker := synapse.NewDocker(synapse.DockerSocket)
 	options := volume.MoveOptions{Service: func(store config.Store) volume.Service { return serviceOf(store, docker) }}
 	if s := loaded.Probes.Synapse; s != nil {
-		server := synapse.NewClient(s.URL, s.TokenFile)
+		// Without the admin token: what cannot be deleted must not decide whether a store moves.
+		server := synapse.NewClient(s.URL, s.TokenFile, "")
 		var probe *health.ThumbnailProbe // one for all tries: it remembers what it has uploaded
 		options.Trial = func(ctx context.Context, store config.Store, opened *volume.Opened) error {
 			if store.Name != s.Store {
@@ -163,6 +164,7 @@ func moveOptions(loaded *config.Config) volume.MoveOptions {
 			}
 			if probe == nil {
 				probe = daemon.ThumbnailProbe(loaded, opened, server)
+				probe.Since = time.Now() // Synapse has to take an upload, too
 			}
 			_, err := probe.Run(ctx)
 			return err

@@ -80,7 +80,7 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 	options := health.Options{Advise: adviceFor(loaded), OnChange: func(c health.Condition, before health.Status) { reportCondition(log, c, before) }}
 	var media health.MediaServer
 	if s := loaded.Probes.Synapse; s != nil {
-		media = synapse.NewClient(s.URL, s.TokenFile)
+		media = synapse.NewClient(s.URL, s.TokenFile, s.AdminTokenFile)
 	} else {
 		options.Without = []health.Code{health.Thumbnail}
 	}

@@ -142,7 +142,10 @@ type SpaceProbe struct {
 type Synapse struct {
 	URL       string `yaml:"url"`        // scheme and authority only
 	TokenFile string `yaml:"token_file"` // holds the access token of an application service
-	Store     string `yaml:"store"`      // name of the store that is its media_store
+	// AdminTokenFile holds the access token of a server admin, with which replaced canaries are deleted; empty: they are not.
+	AdminTokenFile string `yaml:"admin_token_file,omitempty"`
+
+	Store string `yaml:"store"` // name of the store that is its media_store
 	// HomeserverConfig is its homeserver.yaml, which is looked into for other places where it keeps media; empty: it is not looked into.
 	HomeserverConfig string `yaml:"homeserver_config,omitempty"`
 }

@@ -125,7 +125,7 @@ func TestSingleProblems(t *testing.T) {
 		{"probes: {synapse: {url: 'ftp://h'}}", `"ftp://h" is not an http or https URL with a host`},
 		{"probes: {synapse: {url: 'http://h/_matrix'}}", `has more than scheme, host and port`},
 		{"probes: {synapse: {url: 'http://h:p:q'}}", `probes.synapse.url: is not a URL`},
-		{"probes: {synapse: {token: abc}}", `probes.synapse.token: unknown key; known are: homeserver_config, store, token_file, url`},
+		{"probes: {synapse: {token: abc}}", `probes.synapse.token: unknown key; known are: admin_token_file, homeserver_config, store, token_file, url`},
 		{"probes: {synapse: {store: other}}", `probes.synapse.store: "other" is not the name of a store; for example media`},
 	}
 	for _, test := range tests {

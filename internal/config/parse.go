@@ -172,6 +172,7 @@ func (synapse *Synapse) read(v value) {
 		"token_file": parsed(&synapse.TokenFile, "/etc/luksmediad/synapse.token", parsePath),
 		"store":      parsed(&synapse.Store, "media", parseName),
 
+		"admin_token_file":  parsed(&synapse.AdminTokenFile, "/etc/luksmediad/synapse-admin.token", parsePath),
 		"homeserver_config": parsed(&synapse.HomeserverConfig, "/home/ubuntu/app/synapse_data/homeserver.yaml", parsePath),
 	})
 }

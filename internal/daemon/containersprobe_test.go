@@ -100,6 +100,10 @@ func TestPlacesProbe(t *testing.T) {
 	if _, err := probe.Run(t.Context()); health.ReasonOf(err) != health.ReasonTimeout {
 		t.Errorf("what the probe finds comes first: %v", err)
 	}
+	inner.runs.set(func(context.Context) error { return &health.Failure{Class: health.ReasonCanaryKept, Err: os.ErrPermission} })
+	if _, err := probe.Run(t.Context()); health.ReasonOf(err) != health.ReasonPlaintextCopy {
+		t.Errorf("a copy in clear text is graver: %v", err)
+	}
 	probe.homeserver = filepath.Join(t.TempDir(), "gone")
 	if _, err := probe.Run(t.Context()); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)

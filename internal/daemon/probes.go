@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/api"
 	"luksmediad/internal/config"
@@ -166,7 +169,8 @@ func storesIn(o *volume.Opened) []string {
 	return folders
 }
 
-// ThumbnailProbe is the probe of the store that Synapse uses.
+// ThumbnailProbe is the probe of the store that Synapse uses. A canary from before the machine was started is replaced; one that a daemon before
+// this one has uploaded is not.
 func ThumbnailProbe(config *config.Config, o *volume.Opened, server health.MediaServer) *health.ThumbnailProbe {
 	store := config.Probes.Synapse.Store
 	return &health.ThumbnailProbe{
@@ -176,7 +180,17 @@ func ThumbnailProbe(config *config.Config, o *volume.Opened, server health.Media
 			return o.Mapping.Device, movedIn(o, store)
 		},
 		Server: server,
+		Since:  bootTime(),
 	}
+}
+
+// bootTime is when the machine was started, by its clock as it is now.
+func bootTime() time.Time {
+	var up unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
+		return time.Time{}
+	}
+	return time.Now().Add(-time.Duration(up.Nano()))
 }
 
 // movedIn fails for a store that still lies outside the volume.

@@ -30,17 +30,20 @@ const thumbnailQuery = "?width=32&height=32&method=crop"
 // Client makes the requests of the thumbnail probe as an application service, the one kind of
 // user that needs neither registration nor login (Application Service API, "Identity assertion").
 type Client struct {
-	base      string
-	tokenFile string
-	http      *http.Client
+	base           string
+	tokenFile      string
+	adminTokenFile string
+	http           *http.Client
 }
 
 // NewClient makes a client of the server at an http or https URL. The token is the as_token of
-// the registration file; it is read at each request, so that a new one needs no restart.
-func NewClient(base, tokenFile string) *Client {
+// the registration file, the admin token, which may be missing, the access token of a server admin; they are read at each request, so that a
+// new one needs no restart.
+func NewClient(base, tokenFile, adminTokenFile string) *Client {
 	return &Client{
-		base:      strings.TrimRight(base, "/"),
-		tokenFile: tokenFile,
+		base:           strings.TrimRight(base, "/"),
+		tokenFile:      tokenFile,
+		adminTokenFile: adminTokenFile,
 		http: &http.Client{
 			Timeout: requestTimeout,
 			// No proxy of the environment and no redirect shall see the token.
@@ -60,7 +63,7 @@ func NewClient(base, tokenFile string) *Client {
 func (c *Client) Upload(ctx context.Context, png []byte) (string, error) {
 	upload := call{
 		action: "upload a picture", method: http.MethodPost, limit: maxJSON,
-		path: "/_matrix/media/v3/upload?filename=luksmediad.png", body: png,
+		path: "/_matrix/media/v3/upload?filename=luksmediad.png", body: png, tokenFile: c.tokenFile,
 	}
 	body, _, err := c.do(ctx, upload)
 	if err != nil {
@@ -81,7 +84,7 @@ func (c *Client) Upload(ctx context.Context, png []byte) (string, error) {
 // Thumbnail returns a thumbnail of local media, 32×32 pixels or what the server has instead.
 // Client-Server API, GET /_matrix/client/v1/media/thumbnail, the authenticated form (v1.11).
 func (c *Client) Thumbnail(ctx context.Context, uri string) ([]byte, error) {
-	thumbnail := call{action: "get a thumbnail", method: http.MethodGet, limit: maxImage}
+	thumbnail := call{action: "get a thumbnail", method: http.MethodGet, limit: maxImage, tokenFile: c.tokenFile}
 	server, id, err := splitURI(uri)
 	if err != nil {
 		return nil, &Error{Class: ErrRefused, Action: thumbnail.action, Err: err}
@@ -102,6 +105,41 @@ func (c *Client) Thumbnail(ctx context.Context, uri string) ([]byte, error) {
 	return body, nil
 }
 
+// Delete removes local media, its files and what the database knows of it, by the one right that a server admin has for it. It is no error
+// if they are gone. Synapse's Admin API, DELETE /_synapse/admin/v1/media/{server}/{id}.
+func (c *Client) Delete(ctx context.Context, uri string) error {
+	deletion := call{action: "delete a picture", method: http.MethodDelete, limit: maxJSON, tokenFile: c.adminTokenFile}
+	if c.adminTokenFile == "" {
+		return fmt.Errorf("cannot %s without an admin token: %w", deletion.action, errors.ErrUnsupported)
+	}
+	server, id, err := splitURI(uri)
+	if err != nil {
+		return &Error{Class: ErrRefused, Action: deletion.action, Err: err}
+	}
+	deletion.path = "/_synapse/admin/v1/media/" + url.PathEscape(server) + "/" + url.PathEscape(id)
+	body, _, err := c.do(ctx, deletion)
+	if failure, ok := errors.AsType[*Error](err); ok && failure.isNotTheirs() {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var answer struct {
+		Total int `json:"total"`
+	}
+	if err := json.Unmarshal(body, &answer); err != nil || answer.Total != 1 {
+		// It does not delete what it cannot unlink, and says so only in its log (synapse/media/media_repository.py).
+		return &Error{Class: ErrRefused, Action: deletion.action, Status: http.StatusOK, Err: fmt.Errorf("%d pictures are deleted", answer.Total)}
+	}
+	return nil
+}
+
+// isNotTheirs: the server has no such media, or has another name by now (400). A 404 with another code is of a proxy or a worker that does
+// not know the API.
+func (e *Error) isNotTheirs() bool {
+	return e.Status == http.StatusNotFound && e.ErrCode == "M_NOT_FOUND" || e.Status == http.StatusBadRequest
+}
+
 // splitURI splits a content URI, Client-Server API, "Matrix Content (mxc://) URIs".
 func splitURI(uri string) (server, id string, err error) {
 	rest, ok := strings.CutPrefix(uri, "mxc://")
@@ -119,6 +157,8 @@ type call struct {
 	path   string // with the query
 	body   []byte // a PNG, or nil
 	limit  int64  // bytes of the answer
+
+	tokenFile string
 }
 
 // do makes a request and returns the body and type of an answer of status 200.
@@ -148,7 +188,7 @@ func (c *Client) do(ctx context.Context, call call) (body []byte, contentType st
 }
 
 func (c *Client) request(ctx context.Context, call call) (*http.Request, error) {
-	token, err := readToken(c.tokenFile)
+	token, err := readToken(call.tokenFile)
 	if err != nil {
 		return nil, &Error{Class: ErrUnauthorized, Action: call.action, Err: err}
 	}

@@ -19,7 +19,10 @@ import (
 	"luksmediad/pkg/health"
 )
 
-const token = "s3cret-as-token"
+const (
+	token      = "s3cret-as-token"
+	adminToken = "s3cret-admin-token"
+)
 
 func tokenFile(t *testing.T, contents string) string {
 	t.Helper()
@@ -35,7 +38,7 @@ func answering(t *testing.T, handler http.HandlerFunc) *Client {
 	t.Helper()
 	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
-	return NewClient(server.URL+"/", tokenFile(t, token+"\n"))
+	return NewClient(server.URL+"/", tokenFile(t, token+"\n"), tokenFile(t, adminToken+"\n"))
 }
 
 func answer(status int, contentType, body string) http.HandlerFunc {
@@ -132,8 +135,60 @@ func requireClass(t *testing.T, err, class error, reason string) {
 	if !ok || !errors.Is(err, class) || e.Reason() != reason {
 		t.Fatalf("have %v, want class %v and reason %q", err, class, reason)
 	}
-	if strings.Contains(err.Error(), token) {
+	if strings.Contains(err.Error(), "s3cret") {
 		t.Errorf("the error shows the token: %v", err)
+	}
+}
+
+func TestDelete(t *testing.T) {
+	client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+		if have, want := r.Method+" "+r.URL.String(), "DELETE /_synapse/admin/v1/media/hs.test:8448/abcdEFGH"; have != want {
+			t.Errorf("the request is %s, want %s", have, want)
+		}
+		if r.Header.Get("Authorization") != "Bearer "+adminToken {
+			t.Errorf("the headers are %v", r.Header)
+		}
+		answer(200, "application/json", `{"deleted_media":["abcdEFGH"],"total":1}`)(w, r)
+	})
+	if err := client.Delete(t.Context(), "mxc://hs.test:8448/abcdEFGH"); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is not there, and what was another server's, is deleted; what only some of the way to Synapse refuses is not.
+func TestDeleteAnswers(t *testing.T) {
+	const uri = "mxc://hs.test/abcdEFGH"
+	tests := []struct {
+		name   string
+		status int
+		body   string
+		class  error
+		reason string
+	}{
+		{"gone", 404, `{"errcode":"M_NOT_FOUND","error":"Unknown media"}`, nil, ""},
+		{"another server's", 400, `{"errcode":"M_UNKNOWN","error":"Can only delete local media"}`, nil, ""},
+		{"no admin", 403, `{"errcode":"M_FORBIDDEN","error":"You are not a server admin"}`, ErrUnauthorized, "unauthorized"},
+		{"a worker without the API", 404, `{"errcode":"M_UNRECOGNIZED"}`, ErrRefused, "refused"},
+		{"a proxy without the API", 404, "<html>", ErrRefused, "refused"},
+		{"not unlinked", 200, `{"deleted_media":[],"total":0}`, ErrRefused, "refused"},
+		{"odd", 200, "<html>", ErrRefused, "refused"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			err := answering(t, answer(test.status, "application/json", test.body)).Delete(t.Context(), uri)
+			if test.class == nil && err == nil {
+				return
+			}
+			requireClass(t, err, test.class, test.reason)
+		})
+	}
+	requireClass(t, answering(t, answer(200, "", "")).Delete(t.Context(), "abcdEFGH"), ErrRefused, "refused")
+}
+
+// Without the token of an admin nothing is asked.
+func TestDeleteWithoutAdminToken(t *testing.T) {
+	if err := NewClient("http://127.0.0.1:1", "/nowhere", "").Delete(t.Context(), "mxc://hs.test/abcdEFGH"); !errors.Is(err, errors.ErrUnsupported) {
+		t.Error(err)
 	}
 }
 
@@ -151,7 +206,7 @@ func TestSynapseDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	listener.Close()
-	client := NewClient("http://"+listener.Addr().String(), tokenFile(t, token))
+	client := NewClient("http://"+listener.Addr().String(), tokenFile(t, token), "")
 	_, err = client.Thumbnail(t.Context(), "mxc://hs.test/abcdEFGH")
 	requireClass(t, err, ErrUnreachable, "synapse_unreachable")
 }
@@ -190,12 +245,16 @@ func TestTokenFile(t *testing.T) {
 	}))
 	t.Cleanup(server.Close)
 	file := tokenFile(t, "first\n")
-	client := NewClient(server.URL, file)
+	client := NewClient(server.URL, file, file)
 	for _, want := range []string{"first", "second"} {
 		if err := os.WriteFile(file, []byte(want+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := client.Thumbnail(t.Context(), "mxc://hs.test/abcdEFGH"); err != nil || seen != "Bearer "+want {
+			t.Errorf("the server saw %q, %v", seen, err)
+		}
+		// This server does not know how to delete.
+		if err := client.Delete(t.Context(), "mxc://hs.test/abcdEFGH"); err == nil || seen != "Bearer "+want {
 			t.Errorf("the server saw %q, %v", seen, err)
 		}
 	}
@@ -209,13 +268,26 @@ func TestUnusableTokenFile(t *testing.T) {
 		"two lines": tokenFile(t, token+"\nmore"),
 		"control":   tokenFile(t, token+"\x00"),
 		"huge":      tokenFile(t, strings.Repeat(token, 1000)),
+		"public":    publicFile(t),
 	}
 	for name, file := range tests {
 		t.Run(name, func(t *testing.T) {
-			_, err := NewClient("http://127.0.0.1:1", file).Upload(t.Context(), nil)
+			client := NewClient("http://127.0.0.1:1", file, file)
+			_, err := client.Upload(t.Context(), nil)
 			requireClass(t, err, ErrUnauthorized, "unauthorized")
+			requireClass(t, client.Delete(t.Context(), "mxc://hs.test/abcdEFGH"), ErrUnauthorized, "unauthorized")
 		})
 	}
+}
+
+// publicFile is a token that every user can read.
+func publicFile(t *testing.T) string {
+	t.Helper()
+	name := tokenFile(t, token+"\n")
+	if err := os.Chmod(name, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return name
 }
 
 func FuzzSplitURI(f *testing.F) {

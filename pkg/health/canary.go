@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// recordName is the file that remembers which of Synapse's media is the canary. It lies in the
+// recordName is the file that remembers which of Synapse's media is the canary, and which were. It lies in the
 // volume, so it lives and dies with the store.
 const recordName = "canary.json"
 
@@ -26,11 +26,22 @@ const recordVersion = 1
 // thumbnail by cropping, and the PNG has 12 kB, several blocks of the filesystem.
 const canarySide = 64
 
-const maxRecord = 4 << 10
+// maxRecord bounds the record, in bytes: maxReplaced content URIs take most of it.
+const maxRecord = 16 << 10
 
-// canary is what is known of the uploaded picture.
+// maxReplaced is how many replaced canaries are remembered, those of a month; the oldest are forgotten.
+const maxReplaced = 32
+
+// record is what the volume remembers of the canaries.
+type record struct {
+	Version int `json:"version"`
+	canary
+	// Replaced are the content URIs of those before and of uploads that came to nothing, of which Synapse's database may still have a row.
+	Replaced []string `json:"replaced,omitempty"`
+}
+
+// canary is what is known of the uploaded picture; zero if there is none.
 type canary struct {
-	Version  int       `json:"version"`
 	URI      string    `json:"uri"`    // mxc://server/media-id
 	SHA256   string    `json:"sha256"` // of the uploaded bytes, in hex
 	Uploaded time.Time `json:"uploaded"`
@@ -79,34 +90,49 @@ func notMediaID(r rune) bool {
 	return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '_' || r == '-')
 }
 
-// loadCanary returns nil without an error if there is no record, or none that can be used: another
-// upload replaces it.
-func loadCanary(dir *directory) (*canary, error) {
+// loadRecord returns one without a canary if there is none, or none that can be used: another upload replaces it.
+func loadRecord(dir *directory) (*record, error) {
 	contents, err := dir.read(recordName, maxRecord)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return &record{}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	return parseCanary(contents), nil
+	return parseRecord(contents), nil
 }
 
-func parseCanary(contents []byte) *canary {
-	var c canary
-	if err := json.Unmarshal(contents, &c); err != nil || c.Version != recordVersion {
-		return nil
+func parseRecord(contents []byte) *record {
+	var r record
+	if err := json.Unmarshal(contents, &r); err != nil || r.Version != recordVersion {
+		return &record{}
 	}
-	media, err := mediaPath(c.URI)
+	media, err := mediaPath(r.URI)
 	if err != nil {
-		return nil
+		r.canary = canary{}
 	}
-	c.media = media
-	return &c
+	r.media = media
+	return &r
 }
 
-func saveCanary(dir *directory, c canary) error {
-	contents, err := json.Marshal(c)
+// replace puts another canary, or none, in the place of the one on record.
+func (r *record) replace(next canary) {
+	before := r.canary
+	r.canary = next
+	if before.URI != "" {
+		r.discard(before.URI)
+	}
+}
+
+// discard remembers what nobody needs any more.
+func (r *record) discard(uri string) {
+	r.Replaced = append(r.Replaced, uri)
+	r.Replaced = r.Replaced[max(0, len(r.Replaced)-maxReplaced):]
+}
+
+func (r *record) save(dir *directory) error {
+	r.Version = recordVersion
+	contents, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}

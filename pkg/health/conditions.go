@@ -33,6 +33,7 @@ type Reason string
 const (
 	ReasonBackupMissing      Reason = "header_backup_missing" // no copy of the header is kept beside it
 	ReasonBackupOld          Reason = "header_backup_old"     // the header has changed since its copy was made
+	ReasonCanaryKept         Reason = "canary_kept"           // Synapse does not delete a canary that was replaced
 	ReasonCipherChanged      Reason = "cipher_changed"        // the header names another cipher than the pin
 	ReasonCipherMismatch     Reason = "cipher_mismatch"       // the kernel's table names another cipher than the pin
 	ReasonContainerStale     Reason = "container_stale_mount" // a container sees something else than the store
@@ -144,12 +145,12 @@ var conditions = []definition{
 	{
 		code: Thumbnail, title: "Synapse serves from the volume", impact: FailsHealth, dependsOn: []Code{Mount, Write},
 		reasons: []Reason{
-			ReasonError, ReasonIO, ReasonLocalStorageOff, ReasonNoInodes, ReasonNoSpace, ReasonNotImage, ReasonNotMounted,
-			ReasonNotMovedIn, ReasonNotOnVolume, ReasonPlaintextCopy, ReasonReadOnly, ReasonRefused, ReasonSynapseUnreachable,
-			ReasonTimeout, ReasonUnauthorized,
+			ReasonCanaryKept, ReasonError, ReasonIO, ReasonLocalStorageOff, ReasonNoInodes, ReasonNoSpace, ReasonNotImage,
+			ReasonNotMounted, ReasonNotMovedIn, ReasonNotOnVolume, ReasonPlaintextCopy, ReasonReadOnly, ReasonRefused,
+			ReasonSynapseUnreachable, ReasonTimeout, ReasonUnauthorized,
 		},
 		// Synapse's own state is not the volume's: it starts after the gate opens, and may be stopped.
-		degrades: []Reason{ReasonNotMovedIn, ReasonPlaintextCopy, ReasonSynapseUnreachable},
+		degrades: []Reason{ReasonCanaryKept, ReasonNotMovedIn, ReasonPlaintextCopy, ReasonSynapseUnreachable},
 	},
 	{
 		code: Containers, title: "services see the stores", impact: FailsHealth, dependsOn: []Code{Mount},

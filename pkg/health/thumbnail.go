@@ -25,6 +25,9 @@ type MediaServer interface {
 	// Thumbnail returns a thumbnail of 32×32 pixels, made by cropping, or of the nearest size
 	// the server has.
 	Thumbnail(ctx context.Context, uri string) ([]byte, error)
+	// Delete has the server forget an upload, which it may have forgotten already. Its error is errors.ErrUnsupported where that takes a
+	// right that it was not given.
+	Delete(ctx context.Context, uri string) error
 }
 
 const (
@@ -38,21 +41,21 @@ const (
 var thumbnailName = regexp.MustCompile(`^(\d{1,4})-(\d{1,4})-image-png-(?:crop|scale)$`)
 
 // ThumbnailProbe proves that Synapse reads from and writes to the volume and can make thumbnails.
-// It uploads a canary at its start and daily, which takes the place of the one before. Each run in which Synapse answers removes the
+// It uploads a canary daily, which takes the place of the one before. Each run in which Synapse answers removes the
 // canary's thumbnails below the volume's mount and asks Synapse for one: Synapse has to read the original and write the thumbnail again
-// (synapse/media/thumbnailer.py), which must then appear on the volume's device.
+// (synapse/media/thumbnailer.py), which must then appear on the volume's device. Of what was replaced it has Synapse forget one at each run.
 type ThumbnailProbe struct {
 	Store  string           // Synapse's media_store_path, as mounted
 	Dir    string           // a directory of the volume that belongs to root, <volume>/.luksmediad
 	Device Device           // of the volume
 	Server MediaServer      // Synapse
+	Since  time.Time        // a canary from before proves too little; zero: any will do that is not a day old
 	Now    func() time.Time // time.Now if nil
 
 	// The last upload that Synapse took or refused in vain: even a refused one may leave a file behind.
 	attempted time.Time
 	failure   error
-	// fresh: this probe has uploaded a canary, or another has just before.
-	fresh bool
+	fresh     bool // this probe has uploaded one: whatever the clock says, it is not from before Since
 }
 
 // Name returns Thumbnail.
@@ -70,24 +73,54 @@ func (p *ThumbnailProbe) Run(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer dir.Close()
-	c, err := p.canary(ctx, store, dir)
+	r, err := loadRecord(dir)
 	if err != nil {
 		return "", err
 	}
-	name, err := p.thumbnail(ctx, store, c)
+	proof, err := p.prove(ctx, store, dir, r)
+	if ReasonOf(err) == ReasonSynapseUnreachable {
+		return "", err
+	}
+	if kept := p.tidy(ctx, dir, r); err == nil { // else something graver is wrong
+		err = kept
+	}
+	return proof, err
+}
+
+func (p *ThumbnailProbe) prove(ctx context.Context, store, dir *directory, r *record) (string, error) {
+	if err := p.provide(ctx, store, dir, r); err != nil {
+		return "", err
+	}
+	name, err := p.thumbnail(ctx, store, &r.canary)
 	if err != nil {
-		return "", errors.Join(err, p.forget(dir, c, err))
+		return "", errors.Join(err, p.forget(store, dir, r, err))
 	}
 	return "thumbnail " + name + " made again on the volume", nil
 }
 
 // forget drops a canary that Synapse refuses. One that was uploaded while the disk was full never
 // gets a thumbnail, and one that was quarantined neither.
-func (p *ThumbnailProbe) forget(dir *directory, c *canary, err error) error {
-	if ReasonOf(err) == ReasonRefused && p.now().Sub(c.Uploaded) >= replaceAfter {
-		return dir.remove(recordName)
+func (p *ThumbnailProbe) forget(store, dir *directory, r *record, err error) error {
+	if ReasonOf(err) != ReasonRefused || p.now().Sub(r.Uploaded) < replaceAfter {
+		return nil
 	}
-	return nil
+	return replaceCanary(store, dir, r, canary{})
+}
+
+// tidy has Synapse forget one of the replaced canaries. Their files are gone already.
+func (p *ThumbnailProbe) tidy(ctx context.Context, dir *directory, r *record) error {
+	if len(r.Replaced) == 0 {
+		return nil
+	}
+	err := p.Server.Delete(ctx, r.Replaced[0])
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	if err != nil {
+		return &Failure{ReasonCanaryKept, err}
+	}
+	r.Replaced = r.Replaced[1:]
+	return r.save(dir)
 }
 
 // Original returns the path of the canary's original in the store, for the ciphertext probe. Its
@@ -103,14 +136,14 @@ func (p *ThumbnailProbe) Original() (string, error) {
 		return "", err
 	}
 	defer dir.Close()
-	c, err := loadCanary(dir)
+	r, err := loadRecord(dir)
 	if err != nil {
 		return "", err
 	}
-	if c == nil {
+	if r.URI == "" {
 		return "", fmt.Errorf("cannot name Synapse's canary: %w", fs.ErrNotExist)
 	}
-	file, err := store.open(c.original(), unix.O_PATH, 0)
+	file, err := store.open(r.original(), unix.O_PATH, 0)
 	if err != nil {
 		return "", err
 	}
@@ -124,35 +157,34 @@ func (p *ThumbnailProbe) now() time.Time {
 	return p.Now()
 }
 
-// canary returns the one on record, or uploads another if its original is gone.
-func (p *ThumbnailProbe) canary(ctx context.Context, store, dir *directory) (*canary, error) {
-	c, err := loadCanary(dir)
-	if err != nil {
-		return nil, err
+// provide sees to a canary on record whose original is proven: it uploads another if that is gone or its time has come.
+func (p *ThumbnailProbe) provide(ctx context.Context, store, dir *directory, r *record) error {
+	if r.URI == "" {
+		return p.upload(ctx, store, dir, r)
 	}
-	if c == nil {
-		return p.upload(ctx, store, dir)
+	if err := checkOriginal(store, &r.canary); !errors.Is(err, fs.ErrNotExist) && (err != nil || !p.isDue(r.Uploaded)) {
+		return err
 	}
-	if err := checkOriginal(store, c); !errors.Is(err, fs.ErrNotExist) && (err != nil || !p.isDue(c)) {
-		return c, err
-	}
-	next, err := p.upload(ctx, store, dir)
-	if err != nil {
-		return nil, err
-	}
-	return next, removeCanary(store, c)
+	return p.upload(ctx, store, dir, r)
 }
 
 // isDue: it is time to upload another canary. A clock that was set back does not put it off for ever.
-func (p *ThumbnailProbe) isDue(c *canary) bool {
-	age := p.now().Sub(c.Uploaded)
-	if age >= 0 && age < replaceAfter {
-		p.fresh = true
-	}
-	return !p.fresh || age < 0 || age >= renewAfter
+func (p *ThumbnailProbe) isDue(uploaded time.Time) bool {
+	age := p.now().Sub(uploaded)
+	return age < 0 || age >= renewAfter || age >= replaceAfter && !p.fresh && uploaded.Before(p.Since)
 }
 
-// removeCanary removes the files of the canary before. What Synapse's database knows of it stays, a row a day.
+// replaceCanary puts another canary on record and removes the files of the one before. What Synapse's database knows of that stays until
+// Synapse is told to forget it.
+func replaceCanary(store, dir *directory, r *record, next canary) error {
+	before := r.canary
+	r.replace(next)
+	if err := r.save(dir); err != nil || before.URI == "" {
+		return err
+	}
+	return removeCanary(store, &before)
+}
+
 func removeCanary(store *directory, c *canary) error {
 	thumbnails := path.Join("local_thumbnails", c.media)
 	if err := removeThumbnails(store, thumbnails); err != nil {
@@ -162,39 +194,44 @@ func removeCanary(store *directory, c *canary) error {
 }
 
 // upload repeats the last failure instead of uploading once more too early.
-func (p *ThumbnailProbe) upload(ctx context.Context, store, dir *directory) (*canary, error) {
+func (p *ThumbnailProbe) upload(ctx context.Context, store, dir *directory, r *record) error {
 	if p.failure != nil && p.now().Sub(p.attempted) < replaceAfter {
-		return nil, p.failure
+		return p.failure
 	}
 	c, err := p.uploadNow(ctx, store)
 	p.attempted, p.failure = p.now(), nil
 	if reason := ReasonOf(err); reason == ReasonRefused || reason == ReasonNotOnVolume {
 		p.failure = err
 	}
-	if err != nil {
-		return nil, err
+	if err == nil {
+		p.fresh = true
+		return replaceCanary(store, dir, r, c)
 	}
-	p.fresh = true
-	return c, saveCanary(dir, *c)
+	if c.URI != "" {
+		r.discard(c.URI)
+		err = errors.Join(err, r.save(dir), removeCanary(store, &c))
+	}
+	return err
 }
 
-func (p *ThumbnailProbe) uploadNow(ctx context.Context, store *directory) (*canary, error) {
+// uploadNow returns what Synapse took also if it is not where it should be.
+func (p *ThumbnailProbe) uploadNow(ctx context.Context, store *directory) (canary, error) {
 	picture, err := newPicture()
 	if err != nil {
-		return nil, err
+		return canary{}, err
 	}
 	uri, err := p.Server.Upload(ctx, picture)
 	if err != nil {
-		return nil, err
+		return canary{}, err
 	}
 	media, err := mediaPath(uri)
 	if err != nil {
-		return nil, &Failure{ReasonRefused, err}
+		return canary{}, &Failure{ReasonRefused, err}
 	}
-	c := &canary{Version: recordVersion, URI: uri, media: media, SHA256: digest(picture), Uploaded: p.now()}
-	err = checkOriginal(store, c)
+	c := canary{URI: uri, media: media, SHA256: digest(picture), Uploaded: p.now()}
+	err = checkOriginal(store, &c)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &Failure{ReasonNotOnVolume, fmt.Errorf("cannot find an upload below %s that Synapse took", store.path)}
+		return c, &Failure{ReasonNotOnVolume, fmt.Errorf("cannot find an upload below %s that Synapse took", store.path)}
 	}
 	return c, err
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -27,6 +28,8 @@ type homeserver struct {
 	shortfall  int    // how much longer thumbnails are now than the database says
 	uploads    int
 	thumbnails map[string]bool // by URI: its database
+	deletion   error           // every deletion fails with it
+	deletions  int
 }
 
 func (h *homeserver) Upload(_ context.Context, picture []byte) (string, error) {
@@ -60,6 +63,15 @@ func (h *homeserver) Thumbnail(_ context.Context, uri string) ([]byte, error) {
 	whole := len(contents) - h.shortfall
 	h.shortfall = 0 // stored with the new thumbnail
 	return contents[:whole], nil
+}
+
+func (h *homeserver) Delete(_ context.Context, uri string) error {
+	h.deletions++
+	if h.down != nil || h.deletion != nil {
+		return errors.Join(h.down, h.deletion)
+	}
+	delete(h.thumbnails, uri)
+	return nil
 }
 
 func refusal(text string) error { return &Failure{ReasonRefused, errors.New(text)} }
@@ -139,35 +151,69 @@ func (s *scene) requireUploads(t *testing.T, want int) {
 	}
 }
 
-// An upload at the start and one a day, each in place of the one before: the store does not grow.
+// One upload a day, each in place of the one before: the store does not grow, and with the right to delete, Synapse's database neither.
 func TestThumbnailUploadsDaily(t *testing.T) {
-	s := newScene(t)
-	s.mustRun(t)
-	first := s.files(t)
-	for range 1000 {
-		s.clock.advance(10 * time.Minute)
-		s.mustRun(t)
+	tests := map[string]struct {
+		deletion  error
+		rows      int
+		deletions int
+	}{
+		"with the right to delete": {nil, 1, 6},
+		"without":                  {errors.ErrUnsupported, 1 + 6, 858},
 	}
-	s.requireUploads(t, 1+1000/(24*6))
-	if now := s.files(t); len(now) != len(first) || slices.Equal(now, first) {
-		t.Errorf("at first %v, now %v", first, now)
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t)
+			s.server.deletion = test.deletion
+			s.mustRun(t)
+			first := s.files(t)
+			for range 1000 {
+				s.clock.advance(10 * time.Minute)
+				s.mustRun(t)
+			}
+			s.requireUploads(t, 1+1000/(24*6))
+			if now := s.files(t); len(now) != len(first) || slices.Equal(now, first) {
+				t.Errorf("at first %v, now %v", first, now)
+			}
+			if len(s.server.thumbnails) != test.rows || s.server.deletions > test.deletions {
+				t.Errorf("%d rows in the database, %d deletions", len(s.server.thumbnails), s.server.deletions)
+			}
+		})
 	}
 }
 
-// A restarted daemon uploads again, unless the one before just did: one that restarts in a loop uploads no more than six an hour.
-func TestThumbnailUploadsAtStart(t *testing.T) {
+// A restarted daemon goes on with the canary of the day, however often it restarts.
+func TestThumbnailUploadsNotAtRestart(t *testing.T) {
+	s := newScene(t)
+	for range 20 {
+		s.mustRun(t)
+		s.clock.advance(time.Hour)
+		s.restart()
+	}
+	s.requireUploads(t, 1)
+	s.clock.now = s.clock.now.Add(-48 * time.Hour) // fault 71: the clock jumps
+	s.restart()
+	s.mustRun(t)
+	s.requireUploads(t, 2)
+}
+
+// A restarted machine has Synapse prove anew that it takes uploads, but one that restarts in a loop no more than six times an hour.
+func TestThumbnailUploadsAtBoot(t *testing.T) {
 	s := newScene(t)
 	s.mustRun(t)
 	for range 20 {
 		s.clock.advance(time.Minute)
 		s.restart()
+		s.probe.Since = s.clock.now
 		s.mustRun(t)
 	}
 	s.requireUploads(t, 1+2)
-	s.clock.now = s.clock.now.Add(-48 * time.Hour) // fault 71: the clock jumps
-	s.restart()
-	s.mustRun(t)
-	s.requireUploads(t, 4)
+	s.clock.now = s.clock.now.Add(-48 * time.Hour) // fault 71
+	for range 20 {
+		s.mustRun(t)
+		s.clock.advance(time.Hour)
+	}
+	s.requireUploads(t, 1+2+1)
 }
 
 func (s *scene) restart() {
@@ -343,6 +389,69 @@ func TestThumbnailReplacesRefusedCanary(t *testing.T) {
 	s.requireUploads(t, 2)
 }
 
+// What Synapse took and put elsewhere, and what it refuses, is deleted as well, and leaves no file on the volume.
+func TestThumbnailDeletesWhatCameToNothing(t *testing.T) {
+	s := newScene(t)
+	s.server.store = t.TempDir()
+	s.mustFail(t, ReasonNotOnVolume)
+	if s.server.deletions != 1 || len(s.server.thumbnails) != 0 {
+		t.Errorf("%d deletions, %d rows in the database", s.server.deletions, len(s.server.thumbnails))
+	}
+	s.server.store = s.store
+	s.clock.advance(replaceAfter)
+	s.mustRun(t)
+	clear(s.server.thumbnails)
+	s.clock.advance(replaceAfter)
+	s.mustFail(t, ReasonRefused)
+	if _, err := s.probe.Original(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the canary is still there: %v", err)
+	}
+	s.mustRun(t)
+	if s.server.deletions != 2 || len(s.files(t)) != 2 {
+		t.Errorf("%d deletions, files %v", s.server.deletions, s.files(t))
+	}
+}
+
+// What cannot be deleted is a warning, is remembered by the next daemon, and goes one by one when it can; no more than a month's is.
+func TestThumbnailRemembersWhatItCannotDelete(t *testing.T) {
+	s := newScene(t)
+	s.mustRun(t)
+	s.server.deletion = &Failure{ReasonUnauthorized, errors.New("403 M_FORBIDDEN")}
+	const days = maxReplaced + 8
+	for range days {
+		s.clock.advance(renewAfter)
+		s.mustFail(t, ReasonCanaryKept)
+		s.restart()
+	}
+	if !OnlyDegrades(Thumbnail, ReasonCanaryKept) {
+		t.Error("the volume is well")
+	}
+	s.requireUploads(t, 1+days)
+	s.server.deletion, s.server.deletions = nil, 0
+	for range days {
+		s.clock.advance(time.Minute)
+		s.mustRun(t)
+	}
+	if s.server.deletions != maxReplaced || len(s.server.thumbnails) != 1+days-maxReplaced {
+		t.Errorf("%d deletions, %d rows in the database", s.server.deletions, len(s.server.thumbnails))
+	}
+}
+
+// A Synapse that stands still is not asked to delete either.
+func TestThumbnailDeletesNothingWhileSynapseIsDown(t *testing.T) {
+	s := newScene(t)
+	s.mustRun(t)
+	s.server.deletion = errors.ErrUnsupported
+	s.clock.advance(renewAfter)
+	s.mustRun(t)
+	s.server.deletion, s.server.deletions = nil, 0
+	s.server.down = &Failure{ReasonSynapseUnreachable, errors.New("connection refused")}
+	s.mustFail(t, ReasonSynapseUnreachable)
+	if s.server.deletions != 0 {
+		t.Errorf("%d deletions", s.server.deletions)
+	}
+}
+
 func TestOriginalWithoutCanary(t *testing.T) {
 	s := newScene(t)
 	if _, err := s.probe.Original(); !errors.Is(err, fs.ErrNotExist) {
@@ -380,16 +489,37 @@ func FuzzMediaPath(f *testing.F) {
 	})
 }
 
-func FuzzParseCanary(f *testing.F) {
+func FuzzParseRecord(f *testing.F) {
 	f.Add([]byte(`{"version":1,"uri":"mxc://hs.test/abcdEFGHijklMNOPqrst0001","sha256":"00","uploaded":"2026-03-01T12:00:00Z"}`))
+	f.Add([]byte(`{"version":1,"uri":"","replaced":["mxc://hs.test/abcdEFGHijklMNOPqrst0001"]}`))
 	f.Add([]byte(`{"version":2}`))
 	f.Add([]byte(`{"version":1,"uri":"mxc://hs.test/../../x"}`))
 	f.Fuzz(func(t *testing.T, contents []byte) {
-		c := parseCanary(contents)
-		if c != nil && !fs.ValidPath(c.original()) {
-			t.Errorf("the original is %q", c.original())
+		r := parseRecord(contents)
+		if r.URI != "" && !fs.ValidPath(r.original()) {
+			t.Errorf("the original is %q", r.original())
 		}
 	})
+}
+
+// As many long names as are remembered fit into the record.
+func TestRecordFits(t *testing.T) {
+	s := newScene(t)
+	dir, err := openDirectory(s.dir, s.probe.Device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	var r record
+	for range 2 * maxReplaced {
+		r.discard("mxc://" + strings.Repeat("h", 255) + "/" + strings.Repeat("m", 24))
+	}
+	if err := r.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	if loaded, err := loadRecord(dir); err != nil || !slices.Equal(loaded.Replaced, r.Replaced) || len(r.Replaced) != maxReplaced {
+		t.Errorf("%+v, %v", loaded, err)
+	}
 }
 
 // A store whose Synapse stands still does not change: a way back out of the volume would take that for a write and be given up.
