@@ -169,6 +169,14 @@ func withDefaults() Config {
 	}
 }
 
+// SynapseStore is the name of the store that is Synapse's: the one of its probe, or the first.
+func (c *Config) SynapseStore() string {
+	if c.Probes.Synapse != nil {
+		return c.Probes.Synapse.Store
+	}
+	return c.Stores[0].Name
+}
+
 func defaultAutoGrow() *AutoGrow { return &AutoGrow{Below: 15, Step: 10 * GiB} }
 
 func defaultStore() Store { return Store{Name: "media", Owner: Owner{UID: 991, GID: 991}} }

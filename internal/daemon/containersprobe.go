@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"luksmediad/internal/volume"
@@ -16,6 +17,7 @@ type containersProbe struct {
 	opened *volume.Opened
 	engine Engine
 	proc   string // where the kernel shows processes
+	starts *containerStarts
 }
 
 func (p *containersProbe) Name() health.Code { return health.Containers }
@@ -25,6 +27,7 @@ func (p *containersProbe) Run(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	p.starts.see(p.opened.Stores, mounts)
 	var binds []volume.Bind
 	for _, m := range mounts {
 		binds = append(binds, volume.Bind{Container: m.Container, PID: m.PID, Source: realPath(m.Source), Target: m.Target})
@@ -41,13 +44,12 @@ func (p *containersProbe) Run(ctx context.Context) (string, error) {
 
 // carriesStore: the directory is a store, or one above it.
 func (p *containersProbe) carriesStore(source string) bool {
-	for _, store := range p.opened.Stores {
-		below, err := filepath.Rel(realPath(source), store.Path)
-		if err == nil && below != ".." && !strings.HasPrefix(below, "../") {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(p.opened.Stores, func(store volume.StoreStatus) bool { return carries(source, store) })
+}
+
+func carries(source string, store volume.StoreStatus) bool {
+	below, err := filepath.Rel(realPath(source), store.Path)
+	return err == nil && below != ".." && !strings.HasPrefix(below, "../")
 }
 
 // realPath resolves the links of a path that is there.

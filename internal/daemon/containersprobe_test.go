@@ -3,9 +3,11 @@ package daemon
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"luksmediad/internal/synapse"
 	"luksmediad/internal/volume"
@@ -16,13 +18,14 @@ import (
 type scriptedEngine struct {
 	sources []string
 	err     error
+	started time.Time // all of them
 }
 
 func (e scriptedEngine) Mounts(_ context.Context, wanted func(string) bool) ([]synapse.Mount, error) {
 	var mounts []synapse.Mount
 	for _, source := range e.sources {
 		if wanted(source) {
-			mounts = append(mounts, synapse.Mount{Container: "synapse", PID: 1 << 30, Source: source, Target: "/data"})
+			mounts = append(mounts, synapse.Mount{Container: "synapse", PID: 1 << 30, Source: source, Target: "/data", Started: e.started})
 		}
 	}
 	return mounts, e.err
@@ -38,13 +41,56 @@ func TestContainersProbe(t *testing.T) {
 	o := opened()
 	o.Stores[0].Path = filepath.Join(data, "media_store")
 	engine := scriptedEngine{sources: []string{data, filepath.Join(dir, "link"), "/", filepath.Join(data, "media_store2"), "/nowhere"}}
-	probe := &containersProbe{opened: o, engine: engine, proc: "/proc"}
+	probe := &containersProbe{opened: o, engine: engine, proc: "/proc", starts: &containerStarts{store: "media", count: func(int) {}}}
 	if proof, err := probe.Run(t.Context()); err != nil || proof != "3 mounts of a store in containers, all see the volume" {
 		t.Errorf("%q, %v", proof, err)
 	}
 	probe.engine = scriptedEngine{err: context.DeadlineExceeded} // fault 72: Docker hangs
 	if _, err := probe.Run(t.Context()); health.ReasonOf(err) != health.ReasonTimeout {
 		t.Error(err)
+	}
+}
+
+// A start counts once, however often it is seen and however many mounts the container has, if the daemon was there when it happened and it is
+// Synapse's store.
+func TestContainerStarts(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	o, counted := opened(), 0
+	o.Stores = []volume.StoreStatus{{Name: "media", Path: "/srv/data/media"}, {Name: "postgres", Path: "/srv/data/postgres"}}
+	probe := &containersProbe{opened: o, proc: "/proc", starts: &containerStarts{store: "media", last: now, count: func(n int) { counted += n }}}
+	for _, test := range []struct {
+		source string
+		after  time.Duration
+		want   int
+	}{
+		{"/srv/data", -time.Hour, 0},
+		{"/srv/data", time.Second, 1},
+		{"/srv/data", time.Second, 1},
+		{"/srv/data/postgres", time.Minute, 1},
+		{"/srv/data/media", 2 * time.Minute, 2},
+		{"/srv/data/media", 2 * time.Minute, 2},
+	} {
+		probe.engine = scriptedEngine{sources: []string{test.source, test.source}, started: now.Add(test.after)}
+		if _, err := probe.Run(t.Context()); err != nil || counted != test.want {
+			t.Errorf("%+v: %d starts, %v", test, counted, err)
+		}
+	}
+}
+
+// What is left below is known of a file, also by another name, and of nothing else.
+func TestLeftBelow(t *testing.T) {
+	dir := t.TempDir()
+	file, link := filepath.Join(dir, "container"), filepath.Join(dir, "link")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Symlink(file, link)); err != nil {
+		t.Fatal(err)
+	}
+	var left float64
+	probe := &backingProbe{Probe: &scriptedProbe{name: health.Space}, set: func(bytes float64) { left = bytes }}
+	for path, known := range map[string]bool{file: true, link: true, dir: false, "/dev/null": false, filepath.Join(dir, "gone"): false} {
+		probe.container = path
+		if _, err := probe.Run(t.Context()); err != nil || known != (left > 0) || known == math.IsNaN(left) {
+			t.Errorf("%s: %v, %v", path, left, err)
+		}
 	}
 }
 
@@ -100,7 +146,9 @@ func TestPlacesProbe(t *testing.T) {
 	if _, err := probe.Run(t.Context()); health.ReasonOf(err) != health.ReasonTimeout {
 		t.Errorf("what the probe finds comes first: %v", err)
 	}
-	inner.runs.set(func(context.Context) error { return &health.Failure{Class: health.ReasonCanaryKept, Err: os.ErrPermission} })
+	inner.runs.set(func(context.Context) error {
+		return &health.Failure{Class: health.ReasonCanaryKept, Err: os.ErrPermission}
+	})
 	if _, err := probe.Run(t.Context()); health.ReasonOf(err) != health.ReasonPlaintextCopy {
 		t.Errorf("a copy in clear text is graver: %v", err)
 	}

@@ -61,9 +61,10 @@ func Probes(parts ProbeParts) []health.Probe {
 			return &placesProbe{Probe: ThumbnailProbe(parts.Config, o, parts.Server), homeserver: parts.Config.Probes.Synapse.HomeserverConfig}
 		}))
 	}
+	starts := &containerStarts{store: parts.Config.SynapseStore(), count: parts.Collector.CountStarts, last: time.Now()}
 	return append(probes,
 		late(health.Containers, func(o *volume.Opened) health.Probe {
-			return &containersProbe{opened: o, engine: parts.Engine, proc: "/proc"}
+			return &containersProbe{opened: o, engine: parts.Engine, proc: "/proc", starts: starts}
 		}),
 		late(health.Space, parts.spaceProbe),
 		&keysProbe{
@@ -81,10 +82,10 @@ func (parts ProbeParts) writeProbe(o *volume.Opened) health.Probe {
 
 func (parts ProbeParts) spaceProbe(o *volume.Opened) health.Probe {
 	settings := parts.Config.Probes.Space
-	return &health.SpaceProbe{
+	return &backingProbe{container: o.Record.Container, set: parts.Collector.SetBacking, Probe: &health.SpaceProbe{
 		Dir: o.PrivateDir, Device: deviceOf(o), WarnAt: settings.WarnAt.Share(), Within: settings.FullWithin,
 		Keeper: usageNotes{parts.Inspector.Notes("usage")}, Forecast: parts.Collector.SetForecast,
-	}
+	}}
 }
 
 // usageNotes keep how full the volume was.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/common/expfmt"
+	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/api"
 	"luksmediad/internal/config"
@@ -353,6 +354,20 @@ func TestThumbnailProbeLooksInTheStore(t *testing.T) {
 	c.Probes.Synapse = &config.Synapse{Store: "media"}
 	if got := ThumbnailProbe(c, opened(), nil).Store; got != "/srv/synapse/media_store" {
 		t.Errorf("looks at %q", got)
+	}
+}
+
+// A canary of this boot will do.
+func TestThumbnailProbeKnowsTheBoot(t *testing.T) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		t.Fatal(err)
+	}
+	c := settings()
+	c.Probes.Synapse = &config.Synapse{Store: "media"}
+	booted := time.Now().Add(-time.Duration(info.Uptime) * time.Second)
+	if got := ThumbnailProbe(c, opened(), nil).Since; got.Sub(booted).Abs() > 5*time.Second {
+		t.Errorf("the machine was started at %v, not at %v", booted, got)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // maxContainers are asked about.
@@ -21,6 +22,8 @@ type Mount struct {
 	PID       int
 	// Source is the directory on the host, Target where the container has it.
 	Source, Target string
+	// Started is when the container was started last, whether by somebody or by its restart policy.
+	Started time.Time
 }
 
 // container is what the Engine API (v1.24 and later) lists and inspects.
@@ -50,12 +53,13 @@ func (d *Docker) Mounts(ctx context.Context, wanted func(source string) bool) ([
 		if len(found) == 0 {
 			continue
 		}
-		pid, err := d.pid(ctx, c.ID)
+		pid, started, err := d.process(ctx, c.ID)
 		if err != nil {
 			return nil, fmt.Errorf("cannot inspect container %s of Docker: %w", found[0].Container, err)
 		}
 		for _, m := range found {
-			if m.PID = pid; pid > 0 { // it has not stopped meanwhile
+			m.PID, m.Started = pid, started
+			if pid > 0 { // it has not stopped meanwhile
 				mounts = append(mounts, m)
 			}
 		}
@@ -77,16 +81,17 @@ func (c container) mounts(wanted func(string) bool) []Mount {
 	return mounts
 }
 
-// pid is 0 for a container that is gone or does not run.
-func (d *Docker) pid(ctx context.Context, id string) (int, error) {
+// process is the first process of a container, 0 for one that is gone or does not run, and when it was started.
+func (d *Docker) process(ctx context.Context, id string) (pid int, started time.Time, err error) {
 	var inspected struct {
 		State struct {
-			PID int `json:"Pid"`
+			PID       int `json:"Pid"`
+			StartedAt time.Time
 		}
 	}
-	err := d.call(ctx, http.MethodGet, "/containers/"+url.PathEscape(id)+"/json", &inspected)
+	err = d.call(ctx, http.MethodGet, "/containers/"+url.PathEscape(id)+"/json", &inspected)
 	if errors.Is(err, ErrNoContainer) {
-		return 0, nil
+		return 0, time.Time{}, nil
 	}
-	return inspected.State.PID, err
+	return inspected.State.PID, inspected.State.StartedAt, err
 }

@@ -66,7 +66,9 @@ func TestEngineMounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]Mount{{Container: "synapse", PID: 4242, Source: "/srv/data", Target: "/data"}}, got); diff != "" {
+	if diff := cmp.Diff([]Mount{{
+		Container: "synapse", PID: 4242, Source: "/srv/data", Target: "/data", Started: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
+	}}, got); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -27,6 +27,8 @@ type Collector struct {
 	dropped    droppedMetric
 	keys       keyMetrics
 	forecast   prometheus.Gauge
+	backing    prometheus.Gauge
+	starts     prometheus.Counter
 	move       [moveGauges]prometheus.Gauge
 }
 
@@ -133,13 +135,19 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 		container: newContainerMetrics(),
 		keys:      newKeyMetrics(),
 		forecast:  newGauge("full_seconds", "In how many seconds the volume is full at the rate of the last week: +Inf if it does not fill up, NaN while that is not known."),
-		move:      newMoveGauges(),
+		backing:   newGauge("backing_avail_bytes", "What is left, for others than root, of the filesystem that the container's file lies in, as last seen by the space probe; NaN while that is not known and for a block device."),
+		starts: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Name: "synapse_container_starts_total",
+			Help: "Starts of a container that has Synapse's store, whoever started it: at most one for each container and run of the containers probe.",
+		}),
+		move: newMoveGauges(),
 		protection: &protectionMetrics{desc: prometheus.NewDesc(namespace+"_protection", "What the keys protect the container against; all 0 while that is not known.",
 			[]string{"level"}, nil)},
 		dropped: droppedMetric{prometheus.NewDesc(namespace+"_log_dropped_total", "Events that did not reach the journal.", nil, nil),
 			func() uint64 { return 0 }},
 	}
 	c.forecast.Set(math.NaN())
+	c.backing.Set(math.NaN())
 	c.keys.unsealed.Set(math.NaN())
 	for _, condition := range board.Snapshot() {
 		if condition.Probed {
@@ -343,6 +351,7 @@ func (c *Collector) parts() []prometheus.Collector {
 		c.unlocks.attempts, c.unlocks.failures, c.unlocks.duration,
 		c.container.size, c.container.info, c.container.keyslots, c.container.backup,
 		c.keys.proven, c.keys.failures, c.keys.limit, c.keys.policies, c.keys.unsealed, c.forecast,
+		c.backing, c.starts,
 	}
 	for _, gauge := range c.move {
 		parts = append(parts, gauge)
@@ -441,6 +450,12 @@ func (c *Collector) SetUnsealed(ok bool) { c.keys.unsealed.Set(number01(ok)) }
 
 // SetForecast says in how many seconds the volume is full.
 func (c *Collector) SetForecast(seconds float64) { c.forecast.Set(seconds) }
+
+// SetBacking says how many bytes are left where the container's file lies.
+func (c *Collector) SetBacking(bytes float64) { c.backing.Set(bytes) }
+
+// CountStarts counts starts of Synapse's container.
+func (c *Collector) CountStarts(starts int) { c.starts.Add(float64(starts)) }
 
 // ExpectProtection gives the closed set of levels that SetProtection may be given. It is called before the first scrape.
 func (c *Collector) ExpectProtection(levels ...string) { c.protection.levels = levels }

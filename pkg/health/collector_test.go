@@ -53,6 +53,8 @@ func TestMetrics(t *testing.T) {
 	c.SetPolicies(map[int]bool{7: true})
 	c.SetPolicies(map[int]bool{0: true, 2: false})
 	c.SetUnsealed(true)
+	c.SetBacking(20 << 30)
+	c.CountStarts(2)
 	c.SetMove(Move{Running: true, Entries: 3, TotalEntries: 20, Bytes: 1 << 20, TotalBytes: 1 << 30, Left: 90 * time.Second})
 	c.ObserveUnlock(1300*time.Millisecond, "tpm_policy")
 	c.ObserveUnlock(40*time.Millisecond, "")
