@@ -115,15 +115,6 @@ func parseRecord(contents []byte) *record {
 	return &r
 }
 
-// replace puts another canary, or none, in the place of the one on record.
-func (r *record) replace(next canary) {
-	before := r.canary
-	r.canary = next
-	if before.URI != "" {
-		r.discard(before.URI)
-	}
-}
-
 // discard remembers what nobody needs any more.
 func (r *record) discard(uri string) {
 	r.Replaced = append(r.Replaced, uri)

@@ -87,24 +87,23 @@ func (p *ThumbnailProbe) Run(ctx context.Context) (string, error) {
 	return proof, err
 }
 
+// prove uploads another canary if Synapse refuses the one on record, which tells whether that is to blame: one that was uploaded while the disk was
+// full never gets a thumbnail, one that was quarantined neither, and a Synapse that looks elsewhere does not find it.
 func (p *ThumbnailProbe) prove(ctx context.Context, store, dir *directory, r *record) (string, error) {
 	if err := p.provide(ctx, store, dir, r); err != nil {
 		return "", err
 	}
 	name, err := p.thumbnail(ctx, store, &r.canary)
+	if ReasonOf(err) == ReasonRefused && p.now().Sub(r.Uploaded) >= replaceAfter {
+		if err := p.upload(ctx, store, dir, r); err != nil {
+			return "", err
+		}
+		name, err = p.thumbnail(ctx, store, &r.canary)
+	}
 	if err != nil {
-		return "", errors.Join(err, p.forget(store, dir, r, err))
+		return "", err
 	}
 	return "thumbnail " + name + " made again on the volume", nil
-}
-
-// forget drops a canary that Synapse refuses. One that was uploaded while the disk was full never
-// gets a thumbnail, and one that was quarantined neither.
-func (p *ThumbnailProbe) forget(store, dir *directory, r *record, err error) error {
-	if ReasonOf(err) != ReasonRefused || p.now().Sub(r.Uploaded) < replaceAfter {
-		return nil
-	}
-	return replaceCanary(store, dir, r, canary{})
 }
 
 // tidy has Synapse forget one of the replaced canaries. Their files are gone already.
@@ -157,7 +156,8 @@ func (p *ThumbnailProbe) now() time.Time {
 	return p.Now()
 }
 
-// provide sees to a canary on record whose original is proven: it uploads another if that is gone or its time has come.
+// provide sees to a canary on record whose original is proven: it uploads another if that is gone or its time has come. While it is too early to
+// try that again, the one on record tells whether things have got better.
 func (p *ThumbnailProbe) provide(ctx context.Context, store, dir *directory, r *record) error {
 	if r.URI == "" {
 		return p.upload(ctx, store, dir, r)
@@ -170,6 +170,9 @@ func (p *ThumbnailProbe) provide(ctx context.Context, store, dir *directory, r *
 
 // isDue: it is time to upload another canary. A clock that was set back does not put it off for ever.
 func (p *ThumbnailProbe) isDue(uploaded time.Time) bool {
+	if p.tooEarly() {
+		return false
+	}
 	age := p.now().Sub(uploaded)
 	return age < 0 || age >= renewAfter || age >= replaceAfter && !p.fresh && uploaded.Before(p.Since)
 }
@@ -178,8 +181,12 @@ func (p *ThumbnailProbe) isDue(uploaded time.Time) bool {
 // Synapse is told to forget it.
 func replaceCanary(store, dir *directory, r *record, next canary) error {
 	before := r.canary
-	r.replace(next)
-	if err := r.save(dir); err != nil || before.URI == "" {
+	r.canary = next
+	if before.URI == "" {
+		return r.save(dir)
+	}
+	r.discard(before.URI)
+	if err := r.save(dir); err != nil {
 		return err
 	}
 	return removeCanary(store, &before)
@@ -195,7 +202,7 @@ func removeCanary(store *directory, c *canary) error {
 
 // upload repeats the last failure instead of uploading once more too early.
 func (p *ThumbnailProbe) upload(ctx context.Context, store, dir *directory, r *record) error {
-	if p.failure != nil && p.now().Sub(p.attempted) < replaceAfter {
+	if p.tooEarly() {
 		return p.failure
 	}
 	c, err := p.uploadNow(ctx, store)
@@ -212,6 +219,10 @@ func (p *ThumbnailProbe) upload(ctx context.Context, store, dir *directory, r *r
 		err = errors.Join(err, r.save(dir), removeCanary(store, &c))
 	}
 	return err
+}
+
+func (p *ThumbnailProbe) tooEarly() bool {
+	return p.failure != nil && p.now().Sub(p.attempted) < replaceAfter
 }
 
 // uploadNow returns what Synapse took also if it is not where it should be.
