@@ -11,10 +11,15 @@ import (
 
 // failure is something of which Synapse's own /health says nothing.
 type failure struct {
-	name     string
+	name string
+	// undo is empty where the next failure begins with this one.
 	do, undo string
-	// upload and thumbnail are what Synapse answers to a new picture; empty: it is not asked.
-	upload, thumbnail string
+	// restarts: Synapse is started anew, down: and does not get so far.
+	restarts, down bool
+	// upload and thumbnail are what Synapse answers to a new picture, old is what it answers about one from before; empty: it is not asked.
+	upload, thumbnail, old string
+	// resume is done then.
+	resume string
 	// said and next are what /healthz?verbose has to say.
 	said, next string
 }
@@ -30,37 +35,84 @@ const (
 	fill 100; fill %d; df ` + mediaStore
 	removeFillers = "rm " + mediaStore + "/filler-*"
 
-	canaryOriginal = `id=$(grep --only-matching 'mxc://[^"]*' ` + volumeRoot + `/.luksmediad/canary.json); id=${id##*/}; original=` +
+	canaryRecord   = volumeRoot + "/.luksmediad/canary.json"
+	canaryOriginal = `id=$(sed 's,.*"uri":"\([^"]*\)".*,\1,' ` + canaryRecord + `); id=${id##*/}; original=` +
 		mediaStore + `/local_content/${id:0:2}/${id:2:2}/${id:4}; `
 
 	// The daemon would mount the store again before Docker has started the container.
 	startEarly = `systemctl kill --signal=SIGSTOP luksmediad && umount ` + mediaStore + `
 	docker run --detach --name early --network none --volume ` + synapseData + `:/data synapse sleep 1000
 	systemctl kill --signal=SIGCONT luksmediad`
+
+	// bareInside has Synapse see the bare mountpoint, as if its container had been started before the volume was mounted.
+	bareInside = `nsenter --target $(docker inspect --format '{{.State.Pid}}' synapse) --mount umount /data/media_store`
+
+	// storeElsewhere is followed by a path and a quote.
+	storeElsewhere = "sed --in-place 's,^media_store_path: .*,media_store_path: "
+	configFile     = synapseData + "/homeserver.yaml"
+	missingStore   = synapseData + "/missing"
+
+	refusesToStart = storeElsewhere + "/srv/missing/media,' " + configFile + ` && docker restart synapse
+	for i in $(seq 60); do docker logs --since 2m synapse 2>&1 | grep 'PermissionError' && exit; sleep 1; done; exit 1`
+
+	// anotherFolder is one that Synapse makes. The canary is an hour old, as it would be.
+	anotherFolder = storeElsewhere + "/data/missing,' " + configFile + ` && docker restart synapse
+	sed --in-place 's/"uploaded":"[^"]*"/"uploaded":"'$(date --utc --date='1 hour ago' +%FT%TZ)'"/' ` + canaryRecord
+
+	// slaveContainer sees what is mounted and unmounted on the machine.
+	slaveContainer = storeElsewhere + "/data/media_store,' " + configFile + ` && docker rm --force synapse && rm -r ` + missingStore + `
+	docker run --detach --name synapse --restart unless-stopped --network host --user 991:991 --tmpfs /tmp --volume ` + synapseData + `:/data:rslave \
+		synapse python3 -m synapse.app.homeserver --config-path /data/homeserver.yaml`
+
+	// bareForAll takes the guard away, too. The daemon, which would put both back at once, is held up until Synapse has written.
+	bareForAll = `systemctl kill --signal=SIGSTOP luksmediad && umount ` + mediaStore + ` &&
+	chattr -i ` + mediaStore + ` && chown 991:991 ` + mediaStore + ` && chmod 755 ` + mediaStore
+	// cleanBare must not touch the volume.
+	cleanBare = "mountpoint --quiet " + mediaStore + " || find " + mediaStore + " -mindepth 1 -delete"
 )
 
 // failures is the table of what goes wrong in a media store, as far as luksmediad does not prevent it.
 func failures() []failure {
 	return []failure{
-		{"nothing left", fmt.Sprintf(leaveBlocks, 0), removeFillers, "500", "",
-			"[-]space failed: no_space", "luksmediad grow"},
-		{"room for the original only", fmt.Sprintf(leaveBlocks, 22), removeFillers, "200", "400",
-			"[-]space failed: no_space", "luksmediad grow"},
-		{"read-only", "mount -o remount,ro " + volumeRoot, "mount -o remount,rw " + volumeRoot, "500", "",
-			"[-]write failed: read_only", "journalctl -k"},
-		{"original unreadable", canaryOriginal + "chmod 0 $original", canaryOriginal + "chmod 644 $original", "200", "200",
-			"[-]thumbnail failed: refused", "docker logs"},
-		{"container from before the mount", startEarly, "docker rm --force early", "", "",
-			"[-]containers failed: container_stale", "docker restart early"},
+		{name: "nothing left", do: fmt.Sprintf(leaveBlocks, 0), undo: removeFillers, upload: "500",
+			said: "[-]space failed: no_space", next: "luksmediad grow"},
+		{name: "room for the original only", do: fmt.Sprintf(leaveBlocks, 22), undo: removeFillers, upload: "200", thumbnail: "400",
+			said: "[-]space failed: no_space", next: "luksmediad grow"},
+		{name: "read-only", do: "mount -o remount,ro " + volumeRoot, undo: "mount -o remount,rw " + volumeRoot, upload: "500",
+			said: "[-]write failed: read_only", next: "journalctl -k"},
+		{name: "original unreadable", do: canaryOriginal + "chmod 0 $original", undo: canaryOriginal + "chmod 644 $original", upload: "200", thumbnail: "200",
+			said: "[-]thumbnail failed: refused", next: "docker logs"},
+		{name: "container from before the mount", do: startEarly, undo: "docker rm --force early",
+			said: "[-]containers failed: container_stale", next: "docker restart early"},
+		{name: "empty and immutable", do: bareInside, upload: "500", old: "500", // with another mode than the guard's it would be 404
+			said: "[-]containers failed: container_stale", next: "docker restart synapse"},
+		{name: "path missing, parent not writable", do: refusesToStart, down: true,
+			said: "[!]thumbnail degraded: synapse_unreachable", next: "docker ps --all"},
+		{name: "path missing, parent writable", do: anotherFolder, restarts: true, upload: "200", thumbnail: "200", old: "404",
+			said: "[-]thumbnail failed: not_on_volume", next: "docker inspect synapse"},
+		{name: "mended, in a container that sees mounts", do: slaveContainer, restarts: true, upload: "200", thumbnail: "200", old: "200",
+			said: "[+]thumbnail ok", next: "[+]containers ok"},
+		{name: "unmounted under Synapse", do: bareForAll, upload: "200", thumbnail: "200", old: "404",
+			resume: "systemctl kill --signal=SIGCONT luksmediad", undo: cleanBare,
+			said: "[-]guard failed: store_not_empty", next: "ls -la " + mediaStore},
 	}
 }
 
 // checkFailures has a real Synapse fail in each of these ways while its /health says OK. The probe that has to notice does so within an interval,
-// says what to type, and is well again by itself.
-func (m *Machine) checkFailures() {
+// says what to type, and is well again by itself. id is a picture from before.
+//
+// fault 67
+func (m *Machine) checkFailures(id string) {
+	starts := m.containerStarts()
 	for _, f := range failures() {
 		m.t.Logf("%s: %s", f.name, m.Run("{ "+f.do+"; } 2>&1"))
-		m.checkAnswers(f)
+		if f.restarts {
+			m.WaitForSynapse()
+		}
+		m.checkAnswers(f, id)
+		if f.resume != "" {
+			m.Run(f.resume)
+		}
 		m.Eventually(time.Minute, f.name+" is noticed", func() error {
 			text, _ := m.healthz()
 			if _, below, found := strings.Cut(text, f.said); !found || !strings.Contains(below, f.next) {
@@ -68,37 +120,66 @@ func (m *Machine) checkFailures() {
 			}
 			return nil
 		})
-		if said := m.Run(curl + synapseURL + "/health"); !strings.Contains(said, "OK") {
+		if said, _ := m.Try(curl + synapseURL + "/health"); strings.Contains(said, "OK") == f.down {
 			m.t.Errorf("%s: Synapse itself says %q", f.name, said)
 		}
-		m.Run(f.undo)
-		m.Eventually(time.Minute, "well after "+f.name, func() error {
-			if text, code := m.healthz(); code != "200" || strings.Contains(text, f.said) {
-				return fmt.Errorf("status %s: %s", code, text)
-			}
-			return nil
-		})
+		if f.undo != "" {
+			m.Run(f.undo)
+			m.checkWell(f)
+		}
 	}
 	m.checkEncrypted() // the unmounted store is mounted again
+	m.Thumbnail(id)
+	if now := m.containerStarts(); now < starts+3 {
+		m.t.Errorf("Synapse's container was started %d times, before that %d times", now, starts)
+	}
 }
 
-// checkAnswers uploads a picture and asks for its thumbnail.
-func (m *Machine) checkAnswers(f failure) {
+func (m *Machine) checkWell(f failure) {
+	m.t.Helper()
+	m.Eventually(time.Minute, "well after "+f.name, func() error {
+		if text, code := m.healthz(); code != "200" || strings.Contains(text, f.said) {
+			return fmt.Errorf("status %s: %s", code, text)
+		}
+		return nil
+	})
+}
+
+// containerStarts is what the daemon has counted.
+func (m *Machine) containerStarts() (starts int) {
+	m.t.Helper()
+	const name = "luksmediad_synapse_container_starts_total "
+	line := m.Run(curl + daemonURL + "/metrics | grep '^" + name + "'")
+	if _, err := fmt.Sscanf(line, name+"%d", &starts); err != nil {
+		m.t.Fatalf("%q: %v", line, err)
+	}
+	return starts
+}
+
+// checkAnswers uploads a picture and asks for its thumbnail, and for that of an old one.
+func (m *Machine) checkAnswers(f failure, id string) {
+	m.t.Helper()
+	const status = "--output /run/answer --write-out '%{http_code}' --silent --max-time 60 "
+	thumbnail := func(id string) string {
+		return m.Run("curl " + status + authorization + `"` + synapseURL + "/_matrix/client/v1/media/thumbnail/" + id + `?width=96&height=96&method=crop"`)
+	}
+	if f.old != "" {
+		m.requireStatus(f, "the old thumbnail", thumbnail(id), f.old)
+	}
 	if f.upload == "" {
 		return
 	}
-	status := "--output /run/answer --write-out '%{http_code}' --silent --max-time 60 "
 	code := m.Pipe(bytes.NewReader(newPicture(m.t)), "curl "+status+"--data-binary @- --header 'Content-Type: image/png' "+authorization+
 		synapseURL+"/_matrix/media/v3/upload?filename=failure.png")
-	if code != f.upload {
-		m.t.Errorf("%s: the upload gives %s instead of %s: %s", f.name, code, f.upload, m.Run("cat /run/answer"))
+	m.requireStatus(f, "the upload", code, f.upload)
+	if f.thumbnail != "" {
+		m.requireStatus(f, "the thumbnail", thumbnail("$(sed 's,.*mxc://\\([^\"]*\\)\".*,\\1,' /run/answer)"), f.thumbnail)
 	}
-	if f.thumbnail == "" {
-		return
-	}
-	code = m.Run(`id=$(sed 's,.*mxc://\([^"]*\)".*,\1,' /run/answer); curl ` + status + authorization +
-		`"` + synapseURL + `/_matrix/client/v1/media/thumbnail/$id?width=96&height=96&method=crop"`)
-	if code != f.thumbnail {
-		m.t.Errorf("%s: the thumbnail gives %s instead of %s", f.name, code, f.thumbnail)
+}
+
+func (m *Machine) requireStatus(f failure, what, code, want string) {
+	m.t.Helper()
+	if code != want {
+		m.t.Errorf("%s: %s gives %s instead of %s: %s", f.name, what, code, want, m.Run("head --bytes=1000 /run/answer"))
 	}
 }

@@ -39,7 +39,7 @@ func TestReboot(t *testing.T) {
 	t.Run("hands off", func(t *testing.T) { m.in(t).checkHandsOff(id, picture) })
 	t.Run("units", func(t *testing.T) { m.in(t).checkUnits() })
 	t.Run("restart", func(t *testing.T) { m.in(t).checkRestart(id) })
-	t.Run("failures", func(t *testing.T) { m.in(t).checkFailures() })
+	t.Run("failures", func(t *testing.T) { m.in(t).checkFailures(id) })
 	m.Run("rm " + keyFile)
 	m.GiveUpSoon()
 	m.Shutdown()
