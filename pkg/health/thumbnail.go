@@ -156,8 +156,7 @@ func (p *ThumbnailProbe) now() time.Time {
 	return p.Now()
 }
 
-// provide sees to a canary on record whose original is proven: it uploads another if that is gone or its time has come. While it is too early to
-// try that again, the one on record tells whether things have got better.
+// provide sees to a canary on record whose original is proven: it uploads another if that is gone or its time has come.
 func (p *ThumbnailProbe) provide(ctx context.Context, store, dir *directory, r *record) error {
 	if r.URI == "" {
 		return p.upload(ctx, store, dir, r)
@@ -168,9 +167,10 @@ func (p *ThumbnailProbe) provide(ctx context.Context, store, dir *directory, r *
 	return p.upload(ctx, store, dir, r)
 }
 
-// isDue: it is time to upload another canary. A clock that was set back does not put it off for ever.
+// isDue: it is time to upload another canary. A clock that was set back does not put it off for ever. While it is too early to see whether
+// uploads still go elsewhere, the one on record tells that: Synapse does not find it then.
 func (p *ThumbnailProbe) isDue(uploaded time.Time) bool {
-	if p.tooEarly() {
+	if p.tooEarly() && ReasonOf(p.failure) == ReasonNotOnVolume {
 		return false
 	}
 	age := p.now().Sub(uploaded)

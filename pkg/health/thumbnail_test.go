@@ -23,6 +23,7 @@ type homeserver struct {
 	store      string // its media_store_path
 	size       int    // of its one thumbnail
 	down       error  // every request fails with it
+	full       bool   // it takes no uploads
 	answer     []byte // in place of a thumbnail
 	memory     bool   // thumbnails are made, but not written
 	shortfall  int    // how much longer thumbnails are now than the database says
@@ -35,6 +36,9 @@ type homeserver struct {
 func (h *homeserver) Upload(_ context.Context, picture []byte) (string, error) {
 	if h.down != nil {
 		return "", h.down
+	}
+	if h.full {
+		return "", refusal("500 M_UNKNOWN")
 	}
 	h.uploads++
 	uri := fmt.Sprintf("mxc://hs.test/abcdEFGHijklMNOPqrst%04d", h.uploads)
@@ -348,6 +352,21 @@ func TestThumbnailUploadRefused(t *testing.T) {
 		s.mustFail(t, ReasonRefused)
 	}
 	s.requireUploads(t, 1)
+}
+
+// A Synapse that takes no uploads does so as long as it is not proven to take them again, whatever thumbnails it makes.
+func TestThumbnailOfASynapseWithoutUploads(t *testing.T) {
+	s := newScene(t)
+	s.mustRun(t)
+	s.clock.advance(renewAfter)
+	s.server.full = true
+	for range 5 {
+		s.mustFail(t, ReasonRefused)
+		s.clock.advance(time.Minute)
+	}
+	s.server.full = false
+	s.clock.advance(replaceAfter)
+	s.mustRun(t)
 }
 
 // Once reachable, Synapse is asked at the next interval, not ten minutes later.
