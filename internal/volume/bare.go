@@ -38,11 +38,12 @@ func (v *Volume) mountPoints() []string {
 	return paths
 }
 
-// makePoints makes those of the mount points that are missing. Which directories they are is on disk before they are guarded.
+// makePoints makes those of the mount points that are missing, those too that an interrupted create has noted and taken back since. Which
+// directories they are is on disk before they are guarded.
 func (c *creating) makePoints(paths ...string) error {
 	for i := range c.journal.Bare {
 		bare := &c.journal.Bare[i]
-		if !bare.Missing || bare.Inode != 0 || !slices.Contains(paths, bare.Path) {
+		if !bare.Missing || !slices.Contains(paths, bare.Path) {
 			continue
 		}
 		if err := bare.make(); err != nil {
@@ -52,12 +53,19 @@ func (c *creating) makePoints(paths ...string) error {
 	return c.saveCreation(c.journal)
 }
 
-// make takes a directory that has come up meanwhile as it is.
-func (b *barePath) make() (err error) {
-	b.BarePoint, err = mount.MakePoint(b.Path)
+// make takes a directory that has come up meanwhile as it is. One that looks as if it was made here was: the run that made it was killed
+// before it could note that.
+func (b *barePath) make() error {
+	made, err := mount.MakePoint(b.Path)
 	if errors.Is(err, fs.ErrExist) {
-		b.BarePoint, err = mount.InspectPoint(b.Path)
-		b.Missing = false
+		if b.Inode != 0 {
+			return nil // noted
+		}
+		made, err = mount.InspectPoint(b.Path)
+		b.Missing = made.Mode == 0 && made.UID == 0 && made.GID == 0
+	}
+	if err == nil {
+		b.BarePoint = made
 	}
 	return err
 }

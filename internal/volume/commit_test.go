@@ -88,6 +88,13 @@ func TestMakePoints(t *testing.T) {
 	if err := c.restorePaths(); err != nil { // a second time
 		t.Error(err)
 	}
+	// The journal was left behind: the next create makes it anew.
+	if err := c.makePoints(made); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(made); err != nil || !c.journal.Bare[0].Missing {
+		t.Errorf("%+v, %v", c.journal.Bare[0], err)
+	}
 }
 
 // An adoption whose record got its name before its writing failed leaves none, and its paths are given back; one that cannot be removed
