@@ -123,13 +123,16 @@ func (a *adopting) refuseRecorded() error {
 }
 
 func (a *adopting) saveJournal() error {
-	return a.states.Save(a.adoptionName(), adoptionVersion, a.journal)
+	return a.after("journal", a.states.Save(a.adoptionName(), adoptionVersion, a.journal))
 }
 
 // takeStores gives every configured store its folder and the volume its marker.
 func (a *adopting) takeStores(context.Context) error {
 	moves, err := a.planStores()
 	if err != nil || a.options.DryRun {
+		return err
+	}
+	if err := a.fail("before journal"); err != nil {
 		return err
 	}
 	a.journal = &adoption{Container: a.config.Volume.Container, UUID: a.header.UUID, Stores: moves, Bare: a.guarded}
@@ -308,11 +311,13 @@ func (a *adopting) takeStore(store config.Store, folder string) error {
 	if _, err := os.Lstat(a.Store(store.Name)); err == nil {
 		return nil
 	}
-	if err := os.Rename(filepath.Join(a.Root(), folder), a.Store(store.Name)); err != nil {
+	if err := a.rename(filepath.Join(a.Root(), folder), a.Store(store.Name)); err != nil {
 		return fmt.Errorf("cannot move %s to store %s: %w", folder, store.Name, err)
 	}
 	return a.sync()
 }
+
+func (a *adopting) rename(from, to string) error { return a.after("renaming", os.Rename(from, to)) }
 
 // moveAll moves what lies in the root one by one. The private folder and the stores stay.
 func (a *adopting) moveAll(store config.Store) error {
@@ -324,10 +329,9 @@ func (a *adopting) moveAll(store config.Store) error {
 		return err
 	}
 	for _, name := range others {
-		if err := os.Rename(filepath.Join(a.Root(), name), filepath.Join(a.Store(store.Name), name)); err != nil {
+		if err := a.rename(filepath.Join(a.Root(), name), filepath.Join(a.Store(store.Name), name)); err != nil {
 			return fmt.Errorf("cannot move %s to store %s: %w", name, store.Name, err)
 		}
-		a.observer.Progress(0, 0)
 	}
 	return a.sync()
 }
@@ -339,7 +343,7 @@ func (a *adopting) guardPaths(context.Context) (err error) {
 	}
 	for i := range a.bare {
 		if bare := &a.bare[i]; bare.Missing && bare.Inode == 0 {
-			if err := bare.make(); err != nil {
+			if err := a.after("mount point", bare.make()); err != nil {
 				return err
 			}
 		}
@@ -393,7 +397,7 @@ func (a *adopting) commit(ctx context.Context) error {
 		return err
 	}
 	a.observer.Event(journal.ContainerAdopted, journal.F("CONTAINER", a.record.Container))
-	return a.states.Remove(a.adoptionName())
+	return a.removeJournal(a.adoptionName())
 }
 
 // keepRecord writes the record down. Of what has a record nothing is undone, be it one that could neither be written nor be removed.

@@ -31,6 +31,7 @@ import (
 
 // foreign is a container that other programs have made.
 type foreign struct {
+	// size is none where the container is a device.
 	size, luks, mkfs []string
 	fill             func(*site, string)
 }
@@ -67,7 +68,9 @@ func (s *site) must(err error) {
 // make makes and fills the container, by cryptsetup, mkfs and mount.
 func (f foreign) make(s *site) {
 	s.t.Helper()
-	s.run("fallocate", "--length", f.size[0], s.container)
+	if f.size != nil {
+		s.run("fallocate", "--length", f.size[0], s.container)
+	}
 	key := s.container + ".key"
 	s.write(key, foreignPassphrase)
 	s.run("cryptsetup", append([]string{"luksFormat", "--batch-mode", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000",
@@ -329,36 +332,6 @@ func TestAdoptOwnAgain(t *testing.T) {
 	s.requireContent(filepath.Join(s.store, "picture"), "kept")
 }
 
-// Killed at every step and event and after every program and renaming, each time a little later: the next one goes on, and no file is lost.
-func TestAdoptAfterEveryCrash(t *testing.T) {
-	s := newSite(t)
-	s.makeFilled()
-	points := 0
-	for {
-		place, err := crashChild(t, "adopt", s.dir, strconv.Itoa(points+1))
-		s.must(err)
-		if place == "" {
-			break
-		}
-		points++
-		t.Log(points, place)
-		if _, err := s.loadRecord(); err == nil {
-			break // it died when all was done
-		}
-		want := ErrNotSetUp
-		if s.states.Load(s.adoptionName(), adoptionVersion, new(adoption)) == nil {
-			want = ErrAdopting
-		}
-		_, err = s.Open(t.Context(), s.passphrase(foreignPassphrase), &watcher{})
-		s.requireError(err, StepRecord, want)
-	}
-	if points < 12 {
-		t.Errorf("only %d crashes", points)
-	}
-	s.requireError(s.adopt(nil), StepPreflight, ErrAlreadySetUp) // which ends the journal if it has died before that
-	s.requireAdopted(map[string]string{"local_content/picture": "moved", "other": "moved too"})
-}
-
 // What the mount points were is known to the next adoption, which gives them back if it fails.
 func TestAdoptRestoresAfterCrash(t *testing.T) {
 	s := newSite(t)
@@ -368,9 +341,9 @@ func TestAdoptRestoresAfterCrash(t *testing.T) {
 	s.chmod(s.store, 0o750)
 	describe := func() string { return s.run("stat", "--format", "%i %a %u:%g", s.store) }
 	before := describe()
-	place, err := crashChild(t, "adopt untold", s.dir, string(StepRecord))
-	if err != nil || place == "" || describe() == before {
-		t.Fatalf("killed at %q, %v, the store is as it was: %s", place, err, describe())
+	place := s.crashAt("adopt untold", string(StepRecord))
+	if place == "" || describe() == before {
+		t.Fatalf("killed at %q, the store is as it was: %s", place, describe())
 	}
 	healthy := s.Volume
 	s.Volume = New(s.config, s.paths, unwritten{})
@@ -386,14 +359,12 @@ func TestAdoptRestoresAfterCrash(t *testing.T) {
 }
 
 // readopt adopts, with what lies in the root as the store or what has been one.
-func readopt(folder string, stores map[string]string, c *crasher) error {
-	s := openSite(folder)
-	s.Volume = New(s.config, s.paths, c)
+func readopt(s *site, stores map[string]string, observer Observer) error {
 	key, err := secret.From([]byte(foreignPassphrase))
 	if err != nil {
 		return err
 	}
-	_, err = s.Adopt(context.Background(), AdoptOptions{Sources: []unlock.Source{unlock.Passphrase{Key: key}}, Stores: stores}, c)
+	_, err = s.Adopt(context.Background(), AdoptOptions{Sources: []unlock.Source{unlock.Passphrase{Key: key}}, Stores: stores}, observer)
 	return err
 }
 

@@ -19,6 +19,9 @@ func (c *creating) allocate(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := c.fail("before journal"); err != nil {
+		return err
+	}
 	if c.journal, err = c.beginCreation(fresh); err != nil {
 		return err
 	}
@@ -37,7 +40,7 @@ func (c *creating) allocate(ctx context.Context) (err error) {
 		return err
 	}
 	c.container.bytes = size
-	return nil
+	return c.fail("after allocation")
 }
 
 // openOwnContainer opens the leftover of a crash, makes a file, or takes the block device.
@@ -46,7 +49,7 @@ func (c *creating) openOwnContainer() error {
 	found, err := openContainer(path, os.O_RDWR)
 	if errors.Is(err, ErrContainerMissing) && !isDevicePath(path) {
 		c.container, err = makeContainer(path)
-		return err
+		return c.after("container", err)
 	}
 	if err != nil {
 		return err
@@ -101,7 +104,7 @@ func (c *creating) undo(ctx context.Context) error {
 	if err := errors.Join(faults...); err != nil {
 		return err
 	}
-	return c.states.Remove(c.creationName())
+	return c.removeJournal(c.creationName())
 }
 
 // removeContainer deletes the file, or makes the device blank that was so before.

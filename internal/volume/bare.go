@@ -46,7 +46,7 @@ func (c *creating) makePoints(paths ...string) error {
 		if !bare.Missing || !slices.Contains(paths, bare.Path) {
 			continue
 		}
-		if err := bare.make(); err != nil {
+		if err := c.after("mount point", bare.make()); err != nil {
 			return err
 		}
 	}

@@ -4,63 +4,109 @@ package volume
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"testing"
 
 	"luksmediad/internal/command"
 	"luksmediad/internal/config"
+	"luksmediad/internal/journal"
 )
 
-// The variables of a child: the container, where it is no file, and the bytes to grow by.
+// The variables of a child: the configuration, and the bytes to grow by.
 const (
-	crashDevice = "LUKSMEDIAD_TEST_DEVICE"
+	crashConfig = "LUKSMEDIAD_TEST_CONFIG"
 	crashGrow   = "LUKSMEDIAD_TEST_GROW"
 )
 
 // relive creates a volume, grows or adopts one, or changes keys.
 func relive(what, folder string, c *crasher) error {
 	switch what {
-	case "create":
-	case "grow":
-		return regrow(folder, c)
-	case "adopt":
-		return readopt(folder, map[string]string{"media": "."}, c)
-	case "adopt untold":
-		return readopt(folder, nil, c)
+	case "create", "grow", "adopt", "adopt untold":
+		return reliveVolume(what, folder, &dying{crasher: c})
 	case "migrate", "rollback", "purge":
 		return removing(what, folder, c)
-	default:
-		return reliveKeys(what, folder, c)
 	}
-	s := openSite(folder, func(c *config.Config) {
-		if device := os.Getenv(crashDevice); device != "" {
-			c.Volume.Container = device
-		}
-	})
-	s.Volume = New(s.config, s.paths, c)
-	return s.tryCreate(context.Background(), c)
+	return reliveKeys(what, folder, c)
 }
 
-// crash runs a create that is killed at point and tells where that was; "" if it came to its end before.
-func (s *site) crash(point string) string {
+func reliveVolume(what, folder string, d *dying) error {
+	var faults []error
+	s := openSite(folder, func(c *config.Config) {
+		*c = config.Config{}
+		faults = append(faults, json.Unmarshal([]byte(os.Getenv(crashConfig)), c))
+	})
+	if err := errors.Join(faults...); err != nil {
+		return err
+	}
+	s.Volume = New(s.config, s.paths, d)
+	s.failpoint = func(point string) error { d.pass(d.place(point)); return nil }
+	switch what {
+	case "create":
+		return s.tryCreate(context.Background(), d)
+	case "grow":
+		return regrow(s, d)
+	case "adopt":
+		return readopt(s, map[string]string{"media": "."}, d)
+	}
+	return readopt(s, nil, d)
+}
+
+// dying is killed before or after a durable step, or at the beginning of the step that its point names.
+type dying struct {
+	*crasher
+	route
+}
+
+func (d *dying) Step(step Step) {
+	if d.step = step; d.point == string(step) {
+		d.pass(string(step))
+	}
+}
+
+func (d *dying) Progress(int64, int64)                 {}
+func (d *dying) Event(journal.Event, ...journal.Field) {}
+
+func (d *dying) Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error) {
+	output, err := d.Runner.Run(ctx, stdin, extra, name, args...)
+	if !looks(args) {
+		d.pass(d.place("after " + name + " " + args[0]))
+	}
+	return output, err
+}
+
+// route names the points that an operation passes by their steps: the same one has the same name in a run that goes on from another one.
+type route struct {
+	step   Step
+	passed []string
+}
+
+func (r *route) place(point string) string {
+	name := fmt.Sprintf("%s: %s", r.step, point)
+	for slices.Contains(r.passed, name) {
+		name += " again"
+	}
+	r.passed = append(r.passed, name)
+	return name
+}
+
+// crashAt has something killed at point and tells where that was; "" if it came to its end before.
+func (s *site) crashAt(what, point string, variables ...string) string {
 	s.t.Helper()
-	var variables []string
-	if isDevicePath(s.container) {
-		variables = append(variables, crashDevice+"="+s.container)
-	}
-	place, err := crashChild(s.t, "create", s.dir, point, variables...)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	settings, err := json.Marshal(s.config)
+	s.must(err)
+	place, err := crashChild(s.t, what, s.dir, point, append(variables, crashConfig+"="+string(settings))...)
+	s.must(err)
 	return place
 }
 
 func (s *site) mustCrash(point string) {
 	s.t.Helper()
-	if s.crash(point) == "" {
+	if s.crashAt("create", point) == "" {
 		s.t.Fatalf("create did not come to %q", point)
 	}
 }
@@ -97,37 +143,6 @@ func (s *site) requireComplete() {
 	s.requireOpen()
 	s.close()
 	s.requireClosed()
-}
-
-// faults 1 to 5: a create that is killed is not usable, and the next one finishes it; see also TestCrashAfterRecord and TestUnfinishedElsewhere.
-func TestCreateAfterCrash(t *testing.T) {
-	s := newSite(t)
-	s.mustCrash(string(StepMount))
-	s.requireUnusable()
-	s.create()
-	s.requireComplete()
-}
-
-// faults 1 to 5: killed again and again, each time a little later: at every step and event and after every program.
-func TestCreateAfterEveryCrash(t *testing.T) {
-	s := newSite(t)
-	points := 0
-	for {
-		place := s.crash(strconv.Itoa(points + 1))
-		if place == "" {
-			break
-		}
-		points++
-		t.Log(points, place)
-		if _, err := s.loadRecord(); err == nil {
-			break // it died when all was done
-		}
-		s.requireUnusable()
-	}
-	if points < 20 {
-		t.Errorf("only %d crashes", points)
-	}
-	s.requireComplete()
 }
 
 // What a crash between two writes leaves, which no observer sees. fault 1

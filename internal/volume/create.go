@@ -252,7 +252,7 @@ func (c *creating) commit(context.Context) error {
 	}
 	c.undoable = false
 	c.observer.Event(journal.Created, journal.F("CONTAINER", c.record.Container))
-	return c.states.Remove(c.creationName())
+	return c.removeJournal(c.creationName())
 }
 
 func (c *creating) release() {

@@ -33,7 +33,7 @@ func (v *Volume) loadCreation() (*creation, error) {
 }
 
 func (v *Volume) saveCreation(c *creation) error {
-	return v.states.Save(v.creationName(), creationVersion, c)
+	return v.after("journal", v.states.Save(v.creationName(), creationVersion, c))
 }
 
 // beginCreation returns the journal of an interrupted create or starts one.

@@ -238,6 +238,9 @@ func (g *growing) allocate(ctx context.Context) error {
 			return errors.Join(err, g.forgetGrowth())
 		}
 		g.container.bytes = g.to
+		if err := g.fail("after allocation"); err != nil {
+			return err
+		}
 	}
 	g.record.Pin.ContainerBytes = g.to
 	return g.saveRecord(g.record)
@@ -245,7 +248,10 @@ func (g *growing) allocate(ctx context.Context) error {
 
 // saveGrowth writes down what is about to be done; from stays what it was before a growth that was interrupted, however far that came.
 func (g *growing) saveGrowth() error {
-	return g.states.Save(g.growthName(), growthVersion, &growth{UUID: g.header.UUID, From: g.from, To: g.to})
+	if err := g.fail("before journal"); err != nil {
+		return err
+	}
+	return g.after("journal", g.states.Save(g.growthName(), growthVersion, &growth{UUID: g.header.UUID, From: g.from, To: g.to}))
 }
 
 // forgetGrowth takes the journal back of a growth that has left the container as it was, on the disk too: a container that is longer
@@ -281,7 +287,7 @@ func (g *growing) growLoop(context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(loop.Grow(g.container.File), loop.Close())
+	return g.after("loop device", errors.Join(loop.Grow(g.container.File), loop.Close()))
 }
 
 // resize gives the mapping a new table, and makes sure that the kernel uses it.
@@ -306,11 +312,12 @@ func (g *growing) resize(ctx context.Context) error {
 
 // growFilesystem ends the growth.
 func (g *growing) growFilesystem(context.Context) error {
-	if _, err := mount.GrowFilesystem(g.Root(), g.record.Filesystem); err != nil {
+	_, err := mount.GrowFilesystem(g.Root(), g.record.Filesystem)
+	if err := g.after("filesystem", err); err != nil {
 		return err
 	}
 	g.observer.Event(journal.Grown, journal.F("CONTAINER", g.container.Name()), journal.F("BYTES", g.to))
-	return g.states.Remove(g.growthName())
+	return g.removeJournal(g.growthName())
 }
 
 func (g *growing) release() {

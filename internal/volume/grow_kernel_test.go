@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,7 @@ import (
 	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
+	"luksmediad/test/devmapper"
 )
 
 const grownBytes = 128 << 20
@@ -196,40 +198,110 @@ func TestOpenLargerThanRecorded(t *testing.T) {
 
 // faults 32 and 33: killed anywhere, the volume goes on, opens after a reboot, and the next growth comes to its end.
 func TestGrowKilledAnywhere(t *testing.T) {
-	s := newCreated(t)
-	s.open()
-	to := int64(64 << 20)
-	const by = 4 << 20
-	for point := 1; ; point++ {
-		to += by
-		where, err := crashChild(t, "grow", s.dir, strconv.Itoa(point), fmt.Sprintf("%s=%d", crashGrow, by))
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.requireOpen()
-		s.close()
-		s.open()
-		s.requireOpen()
-		// Once more the same, or what was interrupted, or the same as a size.
-		again := []GrowOptions{{By: by}, {}, {To: to}}[point%3]
-		if left, err := s.loadGrowth(s.pin().UUID); err != nil {
-			t.Fatal(err)
-		} else if left == nil { // not begun, or at its end
-			again = GrowOptions{To: to}
-		}
-		if _, err := s.grow(again); err != nil {
-			t.Fatalf("killed at %s, and then %+v: %v", where, again, err)
-		}
-		s.requireSize(to)
-		if where == "" {
-			t.Logf("%d points", point-1)
-			if point-1 < 10 {
+	for name, test := range map[string]struct {
+		site func(*testing.T) *growingSite
+		by   int64
+		want int
+	}{"file": {newGrowingFile, growBy, 8}, "device": {func(t *testing.T) *growingSite { return newGrowingDevice(t, 64) }, 0, 6}} {
+		t.Run(name, func(t *testing.T) {
+			s := test.site(t)
+			points := s.growEverywhere(func(point int) string {
+				return s.crashAt("grow", strconv.Itoa(point), fmt.Sprintf("%s=%d", crashGrow, test.by))
+			})
+			t.Logf("%d points", points)
+			if points < test.want {
 				t.Error("only these")
 			}
-			break
+		})
+	}
+}
+
+// growBy is what a volume grows by in tests that have it grow often.
+const growBy = 4 << 20
+
+// growingSite is an open volume that is to grow often.
+type growingSite struct {
+	*site
+	bytes int64
+	// enlarge gives a device its size; nil where the container is a file, which gets one by growing.
+	enlarge func(bytes int64)
+}
+
+func newGrowingFile(t *testing.T) *growingSite {
+	t.Helper()
+	s := newCreated(t)
+	s.open()
+	return &growingSite{site: s, bytes: 64 << 20}
+}
+
+func newGrowingDevice(t *testing.T, mebibytes int, settings ...func(*config.Config)) *growingSite {
+	t.Helper()
+	s := newSite(t)
+	loop := strings.Fields(s.connectDevice(mebibytes + 128))[3]
+	s = s.again(append(settings, onDevice)...)
+	g := &growingSite{site: s, bytes: int64(mebibytes) << 20, enlarge: func(bytes int64) {
+		devmapper.Swap(t, deviceName, fmt.Sprintf("0 %d linear %s 0", bytes/512, loop))
+	}}
+	g.enlarge(g.bytes)
+	s.create()
+	s.open()
+	return g
+}
+
+// growEverywhere has the volume grow again and again, each time interrupted a little later, and then to the end. What was in it stays as
+// it was, also over a reboot.
+func (g *growingSite) growEverywhere(interrupt func(point int) (where string)) (points int) {
+	g.t.Helper()
+	for point := 1; ; point++ {
+		unchanged := g.next(fmt.Sprint("before ", point))
+		where := interrupt(point)
+		unchanged("interrupted " + where)
+		g.close()
+		g.open()
+		unchanged("interrupted " + where + ", opened again")
+		again := g.anew(point)
+		if _, err := g.grow(again); err != nil {
+			g.t.Fatalf("interrupted %s, and then %+v: %v", where, again, err)
+		}
+		g.requireSize(g.bytes)
+		unchanged("grown after an interruption " + where)
+		if where == "" {
+			return points
+		}
+		points++
+	}
+}
+
+// next is the next growth: the size of a device is another one, and there is one more file. It gives what wants everything to be there.
+func (g *growingSite) next(name string) (unchanged func(where string)) {
+	g.t.Helper()
+	g.write(filepath.Join(g.store, name), clearText)
+	before := pictureOf(g.store)
+	g.bytes += growBy
+	if g.enlarge != nil {
+		g.enlarge(g.bytes)
+	}
+	return func(where string) {
+		g.t.Helper()
+		g.requireBound()
+		if after := pictureOf(g.store); after != before {
+			g.t.Fatalf("%s: the store was\n%s\nand is\n%s", where, before, after)
 		}
 	}
-	s.close()
+}
+
+// anew is how to grow to the next size, whatever has become of that: the same once more, or what was interrupted, or the same as a size.
+func (g *growingSite) anew(turn int) GrowOptions {
+	g.t.Helper()
+	left, err := g.loadGrowth(g.pin().UUID)
+	g.must(err)
+	switch {
+	case g.enlarge != nil:
+		return GrowOptions{}
+	case left == nil: // not begun, or at its end
+		return GrowOptions{To: g.bytes}
+	}
+	return []GrowOptions{{By: growBy}, {}, {To: g.bytes}}[turn%3]
 }
 
 func (s *site) pin() luks2.Pin {
@@ -241,15 +313,13 @@ func (s *site) pin() luks2.Pin {
 	return record.Pin
 }
 
-// regrow grows the open volume below folder.
-func regrow(folder string, c *crasher) error {
+// regrow grows the open volume.
+func regrow(s *site, observer Observer) error {
 	by, err := strconv.ParseInt(os.Getenv(crashGrow), 10, 64)
 	if err != nil {
 		return err
 	}
-	s := openSite(folder)
-	s.Volume = New(s.config, s.paths, c)
-	_, err = s.Grow(context.Background(), s.Sources(), GrowOptions{By: by}, c)
+	_, err = s.Grow(context.Background(), s.Sources(), GrowOptions{By: by}, observer)
 	return err
 }
 

@@ -42,6 +42,9 @@ func (c *creating) addSource(ctx context.Context, source config.KeySource) error
 		return err
 	}
 	defer made.key.Wipe()
+	if err := c.fail("after key"); err != nil {
+		return err
+	}
 	return c.addKey(ctx, recoveryKeyslot+len(c.record.Keyslots), wanted.Kind(), made)
 }
 
@@ -121,7 +124,7 @@ func (v *Volume) backUpHeader(ctx context.Context, device, uuid string) error {
 	if err := os.Rename(fresh, path); err != nil {
 		return fmt.Errorf("cannot back up the header: %w", err)
 	}
-	return syncFolder(filepath.Dir(path))
+	return v.after("the header's copy", syncFolder(filepath.Dir(path)))
 }
 
 // removeBackup removes the backup of a creation that is undone.

@@ -108,7 +108,7 @@ func (v *Volume) loadKnown(uuid string) (*known, error) {
 
 // rememberHeader says that all that is in the header is right.
 func (v *Volume) rememberHeader(header *luks2.Header) error {
-	return v.states.Save(v.knownName(), knownVersion, knownOf(header))
+	return v.after("the header's note", v.states.Save(v.knownName(), knownVersion, knownOf(header)))
 }
 
 // rememberChange makes known what the change has put into the header.

@@ -40,7 +40,7 @@ func (v *Volume) populate(marker string) error {
 	if err := errors.Join(err, file.Close()); err != nil {
 		return fmt.Errorf("cannot populate the volume: %w", err)
 	}
-	return v.sync()
+	return v.after("marker", v.sync())
 }
 
 // checkPrivateDir refuses a link in its place: what is written there would go wherever somebody else wanted.

@@ -3,6 +3,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -230,7 +231,7 @@ func (s *site) requireEncrypted() {
 	s.t.Helper()
 	s.requireBound()
 	s.syncFS(s.store)
-	if at, err := extents.Index(s.container, []byte(clearText)); at >= 0 || err != nil {
+	if at, err := extents.Index(cmp.Or(s.image, s.container), []byte(clearText)); at >= 0 || err != nil {
 		s.t.Errorf("clear text at byte %d of the container, %v", at, err)
 	}
 }
@@ -652,9 +653,6 @@ func (s *site) complete(what string) {
 	}
 }
 
-// errPanic stands for a panic.
-var errPanic = errors.New("panic")
-
 // faults 17 and 18: what fails before or after any durable step, or panics there, leaves the service running on a complete store, and the
 // next run comes to its end.
 func TestMoveFailsAnywhere(t *testing.T) {
@@ -685,33 +683,10 @@ func TestMoveFailsAnywhere(t *testing.T) {
 // failAt has the operation fail at the point, once, and tells where that was.
 func (s *site) failAt(what string, point int, fault error) (where string) {
 	s.t.Helper()
-	count := 0
-	s.failpoint = func(name string) error {
-		if count++; count != point {
-			return nil
-		}
-		if where = name; errors.Is(fault, errPanic) {
-			panic(fault)
-		}
-		return fault
-	}
-	defer func() { s.failpoint = nil }()
-	err := s.doRecovered(what)
-	if where != "" && !errors.Is(err, fault) || where == "" && err != nil {
-		s.t.Fatalf("%s failed at %q: %v", what, where, err)
-	}
-	return where
-}
-
-// doRecovered makes an error of a panic.
-func (s *site) doRecovered(what string) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = r.(error)
-		}
-	}()
-	_, err = s.operation(what)(s.t.Context(), s.moveOptions(), &watcher{})
-	return err
+	return s.breakDown(&breaker{point: point, fault: fault}, func(observer Observer) error {
+		_, err := s.operation(what)(s.t.Context(), s.moveOptions(), observer)
+		return err
+	})
 }
 
 func (s *site) operation(what string) func(context.Context, MoveOptions, Observer) (*Moved, error) {

@@ -160,6 +160,22 @@ func (v *Volume) fail(point string) error {
 	return v.failpoint(point)
 }
 
+// after is the failpoint behind a step that has ended with err.
+func (v *Volume) after(step string, err error) error {
+	if err != nil {
+		return err
+	}
+	return v.fail("after " + step)
+}
+
+// removeJournal ends a journal: all that it tells of is done, or undone.
+func (v *Volume) removeJournal(name string) error {
+	if err := v.fail("before the journal's end"); err != nil {
+		return err
+	}
+	return v.states.Remove(name)
+}
+
 // movesPatience outlasts the look of a daemon at what was interrupted.
 const movesPatience = 2 * time.Second
 
@@ -293,9 +309,6 @@ func (v *Volume) settleEncrypted(m *move, record *Record) error {
 			return err
 		}
 	}
-	if err := v.fail("after record"); err != nil {
-		return err
-	}
 	if m.Phase == phaseVerified {
 		m.Phase = phaseTrial
 	} else {
@@ -315,9 +328,6 @@ func (v *Volume) settlePlain(m *move, record *Record) error {
 	}
 	record.Encrypted = slices.DeleteFunc(record.Encrypted, func(s EncryptedStore) bool { return s.Name == m.Store })
 	if err := v.saveRecord(record); err != nil {
-		return err
-	}
-	if err := v.fail("after record"); err != nil {
 		return err
 	}
 	m.Phase = phaseBack

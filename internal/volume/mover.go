@@ -315,9 +315,6 @@ func (m *mover) bind(context.Context) error {
 	if err := m.guardPath(m.store.Path, m.observer); err != nil {
 		return err
 	}
-	if err := m.fail("after guard"); err != nil {
-		return err
-	}
 	if err := m.bindStore(m.store, m.mapping.Device, m.observer); err != nil {
 		return err
 	}

@@ -154,7 +154,7 @@ func isNotThere(err error) bool {
 }
 
 func (v *Volume) saveRecord(record *Record) error {
-	return v.states.Save(v.recordName(), recordVersion, record)
+	return v.after("record", v.states.Save(v.recordName(), recordVersion, record))
 }
 
 // forgetRecord removes a record whose writing failed after it had got its name: there was none before, and a record without its container
@@ -163,6 +163,9 @@ func (v *Volume) forgetRecord() error {
 	err := v.states.Load(v.recordName(), recordVersion, new(Record))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
+	}
+	if err := v.fail("before the record's end"); err != nil {
+		return err
 	}
 	return v.states.Remove(v.recordName())
 }

@@ -35,6 +35,8 @@ type site struct {
 	paths                     Paths
 	dir                       string
 	container, keyFile, store string
+	// image is the file below a device that has the raw blocks of the container, if it is known: what was never written is passed over there.
+	image string
 	// recovery is the recovery key that create has delivered.
 	recovery string
 	// power is the disk that fails at a reboot, if there is one.
@@ -129,6 +131,9 @@ func (s *site) again(settings ...func(*config.Config)) *site {
 	other.t, other.power = s.t, s.power
 	if s.power != nil {
 		s.power.s = other
+	}
+	if isDevicePath(other.container) {
+		other.image = s.image
 	}
 	s.t.Cleanup(other.tearDown)
 	return other
@@ -252,8 +257,17 @@ func (s *site) picture() string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	fmt.Fprintf(&picture, "%s\n%s\n%s", s.run("losetup", "--list", "--noheadings"), s.run("dmsetup", "table"), mounts)
+	fmt.Fprintf(&picture, "%s\n%s\n%s", s.list("loop*/loop", "losetup", "--list", "--noheadings"), s.list("dm-*", "dmsetup", "table"), mounts)
 	return picture.String()
+}
+
+// list runs a program that lists block devices, unless there is none: to start one takes a while.
+func (s *site) list(devices, name string, args ...string) string {
+	s.t.Helper()
+	if found, err := filepath.Glob(filepath.Join("/sys/block", devices)); err == nil && len(found) == 0 {
+		return ""
+	}
+	return s.run(name, args...)
 }
 
 // ownFolders may be made on the way and are not taken back.

@@ -93,7 +93,7 @@ func (v *Volume) guardPath(path string, observer Observer) error {
 			return err
 		}
 	}
-	if err := mount.Guard(path); err != nil {
+	if err := v.after("guard", mount.Guard(path)); err != nil {
 		return err
 	}
 	observer.Event(journal.Guarded, journal.F("PATH", path))
@@ -186,7 +186,7 @@ func (v *Volume) makeStore(store config.Store) error {
 	if err := folder.Chown(store.Owner.UID, store.Owner.GID); err != nil {
 		return fmt.Errorf("cannot give store %s to its owner: %w", store.Name, err)
 	}
-	return errors.Join(folder.Chmod(storeMode), folder.Sync())
+	return v.after("store", errors.Join(folder.Chmod(storeMode), folder.Sync()))
 }
 
 // makeStoresFolder makes the folder of all stores, through which other users pass.

@@ -47,7 +47,8 @@ type Volume struct {
 	paths      Paths
 	runner     Runner
 	cryptsetup unlock.Cryptsetup
-	// failpoint is called before and after every durable step of a move, and may end it: for tests only.
+	// failpoint is called between the durable steps of a create, an adopt, a grow and a move, before the first and before the last one too,
+	// and may end it: for tests only.
 	failpoint func(point string) error
 }
 
