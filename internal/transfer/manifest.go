@@ -179,9 +179,7 @@ func (m *Manifest) All() iter.Seq2[*Entry, error] {
 }
 
 func (m *Manifest) stream() stream {
-	return &manifestStream{
-		player: player{r: bufio.NewReaderSize(io.NewSectionReader(m.content, int64(headerSize), m.size+1), 256<<10)}, manifest: m,
-	}
+	return &manifestStream{player: newPlayer(io.NewSectionReader(m.content, int64(headerSize), m.size+1)), manifest: m}
 }
 
 // manifestStream reads strictly: the order, the closure of a whole tree and the totals.
@@ -195,8 +193,11 @@ type manifestStream struct {
 
 func (s *manifestStream) next() (*Entry, error) {
 	flags, err := s.player.r.ReadByte()
+	if errors.Is(err, io.EOF) { // not wrapped: it would pass for the end of a whole one
+		return nil, fmt.Errorf("%w: no end", ErrCorrupt)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return nil, err
 	}
 	if flags == 0 {
 		return nil, s.end()

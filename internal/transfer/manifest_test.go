@@ -358,7 +358,7 @@ func TestRecord(t *testing.T) {
 		if err := errors.Join((&recorder{w: w}).write(&want), w.Flush()); err != nil {
 			t.Fatal(err)
 		}
-		p := player{r: bufio.NewReader(&b)}
+		p := newPlayer(&b)
 		flags, _ := p.r.ReadByte()
 		var got Entry
 		if err := p.next(flags, &got); err != nil || got != want {

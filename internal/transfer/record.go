@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"bufio"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -98,23 +99,37 @@ type player struct {
 	r    *bufio.Reader
 	last string
 	err  error
+	rest []byte // of what is in memory, an entry and more
+	path []byte
 }
+
+func newPlayer(from io.Reader) player {
+	return player{r: bufio.NewReaderSize(from, 8*maxRecord)}
+}
+
+// maxRecord is more than an entry takes: three paths, and some numbers and digests.
+const maxRecord = 3*(maxPath+binary.MaxVarintLen64) + 10*binary.MaxVarintLen64 + 2*sha256.Size
 
 // next fills e with an entry whose first byte is flags.
 func (p *player) next(flags byte, e *Entry) error {
 	p.err = nil
+	var short error
+	if p.rest, short = p.r.Peek(maxRecord); short != nil && !errors.Is(short, io.EOF) {
+		return short
+	}
+	all := len(p.rest)
 	*e = Entry{Kind: Kind(flags & kindBits), Unsettled: flags&flagUnsettled != 0}
 	if e.Kind == 0 || flags&^flagsKnown != 0 {
 		return fmt.Errorf("%w: kind %#x", ErrCorrupt, flags)
 	}
-	e.Path = p.path()
+	e.Path = p.name()
 	e.Mode, e.UID, e.GID = uint32(p.number(0o7777)), uint32(p.number(1<<32-1)), uint32(p.number(1<<32-1))
 	e.Inode = p.number(1<<64 - 1)
 	e.Modified, e.Changed = p.time(), p.time()
 	switch e.Kind {
 	case File:
 		e.Size = int64(p.number(1<<63 - 1))
-		p.fill(e.SHA256[:])
+		p.digest(&e.SHA256)
 	case Symlink:
 		e.Target = p.bytes(maxPath)
 	}
@@ -127,7 +142,11 @@ func (p *player) next(flags byte, e *Entry) error {
 	if flags&flagScanned != 0 {
 		e.scanned = &scanned{links: uint32(p.number(1<<32 - 1)), block: p.number(1<<64 - 1), aged: p.number(1) == 1}
 	}
-	return p.check(flags, e)
+	if err := p.check(flags, e); err != nil {
+		return err
+	}
+	_, err := p.r.Discard(all - len(p.rest))
+	return err
 }
 
 // check refuses what no recorder writes, so that every content has one form only.
@@ -164,17 +183,19 @@ func cleanPath(path string) bool {
 	return true
 }
 
-func (p *player) path() string {
+// name gives the path.
+func (p *player) name() string {
 	shared := p.number(uint64(len(p.last)))
-	rest := p.bytes(maxPath)
+	rest := p.take(p.number(maxPath))
 	if p.err != nil {
 		return ""
 	}
-	if int(shared) < len(p.last) && rest != "" && p.last[shared] == rest[0] {
+	if int(shared) < len(p.last) && len(rest) > 0 && p.last[shared] == rest[0] {
 		p.fail("a path that shares more with the one before")
 		return ""
 	}
-	return p.last[:shared] + rest
+	p.path = append(append(p.path[:0], p.last[:shared]...), rest...)
+	return string(p.path)
 }
 
 func (p *player) number(limit uint64) uint64 {
@@ -191,21 +212,19 @@ func (p *player) varint() (n uint64) {
 	if p.err != nil {
 		return 0
 	}
-	for shift := uint(0); ; shift += 7 {
-		b, err := p.r.ReadByte()
-		switch {
-		case err != nil:
-			p.failed(err)
-			return 0
-		case shift > 0 && b == 0, shift == 63 && b > 1:
+	for i, b := range p.rest {
+		if i > 0 && b == 0 || i == binary.MaxVarintLen64-1 && b > 1 {
 			p.fail("a number that is too long")
 			return 0
 		}
-		n |= uint64(b&0x7f) << shift
+		n |= uint64(b&0x7f) << (7 * i)
 		if b < 0x80 {
+			p.rest = p.rest[i+1:]
 			return n
 		}
 	}
+	p.fail("nothing")
+	return 0
 }
 
 // time undoes the zigzag of binary.AppendVarint.
@@ -218,30 +237,21 @@ func (p *player) time() Time {
 	return Time{seconds, uint32(p.number(999_999_999))}
 }
 
-func (p *player) bytes(limit uint64) string {
-	b := make([]byte, p.number(limit))
-	p.fill(b)
-	return string(b)
-}
+func (p *player) bytes(limit uint64) string { return string(p.take(p.number(limit))) }
 
-func (p *player) digest(d *Digest) { p.fill(d[:]) }
+func (p *player) digest(d *Digest) { copy(d[:], p.take(sha256.Size)) }
 
-func (p *player) fill(b []byte) {
-	if p.err != nil {
-		return
-	}
-	if _, err := io.ReadFull(p.r, b); err != nil {
-		p.failed(err)
-	}
-}
-
-// failed tells a manifest that is cut short from a disk that fails.
-func (p *player) failed(err error) {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+// take gives the next bytes, good until the next entry.
+func (p *player) take(n uint64) []byte {
+	if p.err == nil && n > uint64(len(p.rest)) {
 		p.fail("nothing")
-		return
 	}
-	p.err = err
+	if p.err != nil {
+		return nil
+	}
+	var b []byte
+	b, p.rest = p.rest[:n], p.rest[n:]
+	return b
 }
 
 func (p *player) fail(what string) { p.err = fmt.Errorf("%w: %s after %q", ErrCorrupt, what, p.last) }

@@ -151,7 +151,7 @@ func (s *spool) storeRun(entries stream) (run, error) {
 	}
 	size, err := file.Seek(0, io.SeekCurrent)
 	return func() stream {
-		return &fileStream{player: player{r: bufio.NewReaderSize(io.NewSectionReader(file, 0, size), 64<<10)}}
+		return &fileStream{player: newPlayer(io.NewSectionReader(file, 0, size))}
 	}, err
 }
 
