@@ -289,33 +289,4 @@ func resembles(have, e *Entry) bool {
 	return have.Kind == e.Kind && (e.Kind == Folder || have.Size == e.Size && have.Modified == e.Modified)
 }
 
-// Unchanged requires that the source is still as the manifest has it. Between Delta and the moment from which on the target counts,
-// nothing else can tell that somebody has written to it. Error: ErrChanging.
-func Unchanged(ctx context.Context, from string, m *Manifest, o Options) error {
-	t, err := openTree(from)
-	if err != nil {
-		return err
-	}
-	defer closeFD(t.fd)
-	meter := newMeter(o.Progress)
-	defer meter.end()
-	meter.begin(PhaseScan, m.Totals.Entries, 0)
-	s := &scan{meter: meter}
-	if err := scanTree(ctx, t, o, s); err != nil {
-		return fmt.Errorf("cannot compare %s with its manifest: %w", from, err)
-	}
-	defer s.close()
-	err = zipSpools(func(found []*Entry) error {
-		source, known := found[0], found[1]
-		if source != nil && known != nil && source.untouched(known) {
-			return nil
-		}
-		return &PathError{"read", pathOf(found), ErrChanging, nil}
-	}, s.entries, nil, m.stream())
-	if err != nil {
-		return fmt.Errorf("cannot compare %s with its manifest: %w", from, err)
-	}
-	return nil
-}
-
 func pathOf(found []*Entry) string { return leastPath(found).Path }

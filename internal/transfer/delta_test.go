@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -134,6 +135,7 @@ func TestDeltaOfAChangingSource(t *testing.T) {
 
 // fault 15: also after the last copy.
 func TestUnchangedFindsEveryChange(t *testing.T) {
+	deep := strings.Repeat("deep/", 2*maxTrail) + "deep"
 	for name, change := range map[string]func(m *move){
 		"content":   func(m *move) { m.inPlace("-rf") },
 		"new":       func(m *move) { m.file("came", "x") },
@@ -141,12 +143,24 @@ func TestUnchangedFindsEveryChange(t *testing.T) {
 		"mode":      func(m *move) { check(m.t, os.Chmod(m.at("plain"), 0o600)) },
 		"attribute": func(m *move) { check(m.t, unix.Setxattr(m.at("a"), "user.x", []byte("y"), 0)) },
 		"link":      func(m *move) { m.link("a/b", "a/c") },
+		"deep":      func(m *move) { m.file(deep+"/came", "x") },
+		"folder":    func(m *move) { check(m.t, os.RemoveAll(m.at("a"))) },
+		"symlink": func(m *move) {
+			check(m.t, os.Remove(m.at("s")))
+			m.symlink("there", "s")
+		},
+		"in its place": func(m *move) {
+			check(m.t, os.Rename(m.at("a"), m.at("aside")))
+			m.symlink("aside", "a")
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMove(t)
 			m.file("-rf", "one")
 			m.file("plain", "two")
 			m.file("a/b", "three")
+			m.file(deep+"/b", "four")
+			m.symlink("here", "s")
 			manifest := m.delta(m.copy())
 			check(t, Unchanged(context.Background(), m.from, manifest, m.options))
 			time.Sleep(clockTick)

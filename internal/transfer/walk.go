@@ -14,7 +14,7 @@ import (
 
 const (
 	// DefaultWorkers hide the latency of a cold disk from each other, in a process as OwnProcess makes it.
-	DefaultWorkers = 16
+	DefaultWorkers = 24
 	// batchNames is how many entries of a folder one worker does in one go.
 	batchNames = 64
 	// maxPending bounds the open folders, and maxNested the calls within each other when there are so many.
