@@ -8,6 +8,7 @@ import (
 	"luksmediad/internal/journal"
 	"luksmediad/internal/state"
 	"luksmediad/internal/volume"
+	"luksmediad/pkg/mount"
 )
 
 // Grower makes the volume larger before it is full; [volume.Volume] does.
@@ -16,7 +17,8 @@ type Grower interface {
 	GrowIfLow(ctx context.Context, observer volume.Observer) (*volume.Growth, error)
 }
 
-// growAgain is how long a growth that has failed is left alone: what it wants, such as room on the disk below, takes a person.
+// growAgain is how long a growth that has failed is left alone: what it wants, such as room on the disk below, takes a person. After a
+// sync that has failed none is tried again by itself: it would say that all is well, of blocks that may not be on the disk.
 const growAgain = time.Hour
 
 // growIfLow looks aside: a disk that hangs must not hold up the rest.
@@ -26,12 +28,16 @@ func (d *Daemon) growIfLow(ctx context.Context) {
 	}
 	go func() {
 		defer d.growing.Store(false)
-		if err := d.grow(ctx); err == nil || errors.Is(err, state.ErrBusy) || ctx.Err() != nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(growAgain):
+		err := d.grow(ctx)
+		switch {
+		case err == nil || errors.Is(err, state.ErrBusy):
+		case errors.Is(err, mount.ErrSync):
+			<-ctx.Done()
+		default:
+			select {
+			case <-ctx.Done():
+			case <-time.After(growAgain):
+			}
 		}
 	}()
 }

@@ -241,6 +241,9 @@ func (c *copier) partPath(n int) string { return filepath.Join(c.o.State, fmt.Sp
 
 // savePart makes what a part lists durable before the part.
 func (c *copier) savePart(entries stream) (run, error) {
+	if err := c.requireDurable(); err != nil { // of the part before, which a worker may have waited for
+		return nil, err
+	}
 	m, err := writeManifest(c.partPath(c.parts), partOf, c.claim.From, entries, c.sync)
 	if err != nil {
 		return nil, err

@@ -258,7 +258,7 @@ func (g *growing) saveGrowth() error {
 // after a power cut does not open without the journal.
 func (g *growing) forgetGrowth() error {
 	if err := g.container.Sync(); err != nil {
-		return fmt.Errorf("cannot sync container %s: %w", g.container.Name(), err)
+		return fmt.Errorf("cannot sync container %s: %w: %w", g.container.Name(), mount.ErrSync, err)
 	}
 	info, err := g.container.Stat()
 	if err != nil || info.Size() != g.container.bytes {
