@@ -71,6 +71,10 @@ const (
 	cleanBare = "mountpoint --quiet " + mediaStore + " || find " + mediaStore + " -mindepth 1 -delete"
 )
 
+// noticed is how long the probes may take to notice: the interval of configuration, the deadline of a probe, and what the emulated machine
+// takes to say so.
+const noticed = 30 * time.Second
+
 // failures is the table of what goes wrong in a media store, as far as luksmediad does not prevent it.
 func failures() []failure {
 	return []failure{
@@ -104,6 +108,7 @@ func failures() []failure {
 // fault 67
 func (m *Machine) checkFailures(id string) {
 	starts := m.containerStarts()
+	m.Run("systemctl service-watchdogs no") // some cases hold the daemon up for as long as Docker takes
 	for _, f := range failures() {
 		m.t.Logf("%s: %s", f.name, m.Run("{ "+f.do+"; } 2>&1"))
 		if f.restarts {
@@ -113,7 +118,7 @@ func (m *Machine) checkFailures(id string) {
 		if f.resume != "" {
 			m.Run(f.resume)
 		}
-		m.Eventually(time.Minute, f.name+" is noticed", func() error {
+		m.Eventually(noticed, f.name+" is noticed", func() error {
 			text, _ := m.healthz()
 			if _, below, found := strings.Cut(text, f.said); !found || !strings.Contains(below, f.next) {
 				return fmt.Errorf("%s", text)
@@ -128,6 +133,7 @@ func (m *Machine) checkFailures(id string) {
 			m.checkWell(f)
 		}
 	}
+	m.Run("systemctl service-watchdogs yes")
 	m.checkEncrypted() // the unmounted store is mounted again
 	m.Thumbnail(id)
 	if now := m.containerStarts(); now < starts+3 {

@@ -31,6 +31,9 @@ func TestAdopt(t *testing.T) {
 			tpm.PowerCut()
 			for range 3 {
 				second := s.serve()
+				if !second.service.listenedWhenReady() {
+					t.Error("READY=1 came before anybody could ask")
+				}
 				requireHealthy(t)
 				if now := mountAt(t, s.store); now.ID != mounted.ID {
 					t.Errorf("mount %d became %d", mounted.ID, now.ID)

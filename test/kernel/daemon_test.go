@@ -118,7 +118,8 @@ type service struct {
 	conn *net.UnixConn
 	mu   sync.Mutex
 	// lines are the assignments received so far.
-	lines []string
+	lines    []string
+	listened bool
 }
 
 func listen(t *testing.T, path string) *service {
@@ -140,10 +141,27 @@ func (s *service) receive() {
 		if err != nil {
 			return
 		}
+		said := strings.Split(strings.TrimSpace(string(buffer[:n])), "\n")
+		listens := slices.Contains(said, "READY=1") && listensAt(strings.TrimPrefix(address, "http://"))
 		s.mu.Lock()
-		s.lines = append(s.lines, strings.Split(strings.TrimSpace(string(buffer[:n])), "\n")...)
+		s.lines, s.listened = append(s.lines, said...), s.listened || listens
 		s.mu.Unlock()
 	}
+}
+
+func listensAt(address string) bool {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return false
+	}
+	return conn.Close() == nil
+}
+
+// listenedWhenReady says that the daemon could be asked the moment that it said READY=1.
+func (s *service) listenedWhenReady() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.listened
 }
 
 func (s *service) heard() []string {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -54,9 +55,9 @@ func TestFailingDiskTurnsHealthz(t *testing.T) {
 	s.serve()
 	requireHealthy(t)
 	disk.fail()
-	took := eventually(t, "/healthz to answer 503", func() bool {
-		code, _ := get(t, "/healthz")
-		return code == http.StatusServiceUnavailable
+	took := eventually(t, "/healthz to answer 503 for the write probe", func() bool {
+		code, body := get(t, "/healthz?verbose")
+		return code == http.StatusServiceUnavailable && strings.Contains(body, "[-]write failed")
 	})
 	// One interval until the next run of the probe, and one that the run itself may take (Probes.Timeout of internal/config).
 	if limit := 2*probeInterval + time.Second; took > limit {

@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -119,6 +120,9 @@ func (s *site) duringCopy(do func(p *os.Process, terminal io.Closer) error, args
 func TestRollbackOutlastsProbes(t *testing.T) {
 	s := newSite(t)
 	s.fillStore()
+	for i := range 2000 { // so that there is time to hold the command up
+		s.write(filepath.Join(s.store, fmt.Sprint("file", i)), "a picture")
+	}
 	s.succeed("create", "--yes")
 	s.serve()
 	s.succeed("migrate", "--yes")
@@ -128,6 +132,7 @@ func TestRollbackOutlastsProbes(t *testing.T) {
 		if err := p.Signal(syscall.SIGSTOP); err != nil {
 			return err
 		}
+		requireHeldUp(t, p.Pid)
 		for _, probe := range []string{"write", "ciphertext"} {
 			enough := probeRuns(t, probe) + 2
 			eventually(t, probe+" to be probed twice", func() bool { return probeRuns(t, probe) >= enough })
@@ -145,6 +150,15 @@ func TestRollbackOutlastsProbes(t *testing.T) {
 			t.Errorf("%s was carried back", e.Name())
 		}
 	}
+}
+
+// requireHeldUp wants a process that SIGSTOP has stopped, and not one that has ended before (proc_pid_stat(5)).
+func requireHeldUp(t *testing.T, pid int) {
+	t.Helper()
+	eventually(t, "the command to be held up", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err == nil && bytes.Contains(stat, []byte(") T "))
+	})
 }
 
 // probeRuns is how often a probe has run.
