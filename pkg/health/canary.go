@@ -5,52 +5,73 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"image"
 	"image/png"
 	"io/fs"
+	"path/filepath"
 	"strings"
 	"time"
 )
 
-// recordName is the file that remembers which of Synapse's media is the canary, and which were. It lies in the
-// volume, so it lives and dies with the store.
-const recordName = "canary.json"
-
-// recordVersion is the version of the record's format.
-const recordVersion = 1
-
 // canarySide is the width and height of the canary, in pixels: with it Synapse makes a 32×32
 // thumbnail by cropping, and the PNG has 12 kB, several blocks of the filesystem.
 const canarySide = 64
-
-// maxRecord bounds the record, in bytes: maxReplaced content URIs take most of it.
-const maxRecord = 16 << 10
-
-// maxReplaced is how many replaced canaries are remembered, those of a month; the oldest are forgotten.
-const maxReplaced = 32
-
-// record is what the volume remembers of the canaries.
-type record struct {
-	Version int `json:"version"`
-	canary
-	// Replaced are the content URIs of those before and of uploads that came to nothing, of which Synapse's database may still have a row.
-	Replaced []string `json:"replaced,omitempty"`
-}
 
 // canary is what is known of the uploaded picture; zero if there is none.
 type canary struct {
 	URI      string    `json:"uri"`    // mxc://server/media-id
 	SHA256   string    `json:"sha256"` // of the uploaded bytes, in hex
 	Uploaded time.Time `json:"uploaded"`
-
-	media string // mediaPath(URI)
 }
 
-// original is the path of the uploaded file below the store.
-func (c *canary) original() string { return "local_content/" + c.media }
+// isUsable tells whether the canary has a place in a store; nothing else is ever put on record.
+func (c *canary) isUsable() bool {
+	_, err := mediaPath(c.URI)
+	return err == nil
+}
+
+// original is the path of the uploaded file below the store, thumbnails that of the folder for what Synapse makes of it.
+func (c *canary) original() string { return "local_content/" + c.media() }
+
+func (c *canary) thumbnails() string { return "local_thumbnails/" + c.media() }
+
+func (c *canary) media() string {
+	media, _ := mediaPath(c.URI) // isUsable
+	return media
+}
+
+// match compares the original with what was uploaded. The error is fs.ErrNotExist if the original is gone.
+func (c *canary) match(store *directory) error {
+	contents, err := store.read(c.original(), maxPicture)
+	if err != nil {
+		return err
+	}
+	if digest(contents) != c.SHA256 {
+		return &Failure{ReasonIO, fmt.Errorf("cannot trust %s: it has other bytes than were uploaded", filepath.Join(store.path, c.original()))}
+	}
+	return nil
+}
+
+// check matches the original and drops it from the page cache, so that Synapse has to read the disk.
+func (c *canary) check(store *directory) error {
+	if err := c.match(store); err != nil {
+		return err
+	}
+	return store.evict(c.original())
+}
+
+// remove removes the files. An original with other bytes stays: it is somebody's, or the evidence of a damage.
+func (c *canary) remove(store *directory) error {
+	if err := c.match(store); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := removeThumbnails(store, c.thumbnails()); err != nil {
+		return err
+	}
+	return errors.Join(store.remove(c.original()), store.removeEmpty(c.thumbnails()))
+}
 
 // newPicture makes a PNG of noise. Its bytes occur nowhere else: Synapse quarantines by hash, so
 // a canary that repeats could be taken away with another's bytes.
@@ -88,44 +109,4 @@ func mediaPath(uri string) (string, error) {
 // repository", Security considerations.
 func notMediaID(r rune) bool {
 	return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '_' || r == '-')
-}
-
-// loadRecord returns one without a canary if there is none, or none that can be used: another upload replaces it.
-func loadRecord(dir *directory) (*record, error) {
-	contents, err := dir.read(recordName, maxRecord)
-	if errors.Is(err, fs.ErrNotExist) {
-		return &record{}, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return parseRecord(contents), nil
-}
-
-func parseRecord(contents []byte) *record {
-	var r record
-	if err := json.Unmarshal(contents, &r); err != nil || r.Version != recordVersion {
-		return &record{}
-	}
-	media, err := mediaPath(r.URI)
-	if err != nil {
-		r.canary = canary{}
-	}
-	r.media = media
-	return &r
-}
-
-// discard remembers what nobody needs any more.
-func (r *record) discard(uri string) {
-	r.Replaced = append(r.Replaced, uri)
-	r.Replaced = r.Replaced[max(0, len(r.Replaced)-maxReplaced):]
-}
-
-func (r *record) save(dir *directory) error {
-	r.Version = recordVersion
-	contents, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	return dir.replace(recordName, append(contents, '\n'))
 }

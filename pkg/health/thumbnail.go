@@ -81,7 +81,7 @@ func (p *ThumbnailProbe) Run(ctx context.Context) (string, error) {
 	if ReasonOf(err) == ReasonSynapseUnreachable {
 		return "", err
 	}
-	if kept := p.tidy(ctx, dir, r); err == nil { // else something graver is wrong
+	if kept := p.forget(ctx, dir, r); err == nil { // else something graver is wrong
 		err = kept
 	}
 	return proof, err
@@ -100,26 +100,50 @@ func (p *ThumbnailProbe) prove(ctx context.Context, store, dir *directory, r *re
 		}
 		name, err = p.thumbnail(ctx, store, &r.canary)
 	}
+	if err == nil {
+		err = sweep(store, dir, r)
+	}
 	if err != nil {
 		return "", err
 	}
 	return "thumbnail " + name + " made again on the volume", nil
 }
 
-// tidy has Synapse forget one of the replaced canaries. Their files are gone already.
-func (p *ThumbnailProbe) tidy(ctx context.Context, dir *directory, r *record) error {
+// sweep removes the files of what is discarded. It comes after an answer of Synapse only, which may have been stopped so that the store
+// stays as it is.
+func sweep(store, dir *directory, r *record) error {
+	var faults []error
+	for _, c := range r.Discarded {
+		err := c.remove(store)
+		if err == nil {
+			err = r.update(dir, func(next *record) { next.swept(c.URI) })
+		}
+		faults = append(faults, err)
+	}
+	return errors.Join(faults...)
+}
+
+// forget has Synapse forget one of the replaced canaries. One that it keeps is the last to be tried again.
+func (p *ThumbnailProbe) forget(ctx context.Context, dir *directory, r *record) error {
 	if len(r.Replaced) == 0 {
 		return nil
 	}
-	err := p.Server.Delete(ctx, r.Replaced[0])
-	if errors.Is(err, errors.ErrUnsupported) {
+	uri := r.Replaced[0]
+	kept := p.Server.Delete(ctx, uri)
+	switch reason := ReasonOf(kept); {
+	case errors.Is(kept, errors.ErrUnsupported):
 		return nil
+	case reason == ReasonSynapseUnreachable, reason == ReasonTimeout:
+		return kept
+	case kept != nil:
+		kept = &Failure{ReasonCanaryKept, kept}
 	}
-	if err != nil {
-		return &Failure{ReasonCanaryKept, err}
-	}
-	r.Replaced = r.Replaced[1:]
-	return r.save(dir)
+	return errors.Join(kept, r.update(dir, func(next *record) {
+		next.Replaced = next.Replaced[1:]
+		if kept != nil {
+			next.Replaced = append(next.Replaced, uri)
+		}
+	}))
 }
 
 // Original returns the path of the canary's original in the store, for the ciphertext probe. Its
@@ -161,7 +185,7 @@ func (p *ThumbnailProbe) provide(ctx context.Context, store, dir *directory, r *
 	if r.URI == "" {
 		return p.upload(ctx, store, dir, r)
 	}
-	if err := checkOriginal(store, &r.canary); !errors.Is(err, fs.ErrNotExist) && (err != nil || !p.isDue(r.Uploaded)) {
+	if err := r.check(store); !errors.Is(err, fs.ErrNotExist) && (err != nil || !p.isDue(r.Uploaded)) {
 		return err
 	}
 	return p.upload(ctx, store, dir, r)
@@ -177,56 +201,29 @@ func (p *ThumbnailProbe) isDue(uploaded time.Time) bool {
 	return age < 0 || age >= renewAfter || age >= replaceAfter && !p.fresh && uploaded.Before(p.Since)
 }
 
-// replaceCanary puts another canary on record and removes the files of the one before. What Synapse's database knows of that stays until
-// Synapse is told to forget it.
-func replaceCanary(store, dir *directory, r *record, next canary) error {
-	before := r.canary
-	r.canary = next
-	if before.URI == "" {
-		return r.save(dir)
-	}
-	r.discard(before.URI)
-	if err := r.save(dir); err != nil {
-		return err
-	}
-	return removeCanary(store, &before)
-}
-
-func removeCanary(store *directory, c *canary) error {
-	thumbnails := path.Join("local_thumbnails", c.media)
-	if err := removeThumbnails(store, thumbnails); err != nil {
-		return err
-	}
-	return errors.Join(store.remove(c.original()), store.removeEmpty(thumbnails))
-}
-
 // upload repeats the last failure instead of uploading once more too early.
 func (p *ThumbnailProbe) upload(ctx context.Context, store, dir *directory, r *record) error {
 	if p.tooEarly() {
 		return p.failure
 	}
-	c, err := p.uploadNow(ctx, store)
-	p.attempted, p.failure = p.now(), nil
-	if reason := ReasonOf(err); reason == ReasonRefused || reason == ReasonNotOnVolume {
-		p.failure = err
+	c, err := p.send(ctx)
+	if err != nil {
+		if ReasonOf(err) == ReasonRefused {
+			p.attempted, p.failure = p.now(), err
+		}
+		return err
 	}
-	if err == nil {
-		p.fresh = true
-		return replaceCanary(store, dir, r, c)
-	}
-	if c.URI != "" {
-		r.discard(c.URI)
-		err = errors.Join(err, r.save(dir), removeCanary(store, &c))
-	}
-	return err
+	err = adopt(store, dir, r, c)
+	p.attempted, p.failure, p.fresh = p.now(), err, p.fresh || err == nil
+	return errors.Join(err, sweep(store, dir, r))
 }
 
 func (p *ThumbnailProbe) tooEarly() bool {
 	return p.failure != nil && p.now().Sub(p.attempted) < replaceAfter
 }
 
-// uploadNow returns what Synapse took also if it is not where it should be.
-func (p *ThumbnailProbe) uploadNow(ctx context.Context, store *directory) (canary, error) {
+// send uploads a picture.
+func (p *ThumbnailProbe) send(ctx context.Context) (canary, error) {
 	picture, err := newPicture()
 	if err != nil {
 		return canary{}, err
@@ -235,30 +232,27 @@ func (p *ThumbnailProbe) uploadNow(ctx context.Context, store *directory) (canar
 	if err != nil {
 		return canary{}, err
 	}
-	media, err := mediaPath(uri)
-	if err != nil {
+	if _, err := mediaPath(uri); err != nil {
 		return canary{}, &Failure{ReasonRefused, err}
 	}
-	c := canary{URI: uri, media: media, SHA256: digest(picture), Uploaded: p.now()}
-	err = checkOriginal(store, &c)
-	if errors.Is(err, fs.ErrNotExist) {
-		return c, &Failure{ReasonNotOnVolume, fmt.Errorf("cannot find an upload below %s that Synapse took", store.path)}
-	}
-	return c, err
+	return canary{URI: uri, SHA256: digest(picture), Uploaded: p.now()}, nil
 }
 
-// checkOriginal compares the canary's original with what was uploaded and drops it from the page
-// cache, so that Synapse has to read the disk. The error is fs.ErrNotExist if the original is gone.
-func checkOriginal(store *directory, c *canary) error {
-	name := c.original()
-	contents, err := store.read(name, maxPicture)
+// adopt puts on record what Synapse took. What has other bytes, or cannot be read, is not even discarded: a proxy may have answered with the
+// name of somebody's picture. What cannot be put on record goes at once, since nothing would remember it.
+func adopt(store, dir *directory, r *record, c canary) error {
+	err := c.check(store)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = &Failure{ReasonNotOnVolume, fmt.Errorf("cannot find an upload below %s that Synapse took", store.path)}
+		return errors.Join(err, r.update(dir, func(next *record) { next.discard(c) }))
+	}
 	if err != nil {
 		return err
 	}
-	if digest(contents) != c.SHA256 {
-		return &Failure{ReasonIO, fmt.Errorf("cannot trust %s: it has other bytes than were uploaded", filepath.Join(store.path, name))}
+	if err := r.update(dir, func(next *record) { next.succeed(c) }); err != nil {
+		return errors.Join(err, c.remove(store))
 	}
-	return store.evict(name)
+	return nil
 }
 
 // evict drops a file from the page cache. Synapse never syncs what it writes.
@@ -281,7 +275,7 @@ func (p *ThumbnailProbe) thumbnail(ctx context.Context, store *directory, c *can
 	if _, _, err := p.ask(ctx, c); err != nil && ReasonOf(err) != ReasonNotImage {
 		return "", err
 	}
-	dir := path.Join("local_thumbnails", c.media)
+	dir := c.thumbnails()
 	if err := removeThumbnails(store, dir); err != nil {
 		return "", err
 	}

@@ -2,6 +2,7 @@ package health
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -30,7 +32,9 @@ type homeserver struct {
 	uploads    int
 	thumbnails map[string]bool // by URI: its database
 	deletion   error           // every deletion fails with it
+	kept       string          // the URI of the one upload that it cannot delete
 	deletions  int
+	alias      string // the URI that it answers an upload with, in place of the true one
 }
 
 func (h *homeserver) Upload(_ context.Context, picture []byte) (string, error) {
@@ -47,7 +51,7 @@ func (h *homeserver) Upload(_ context.Context, picture []byte) (string, error) {
 	}
 	_, err := h.generate(uri)
 	h.thumbnails[uri] = err == nil // errors are swallowed at upload, matrix-org/synapse#16211
-	return uri, nil
+	return cmp.Or(h.alias, uri), nil
 }
 
 func (h *homeserver) Thumbnail(_ context.Context, uri string) ([]byte, error) {
@@ -73,6 +77,9 @@ func (h *homeserver) Delete(_ context.Context, uri string) error {
 	h.deletions++
 	if h.down != nil || h.deletion != nil {
 		return errors.Join(h.down, h.deletion)
+	}
+	if uri == h.kept {
+		return refusal("0 pictures are deleted")
 	}
 	delete(h.thumbnails, uri)
 	return nil
@@ -475,6 +482,160 @@ func TestThumbnailRemembersWhatItCannotDelete(t *testing.T) {
 	}
 }
 
+// One that Synapse cannot delete does not keep it from deleting the others.
+func TestThumbnailDeletesBesideOneItCannot(t *testing.T) {
+	s := newScene(t)
+	s.server.deletion = errors.ErrUnsupported
+	const days = 5
+	for range 1 + days {
+		s.mustRun(t)
+		s.clock.advance(renewAfter)
+	}
+	s.server.deletion = nil
+	s.server.kept = s.mustLoad(t).Replaced[0]
+	s.mustFail(t, ReasonCanaryKept)
+	for range days {
+		s.mustRun(t)
+	}
+	s.mustFail(t, ReasonCanaryKept)
+	if len(s.server.thumbnails) != 2 {
+		t.Errorf("%d rows in the database", len(s.server.thumbnails))
+	}
+}
+
+// A Synapse that stops before it is asked to delete keeps nothing.
+func TestThumbnailDeletionUnreachable(t *testing.T) {
+	s := newScene(t)
+	s.mustRun(t)
+	s.server.deletion = &Failure{ReasonSynapseUnreachable, errors.New("connection refused")}
+	s.clock.advance(renewAfter)
+	s.mustFail(t, ReasonSynapseUnreachable)
+	s.server.deletion = nil
+	s.mustRun(t)
+	if len(s.server.thumbnails) != 1 {
+		t.Errorf("%d rows in the database", len(s.server.thumbnails))
+	}
+}
+
+// An answer that names a picture with other bytes, of a proxy that caches or re-encodes, takes no file away and is not asked for at each interval.
+func TestThumbnailUploadNamesAnotherPicture(t *testing.T) {
+	const theirs = "mxc://hs.test/abcdEFGHijklMNOPqrstUVWX"
+	tests := map[string]func(*testing.T, *scene) (uri string){
+		"a user's": func(t *testing.T, s *scene) string {
+			if err := s.server.write("local_content", theirs, "", []byte("dear")); err != nil {
+				t.Fatal(err)
+			}
+			return theirs
+		},
+		"the last canary": func(t *testing.T, s *scene) string {
+			s.mustRun(t)
+			s.clock.advance(renewAfter)
+			return s.mustLoad(t).URI
+		},
+	}
+	for name, prepare := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t)
+			s.server.alias = prepare(t, s)
+			uploads := s.server.uploads
+			before, err := os.ReadFile(s.server.file("local_content", s.server.alias, ""))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 5 {
+				s.mustFail(t, ReasonIO)
+				s.clock.advance(time.Minute)
+			}
+			s.requireUploads(t, uploads+1)
+			after, err := os.ReadFile(s.server.file("local_content", s.server.alias, ""))
+			if err != nil || !bytes.Equal(before, after) || s.server.deletions != 0 {
+				t.Errorf("%v, %d deletions", err, s.server.deletions)
+			}
+			s.clock.advance(replaceAfter)
+			s.server.alias = ""
+			s.mustRun(t)
+		})
+	}
+}
+
+// What cannot be put on record changes nothing: the canary on record stays, and the new one leaves no file.
+func TestThumbnailRecordCannotBeWritten(t *testing.T) {
+	s := newScene(t)
+	s.mustRun(t)
+	s.clock.advance(renewAfter)
+	before, record := s.files(t), s.mustLoad(t)
+	inTheWay := filepath.Join(s.dir, recordName+".new")
+	if err := os.Mkdir(inTheWay, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		s.mustFail(t, ReasonError)
+		s.clock.advance(time.Minute)
+	}
+	if !slices.Equal(before, s.files(t)) || !reflect.DeepEqual(record, s.mustLoad(t)) || s.server.deletions != 0 {
+		t.Errorf("%v has become %v, %d deletions", before, s.files(t), s.server.deletions)
+	}
+	s.requireUploads(t, 2)
+	remove(t, inTheWay)
+	s.clock.advance(replaceAfter)
+	s.mustRun(t)
+	s.requireUploads(t, 3)
+	if len(s.files(t)) != len(before) {
+		t.Errorf("files %v", s.files(t))
+	}
+}
+
+// A crash before the files of a discarded canary are removed, or an error, leaves them to the next run, with or without the right to delete. A
+// file with other bytes is nobody's to remove.
+func TestThumbnailSweepsWhatIsDiscarded(t *testing.T) {
+	s := newScene(t)
+	s.server.deletion = errors.ErrUnsupported
+	for range 2 { // as after a crash
+		s.mustRun(t)
+		s.change(t, func(next *record) {
+			next.discard(next.canary)
+			next.canary = canary{}
+		})
+	}
+	damaged := s.server.file("local_content", s.mustLoad(t).Discarded[0].URI, "")
+	overwrite(t, damaged, "damage")
+	s.mustFail(t, ReasonIO)
+	if r := s.mustLoad(t); len(r.Discarded) != 1 || len(r.Replaced) != 1 {
+		t.Errorf("on record is %+v", r)
+	}
+	remove(t, damaged)
+	s.mustRun(t)
+	if r := s.mustLoad(t); len(r.Discarded) != 0 || len(r.Replaced) != 2 || len(s.files(t)) != 2 {
+		t.Errorf("on record is %+v, files %v", r, s.files(t))
+	}
+}
+
+func (s *scene) mustLoad(t *testing.T) *record {
+	t.Helper()
+	r, err := loadRecord(s.openDir(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (s *scene) change(t *testing.T, change func(*record)) {
+	t.Helper()
+	if err := s.mustLoad(t).update(s.openDir(t), change); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *scene) openDir(t *testing.T) *directory {
+	t.Helper()
+	dir, err := openDirectory(s.dir, s.probe.Device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dir.Close() })
+	return dir
+}
+
 // A Synapse that stands still is not asked to delete either.
 func TestThumbnailDeletesNothingWhileSynapseIsDown(t *testing.T) {
 	s := newScene(t)
@@ -530,6 +691,7 @@ func FuzzMediaPath(f *testing.F) {
 func FuzzParseRecord(f *testing.F) {
 	f.Add([]byte(`{"version":1,"uri":"mxc://hs.test/abcdEFGHijklMNOPqrst0001","sha256":"00","uploaded":"2026-03-01T12:00:00Z"}`))
 	f.Add([]byte(`{"version":1,"uri":"","replaced":["mxc://hs.test/abcdEFGHijklMNOPqrst0001"]}`))
+	f.Add([]byte(`{"version":1,"uri":"mxc://hs.test/abcdEFGH","discarded":[{"uri":"mxc://hs.test/../.."},{"uri":"mxc://hs.test/abcdEFGH"}]}`))
 	f.Add([]byte(`{"version":2}`))
 	f.Add([]byte(`{"version":1,"uri":"mxc://hs.test/../../x"}`))
 	f.Fuzz(func(t *testing.T, contents []byte) {
@@ -537,26 +699,29 @@ func FuzzParseRecord(f *testing.F) {
 		if r.URI != "" && !fs.ValidPath(r.original()) {
 			t.Errorf("the original is %q", r.original())
 		}
+		for _, c := range r.Discarded {
+			if !fs.ValidPath(c.original()) || !fs.ValidPath(c.thumbnails()) {
+				t.Errorf("the original is %q", c.original())
+			}
+		}
 	})
 }
 
 // As many long names as are remembered fit into the record.
 func TestRecordFits(t *testing.T) {
 	s := newScene(t)
-	dir, err := openDirectory(s.dir, s.probe.Device)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
-	var r record
-	for range 2 * maxReplaced {
-		r.discard("mxc://" + strings.Repeat("h", 255) + "/" + strings.Repeat("m", 24))
-	}
-	if err := r.save(dir); err != nil {
-		t.Fatal(err)
-	}
-	if loaded, err := loadRecord(dir); err != nil || !slices.Equal(loaded.Replaced, r.Replaced) || len(r.Replaced) != maxReplaced {
-		t.Errorf("%+v, %v", loaded, err)
+	long := canary{URI: "mxc://" + strings.Repeat("h", 255) + "/" + strings.Repeat("m", 24), SHA256: digest(nil), Uploaded: s.clock.now}
+	s.change(t, func(next *record) {
+		next.canary = long
+		for range 2 * maxReplaced {
+			next.swept(long.URI)
+		}
+		for range 2 * maxReplaced {
+			next.discard(long)
+		}
+	})
+	if r := s.mustLoad(t); len(r.Discarded) != maxReplaced || len(r.Replaced) != maxReplaced || r.Replaced[0] != long.URI {
+		t.Errorf("on record is %+v", r)
 	}
 }
 
