@@ -1,6 +1,7 @@
 package health
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"path"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,6 +64,27 @@ func number(device uint64) string {
 }
 
 func (d *directory) Close() error { return d.file.Close() }
+
+// lock keeps other processes that lock it out of the directory until it is closed, and waits while they do.
+func (d *directory) lock(ctx context.Context) error {
+	for {
+		err := unix.Flock(int(d.file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("cannot lock %s: %w", d.path, err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("cannot lock %s, which another process has locked: %w", d.path, ctx.Err())
+		case <-time.After(lockPause):
+		}
+	}
+}
+
+// lockPause is the time between two tries to lock.
+const lockPause = 20 * time.Millisecond
 
 // open opens a name below the directory; O_NONBLOCK lets it return from a FIFO, and does not go
 // together with O_PATH, openat2(2).

@@ -73,6 +73,9 @@ func (p *ThumbnailProbe) Run(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer dir.Close()
+	if err := dir.lock(ctx); err != nil { // the trial of a move probes while the daemon may, and both change the record
+		return "", err
+	}
 	r, err := loadRecord(dir)
 	if err != nil {
 		return "", err

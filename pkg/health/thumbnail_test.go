@@ -610,6 +610,22 @@ func TestThumbnailSweepsWhatIsDiscarded(t *testing.T) {
 	}
 }
 
+// The daemon and the trial of a move probe one after the other.
+func TestThumbnailWaitsForAnotherProcess(t *testing.T) {
+	s := newScene(t)
+	other := s.openDir(t)
+	if err := other.lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*lockPause)
+	defer cancel()
+	_, err := s.probe.Run(ctx)
+	requireReason(t, err, ReasonTimeout)
+	s.requireUploads(t, 0)
+	time.AfterFunc(2*lockPause, func() { other.Close() })
+	s.mustRun(t)
+}
+
 func (s *scene) mustLoad(t *testing.T) *record {
 	t.Helper()
 	r, err := loadRecord(s.openDir(t))
