@@ -134,10 +134,10 @@ func (c *Client) Delete(ctx context.Context, uri string) error {
 	return nil
 }
 
-// isNotTheirs: the server has no such media, or has another name by now (400). A 404 with another code is of a proxy or a worker that does
-// not know the API.
+// isNotTheirs: the server has no such media, or has another name by now (400, synapse/rest/admin/media.py). With another code, or without,
+// the answer is of a proxy, or of a worker that does not know the API.
 func (e *Error) isNotTheirs() bool {
-	return e.Status == http.StatusNotFound && e.ErrCode == "M_NOT_FOUND" || e.Status == http.StatusBadRequest
+	return e.Status == http.StatusNotFound && e.ErrCode == "M_NOT_FOUND" || e.Status == http.StatusBadRequest && e.ErrCode == "M_UNKNOWN"
 }
 
 // splitURI splits a content URI, Client-Server API, "Matrix Content (mxc://) URIs".

@@ -170,6 +170,7 @@ func TestDeleteAnswers(t *testing.T) {
 		{"no admin", 403, `{"errcode":"M_FORBIDDEN","error":"You are not a server admin"}`, ErrUnauthorized, "unauthorized"},
 		{"a worker without the API", 404, `{"errcode":"M_UNRECOGNIZED"}`, ErrRefused, "refused"},
 		{"a proxy without the API", 404, "<html>", ErrRefused, "refused"},
+		{"plain HTTP to a TLS port of nginx", 400, "<html>", ErrRefused, "refused"},
 		{"not unlinked", 200, `{"deleted_media":[],"total":0}`, ErrRefused, "refused"},
 		{"odd", 200, "<html>", ErrRefused, "refused"},
 	}
