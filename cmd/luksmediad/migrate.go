@@ -164,7 +164,7 @@ func moveOptions(loaded *config.Config) volume.MoveOptions {
 			}
 			if probe == nil {
 				probe = daemon.ThumbnailProbe(loaded, opened, server)
-				probe.Since = time.Now() // Synapse has to take an upload, too
+				probe.Renew = true // Synapse has to take an upload, too, also after a move that was taken back a minute ago
 			}
 			_, err := probe.Run(ctx)
 			return err

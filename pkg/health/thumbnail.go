@@ -50,6 +50,7 @@ type ThumbnailProbe struct {
 	Device Device           // of the volume
 	Server MediaServer      // Synapse
 	Since  time.Time        // a canary from before proves too little; zero: any will do that is not a day old
+	Renew  bool             // none will do that this probe has not uploaded, however young
 	Now    func() time.Time // time.Now if nil
 
 	// The last upload that Synapse took or refused in vain: even a refused one may leave a file behind.
@@ -197,6 +198,9 @@ func (p *ThumbnailProbe) provide(ctx context.Context, store, dir *directory, r *
 // isDue: it is time to upload another canary. A clock that was set back does not put it off for ever. While it is too early to see whether
 // uploads still go elsewhere, the one on record tells that: Synapse does not find it then.
 func (p *ThumbnailProbe) isDue(uploaded time.Time) bool {
+	if p.Renew && !p.fresh {
+		return true
+	}
 	if p.tooEarly() && ReasonOf(p.failure) == ReasonNotOnVolume {
 		return false
 	}

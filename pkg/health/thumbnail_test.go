@@ -227,6 +227,21 @@ func TestThumbnailUploadsAtBoot(t *testing.T) {
 	s.requireUploads(t, 1+2+1)
 }
 
+// The trial of a move has Synapse take an upload, also soon after another, and no more than one.
+func TestThumbnailUploadsInATrial(t *testing.T) {
+	s := newScene(t)
+	s.mustRun(t)
+	s.restart()
+	s.probe.Renew = true
+	s.mustRun(t)
+	s.mustRun(t)
+	s.requireUploads(t, 2)
+	s.restart()
+	s.probe.Renew, s.server.full = true, true
+	s.mustFail(t, ReasonRefused)
+	s.mustFail(t, ReasonRefused)
+}
+
 func (s *scene) restart() {
 	s.probe = &ThumbnailProbe{Store: s.store, Dir: s.dir, Device: s.probe.Device, Server: s.server, Now: s.clock.Now}
 }
