@@ -87,7 +87,7 @@ func probeAdvice() []advice {
 		{health.ReasonSynapseUnreachable, "docker ps --all"},
 		{health.ReasonTimeout, kernelLog},
 		{health.ReasonTokenUnknown, reviewHeader},
-		{health.ReasonUnauthorized, "grep as_token the registration file; compare with probes.synapse.token_file"},
+		{health.ReasonUnauthorized, checkToken},
 		{health.ReasonUnproven, "luksmediad key test --passphrase-file -"},
 		{health.ReasonUnreadable, kernelLog},
 	}

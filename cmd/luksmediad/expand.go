@@ -62,7 +62,7 @@ func expand(c *config.Config, next string) string {
 		names = append(names, "{homeserver}", s.HomeserverConfig)
 	}
 	if s := c.Probes.Synapse; s != nil {
-		names = append(names, "{admin_token}", s.AdminTokenFile)
+		names = append(names, "{token}", s.TokenFile, "{admin_token}", s.AdminTokenFile)
 	}
 	for _, source := range c.Unlock {
 		if source.Keyfile != nil {

@@ -53,7 +53,7 @@ func hints() []hint {
 		{api.ErrNoDaemon, "no_daemon", exitFailed, "systemctl start luksmediad"},
 		{health.ErrNoProbe, "no_probe", exitNotSetUp, "luksmediad config check"},
 		{synapse.ErrUnreachable, "synapse_unreachable", exitFailed, "docker ps --all"},
-		{synapse.ErrUnauthorized, "unauthorized", exitFailed, "grep as_token the registration file; compare with probes.synapse.token_file"},
+		{synapse.ErrUnauthorized, "unauthorized", exitFailed, checkToken},
 		{synapse.ErrNotImage, "not_image", exitFailed, "docker logs --tail 50 synapse"},
 		{synapse.ErrRefused, "refused", exitFailed, "docker logs --tail 50 synapse"},
 		{synapse.ErrNoSystemd, "no_systemd", exitFailed, "systemctl is-system-running"},
@@ -251,6 +251,8 @@ func ahead(explained api.Explanation) string {
 const (
 	// unlockByHand is the advice wherever no key fits.
 	unlockByHand = "luksmediad unlock"
+	// checkToken is the advice about a token that Synapse does not take, or that cannot be used.
+	checkToken = "chmod o= {token}; grep as_token the registration file; compare with {token}"
 	// lookAtFile is the advice about a file that is no key.
 	lookAtFile = "ls -l {file}"
 	// sealAnew is the advice about a key that the TPM does not give any more. Where nothing else opens the volume either, no key

@@ -15,7 +15,6 @@ import (
 
 	"luksmediad/internal/api"
 	"luksmediad/internal/config"
-	"luksmediad/internal/daemon"
 	"luksmediad/internal/synapse"
 	"luksmediad/internal/transfer"
 	"luksmediad/internal/volume"
@@ -154,21 +153,9 @@ func tellDaemon(ctx context.Context, daemon holder) error {
 func moveOptions(loaded *config.Config) volume.MoveOptions {
 	docker := synapse.NewDocker(synapse.DockerSocket)
 	options := volume.MoveOptions{Service: func(store config.Store) volume.Service { return serviceOf(store, docker) }}
-	if s := loaded.Probes.Synapse; s != nil {
-		// Without the admin token: what cannot be deleted must not decide whether a store moves.
-		server := synapse.NewClient(s.URL, s.TokenFile, "")
-		var probe *health.ThumbnailProbe // one for all tries: it remembers what it has uploaded
-		options.Trial = func(ctx context.Context, store config.Store, opened *volume.Opened) error {
-			if store.Name != s.Store {
-				return nil
-			}
-			if probe == nil {
-				probe = daemon.ThumbnailProbe(loaded, opened, server)
-				probe.Renew = true // Synapse has to take an upload, too, also after a move that was taken back a minute ago
-			}
-			_, err := probe.Run(ctx)
-			return err
-		}
+	if loaded.Probes.Synapse != nil {
+		trial := newMoveTrial(loaded)
+		options.CheckTrial, options.Trial = trial.check, trial.run
 	}
 	return options
 }

@@ -58,6 +58,14 @@ func NewClient(base, tokenFile, adminTokenFile string) *Client {
 	}
 }
 
+// CheckToken tells whether the token can be read and used, without a request. Whether the server takes it is another question.
+func (c *Client) CheckToken() error {
+	if _, err := readToken(c.tokenFile); err != nil {
+		return &Error{Class: ErrUnauthorized, Action: "speak to Synapse", Err: err}
+	}
+	return nil
+}
+
 // Upload stores a PNG and returns its content URI, mxc://server/media-id. Client-Server API,
 // POST /_matrix/media/v3/upload.
 func (c *Client) Upload(ctx context.Context, png []byte) (string, error) {

@@ -277,7 +277,14 @@ func TestUnusableTokenFile(t *testing.T) {
 			_, err := client.Upload(t.Context(), nil)
 			requireClass(t, err, ErrUnauthorized, "unauthorized")
 			requireClass(t, client.Delete(t.Context(), "mxc://hs.test/abcdEFGH"), ErrUnauthorized, "unauthorized")
+			requireClass(t, client.CheckToken(), ErrUnauthorized, "unauthorized")
 		})
+	}
+}
+
+func TestCheckToken(t *testing.T) {
+	if err := NewClient("http://127.0.0.1:1", tokenFile(t, token+"\n"), "").CheckToken(); err != nil {
+		t.Error(err)
 	}
 }
 

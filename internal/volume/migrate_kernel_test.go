@@ -360,7 +360,12 @@ func TestMigrateRefused(t *testing.T) {
 	s.letGo(holder)
 
 	s.write(filepath.Join(s.store, "big"), strings.Repeat("x", 45<<20))
-	refuses(StepPreflight, ErrVolumeFull, s.moveOptions())
+	untriable := s.moveOptions()
+	unfit := errors.New("unfit")
+	untriable.CheckTrial = func(config.Store) error { return unfit }
+	if err := refuses(StepPreflight, ErrVolumeFull, untriable); !errors.Is(err, unfit) {
+		t.Errorf("not everything at once: %v", err)
+	}
 	s.remove(filepath.Join(s.store, "big"))
 	s.expect()
 	release, err := s.lockMoves(t.Context())

@@ -38,7 +38,7 @@ func (m *mover) preflight(ctx context.Context) error {
 	if err := m.checkPath(); err != nil {
 		return err
 	}
-	faults := []error{mount.CheckGuardable(m.store.Path), m.survey(ctx), m.checkUse(ctx)}
+	faults := []error{mount.CheckGuardable(m.store.Path), m.survey(ctx), m.checkUse(ctx), m.checkTrial()}
 	if m.plan.Found.Totals.Entries > 0 {
 		faults = append(faults, m.checkRoom(ctx))
 	}
@@ -122,6 +122,17 @@ func (m *mover) checkUse(ctx context.Context) (err error) {
 	}
 	if len(m.plan.Holders) > 0 && !m.plan.Runs {
 		return wrongf(ErrInUse, "cannot move store %s: %s", m.store.Name, holdersText(m.plan.Holders))
+	}
+	return nil
+}
+
+// checkTrial is about a service that will be tried, which one that does not run is not. checkUse comes before it.
+func (m *mover) checkTrial() error {
+	if m.options.CheckTrial == nil || !m.plan.Runs {
+		return nil
+	}
+	if err := m.options.CheckTrial(m.store); err != nil {
+		return fmt.Errorf("cannot try store %s after the move: %w", m.store.Name, err)
 	}
 	return nil
 }

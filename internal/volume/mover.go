@@ -39,6 +39,8 @@ type MoveOptions struct {
 	// service was started.
 	Trial    func(context.Context, config.Store, *Opened) error
 	Deadline time.Duration
+	// CheckTrial, if it is there, finds before anything is changed why Trial would fail in any case.
+	CheckTrial func(config.Store) error
 	// Accept is asked before anything is changed; what it returns ends the move.
 	Accept func(*Plan) error
 	// Progress, if it is there, is told how far a copy is.

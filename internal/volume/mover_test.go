@@ -120,6 +120,19 @@ func TestStartAfterAnotherRunsStop(t *testing.T) {
 	})
 }
 
+// What would make the trial fail in any case is found beforehand, unless there will be none.
+func TestPreflightChecksTheTrial(t *testing.T) {
+	for _, running := range []bool{true, false} {
+		m := newTestMover(t, &slowService{running: running})
+		m.store.Path, m.move = t.TempDir(), nil
+		unfit := errors.New("unfit")
+		m.options.CheckTrial = func(config.Store) error { return unfit }
+		if err := m.preflight(t.Context()); errors.Is(err, unfit) != running {
+			t.Errorf("running %t: %v", running, err)
+		}
+	}
+}
+
 // An interruption while the service is tried is one, and says nothing about the service.
 func TestInterruptedTrial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
