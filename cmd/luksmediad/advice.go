@@ -76,6 +76,7 @@ func probeAdvice() []advice {
 		{health.ReasonNotOnVolume, "docker inspect synapse"},
 		{health.ReasonNotRandom, "luksmediad lock"},
 		{health.ReasonOneWayIn, "luksmediad key list; luksmediad key add recovery"},
+		{health.ReasonOriginalGone, kernelLog},
 		{health.ReasonPinMismatch, "luksmediad key pin"},
 		{health.ReasonPlaintext, "luksmediad lock"},
 		{health.ReasonPlaintextCopy, "grep -A9 -e media_storage_providers -e backup_media_store_path {homeserver}"},

@@ -64,6 +64,7 @@ const (
 	ReasonNotOnVolume        Reason = "not_on_volume"         // Synapse answered from files that are not on the volume
 	ReasonNotRandom          Reason = "not_random"            // the raw bytes are no ciphertext
 	ReasonOneWayIn           Reason = "one_way_in"            // fewer than two independent ways in
+	ReasonOriginalGone       Reason = "original_gone"         // Synapse still knows an upload of which the store has no original any more
 	ReasonPinMismatch        Reason = "pin_mismatch"          // the container is not the recorded one
 	ReasonPlaintext          Reason = "plaintext"             // the raw bytes are the file's own
 	ReasonPlaintextCopy      Reason = "plaintext_copy"        // Synapse keeps a second copy elsewhere
@@ -146,7 +147,7 @@ var conditions = []definition{
 		code: Thumbnail, title: "Synapse serves from the volume", impact: FailsHealth, dependsOn: []Code{Mount, Write},
 		reasons: []Reason{
 			ReasonCanaryKept, ReasonError, ReasonIO, ReasonLocalStorageOff, ReasonNoInodes, ReasonNoSpace, ReasonNotImage,
-			ReasonNotMounted, ReasonNotMovedIn, ReasonNotOnVolume, ReasonPlaintextCopy, ReasonReadOnly, ReasonRefused,
+			ReasonNotMounted, ReasonNotMovedIn, ReasonNotOnVolume, ReasonOriginalGone, ReasonPlaintextCopy, ReasonReadOnly, ReasonRefused,
 			ReasonSynapseUnreachable, ReasonTimeout, ReasonUnauthorized,
 		},
 		// Synapse's own state is not the volume's: it starts after the gate opens, and may be stopped.

@@ -56,7 +56,8 @@ type ThumbnailProbe struct {
 	// The last upload that Synapse took or refused in vain: even a refused one may leave a file behind.
 	attempted time.Time
 	failure   error
-	fresh     bool // this probe has uploaded one: whatever the clock says, it is not from before Since
+	missed    time.Time // when the original of the canary on record was first found lost; zero: it is there
+	fresh     bool      // this probe has uploaded one: whatever the clock says, it is not from before Since
 }
 
 // Name returns Thumbnail.
@@ -184,21 +185,54 @@ func (p *ThumbnailProbe) now() time.Time {
 	return p.Now()
 }
 
-// provide sees to a canary on record whose original is proven: it uploads another if that is gone or its time has come.
+// provide sees to a canary on record whose original is proven: it uploads another if that is gone for good or its time has come.
 func (p *ThumbnailProbe) provide(ctx context.Context, store, dir *directory, r *record) error {
 	if r.URI == "" {
 		return p.upload(ctx, store, dir, r)
 	}
-	if err := r.check(store); !errors.Is(err, fs.ErrNotExist) && (err != nil || !p.isDue(r.Uploaded)) {
+	err := r.check(store)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = p.miss(ctx, store, r)
+	case err == nil:
+		p.missed = time.Time{}
+		if !p.isDue(r.Uploaded) {
+			return nil
+		}
+	}
+	if err != nil {
 		return err
 	}
 	return p.upload(ctx, store, dir, r)
 }
 
+// miss fails if the original is lost. Synapse deletes it, by media_retention or an administrator, together with the thumbnails and what the
+// database knows (synapse/media/media_repository.py); as long as it answers with a thumbnail, it has deleted nothing. That is said for a day,
+// also if another upload is due.
+func (p *ThumbnailProbe) miss(ctx context.Context, store *directory, r *record) error {
+	if p.renews() {
+		return nil
+	}
+	_, _, err := p.ask(ctx, &r.canary)
+	if ReasonOf(err) == ReasonRefused {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if p.missed.IsZero() {
+		p.missed = p.now()
+	}
+	if p.now().Sub(p.missed) >= renewAfter {
+		return nil
+	}
+	return &Failure{ReasonOriginalGone, fmt.Errorf("cannot find %s, of which Synapse still has a thumbnail", filepath.Join(store.path, r.original()))}
+}
+
 // isDue: it is time to upload another canary. A clock that was set back does not put it off for ever. While it is too early to see whether
 // uploads still go elsewhere, the one on record tells that: Synapse does not find it then.
 func (p *ThumbnailProbe) isDue(uploaded time.Time) bool {
-	if p.Renew && !p.fresh {
+	if p.renews() {
 		return true
 	}
 	if p.tooEarly() && ReasonOf(p.failure) == ReasonNotOnVolume {
@@ -207,6 +241,9 @@ func (p *ThumbnailProbe) isDue(uploaded time.Time) bool {
 	age := p.now().Sub(uploaded)
 	return age < 0 || age >= renewAfter || age >= replaceAfter && !p.fresh && uploaded.Before(p.Since)
 }
+
+// renews: the canary on record is of no account.
+func (p *ThumbnailProbe) renews() bool { return p.Renew && !p.fresh }
 
 // upload repeats the last failure instead of uploading once more too early.
 func (p *ThumbnailProbe) upload(ctx context.Context, store, dir *directory, r *record) error {

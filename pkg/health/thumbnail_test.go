@@ -400,19 +400,62 @@ func TestThumbnailAfterSynapseStarts(t *testing.T) {
 	s.mustRun(t)
 }
 
-func TestThumbnailOriginalGone(t *testing.T) {
+// What Synapse has deleted, as media_retention does, is replaced.
+func TestThumbnailOriginalDeleted(t *testing.T) {
+	s := newScene(t)
+	s.mustRun(t)
+	for _, name := range s.files(t) {
+		remove(t, name)
+	}
+	clear(s.server.thumbnails)
+	if _, err := s.probe.Original(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Original returned %v", err)
+	}
+	s.mustRun(t)
+	s.requireUploads(t, 2)
+}
+
+// What Synapse still knows is lost: that is said for a day, also after a boot, unless it comes back. A move is tried with another.
+func TestThumbnailOriginalLost(t *testing.T) {
 	s := newScene(t)
 	s.mustRun(t)
 	name, err := s.probe.Original()
 	if err != nil {
 		t.Fatal(err)
 	}
-	remove(t, name)
-	if _, err := s.probe.Original(); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("Original returned %v", err)
+	if err := os.Rename(name, name+".away"); err != nil {
+		t.Fatal(err)
+	}
+	s.clock.advance(time.Hour)
+	s.restart()
+	s.probe.Since = s.clock.now
+	s.mustFail(t, ReasonOriginalGone)
+	s.requireUploads(t, 1)
+	if err := os.Rename(name+".away", name); err != nil {
+		t.Fatal(err)
 	}
 	s.mustRun(t)
 	s.requireUploads(t, 2)
+	if name, err = s.probe.Original(); err != nil {
+		t.Fatal(err)
+	}
+	remove(t, name)
+	for range 24 {
+		s.mustFail(t, ReasonOriginalGone)
+		s.clock.advance(time.Hour)
+	}
+	s.mustRun(t)
+	s.requireUploads(t, 3)
+	if name, err = s.probe.Original(); err != nil {
+		t.Fatal(err)
+	}
+	remove(t, name)
+	s.restart()
+	s.probe.Renew = true
+	s.mustRun(t)
+	if len(s.files(t)) != 2 {
+		t.Errorf("files %v", s.files(t))
+	}
 }
 
 // A canary uploaded while the disk was full has no thumbnail in the database, for ever.

@@ -86,6 +86,10 @@ func failures() []failure {
 			said: "[-]write failed: read_only", next: "journalctl -k"},
 		{name: "original unreadable", do: canaryOriginal + "chmod 0 $original", undo: canaryOriginal + "chmod 644 $original", upload: "200", thumbnail: "200",
 			said: "[-]thumbnail failed: refused", next: "docker logs"},
+		{name: "original corrupt", do: canaryOriginal + "cp --preserve=all $original $original.away && printf damage | dd of=$original conv=notrunc status=none",
+			undo: canaryOriginal + "mv $original.away $original", said: "[-]thumbnail failed: io_error", next: "journalctl -k"},
+		{name: "original gone, thumbnail present", do: canaryOriginal + "mv $original $original.away", undo: canaryOriginal + "mv $original.away $original",
+			said: "[-]thumbnail failed: original_gone", next: "journalctl -k"},
 		{name: "container from before the mount", do: startEarly, undo: "docker rm --force early",
 			said: "[-]containers failed: container_stale", next: "docker restart early"},
 		{name: "empty and immutable", do: bareInside, upload: "500", old: "500", // with another mode than the guard's it would be 404
