@@ -3,9 +3,7 @@ package transfer
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -51,27 +49,26 @@ func (l *look) all(ctx context.Context, known stream, workers int) error {
 
 // batchEntries copies entries: of a stream each is only good until the next.
 func batchEntries(ctx context.Context, entries stream, batches chan<- []Entry) error {
-	for {
-		batch := make([]Entry, 0, 4*batchNames)
-		var err error
-		for err == nil && len(batch) < cap(batch) {
-			var e *Entry
-			if e, err = entries.next(); err == nil {
-				batch = append(batch, *e)
-			}
-		}
-		if err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
+	var batch []Entry
+	send := func() error {
 		select {
 		case batches <- batch:
+			batch = nil
+			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if err != nil {
+	}
+	err := eachEntry(entries, func(e *Entry) error {
+		if batch = append(batch, *e); len(batch) < 4*batchNames {
 			return nil
 		}
+		return send()
+	})
+	if err != nil {
+		return err
 	}
+	return send()
 }
 
 func (l *look) work(batches <-chan []Entry) error {
