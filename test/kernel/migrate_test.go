@@ -89,13 +89,13 @@ func (s *site) requireContent(path, want string) {
 // hangUp takes the terminal away from a command once it has begun, and wants it to come to its end.
 func (s *site) hangUp(args ...string) {
 	s.t.Helper()
-	s.duringCopy(func(p *os.Process, terminal io.Closer) error {
+	s.during("copy", func(p *os.Process, terminal io.Closer) error {
 		return errors.Join(terminal.Close(), p.Signal(syscall.SIGHUP))
 	}, args...)
 }
 
-// duringCopy does something to a command that has begun to copy, and wants it to come to its end.
-func (s *site) duringCopy(do func(p *os.Process, terminal io.Closer) error, args ...string) {
+// during does something to a command that has begun a step, and wants it to come to its end.
+func (s *site) during(step string, do func(p *os.Process, terminal io.Closer) error, args ...string) {
 	s.t.Helper()
 	cmd := exec.Command(binary(s.t), append([]string{"--config", s.config}, args...)...)
 	stderr, err := cmd.StderrPipe()
@@ -105,7 +105,10 @@ func (s *site) duringCopy(do func(p *os.Process, terminal io.Closer) error, args
 	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	for lines := bufio.NewScanner(stderr); lines.Scan() && !strings.HasPrefix(lines.Text(), "copy"); {
+	for lines := bufio.NewScanner(stderr); !strings.HasPrefix(lines.Text(), step); {
+		if !lines.Scan() {
+			s.t.Fatalf("%v has no step %s", args, step)
+		}
 	}
 	if err := do(cmd.Process, stderr); err != nil {
 		s.t.Error(err)
@@ -120,15 +123,13 @@ func (s *site) duringCopy(do func(p *os.Process, terminal io.Closer) error, args
 func TestRollbackOutlastsProbes(t *testing.T) {
 	s := newSite(t)
 	s.fillStore()
-	for i := range 2000 { // so that there is time to hold the command up
-		s.write(filepath.Join(s.store, fmt.Sprint("file", i)), "a picture")
-	}
 	s.succeed("create", "--yes")
 	s.serve()
 	s.succeed("migrate", "--yes")
 	requireHealthy(t)
-	s.write(filepath.Join(s.store, "later"), "later")
-	s.duringCopy(func(p *os.Process, _ io.Closer) error {
+	later := strings.Repeat("later", 2<<20) // takes long enough to hold the command up
+	s.write(filepath.Join(s.store, "later"), later)
+	s.during("carry back", func(p *os.Process, _ io.Closer) error {
 		if err := p.Signal(syscall.SIGSTOP); err != nil {
 			return err
 		}
@@ -140,7 +141,9 @@ func TestRollbackOutlastsProbes(t *testing.T) {
 		return p.Signal(syscall.SIGCONT)
 	}, "migrate", "rollback", "--yes")
 	s.requireStore("plaintext")
-	s.requireContent(filepath.Join(s.store, "later"), "later")
+	if content, err := os.ReadFile(filepath.Join(s.store, "later")); err != nil || string(content) != later {
+		t.Errorf("%d bytes came back, %v", len(content), err)
+	}
 	entries, err := os.ReadDir(s.store)
 	if err != nil {
 		t.Fatal(err)
