@@ -133,6 +133,18 @@ print(json.dumps({name: database.execute(f'select count(*) from "{name}"').fetch
 	return rows
 }
 
+// SettledRows counts them once Synapse has worked off what a new database begins with (synapse/storage/background_updates.py).
+func (h *Homeserver) SettledRows() map[string]int {
+	h.t.Helper()
+	for start := time.Now(); time.Since(start) < 2*time.Minute; time.Sleep(time.Second) {
+		if rows := h.Rows(); rows["background_updates"] == 0 {
+			return rows
+		}
+	}
+	h.t.Fatal("Synapse does not come to an end with its background updates")
+	return nil
+}
+
 // NewAdmin registers a server admin and returns its access token, as register_new_matrix_user does (Synapse's Admin API, "Shared-Secret
 // Registration").
 func (h *Homeserver) NewAdmin(name string) string {
