@@ -8,7 +8,6 @@ import (
 	"luksmediad/internal/journal"
 	"luksmediad/internal/state"
 	"luksmediad/internal/volume"
-	"luksmediad/pkg/mount"
 )
 
 // Grower makes the volume larger before it is full; [volume.Volume] does.
@@ -17,8 +16,7 @@ type Grower interface {
 	GrowIfLow(ctx context.Context, observer volume.Observer) (*volume.Growth, error)
 }
 
-// growAgain is how long a growth that has failed is left alone: what it wants, such as room on the disk below, takes a person. After a
-// sync that has failed none is tried again by itself: it would say that all is well, of blocks that may not be on the disk.
+// growAgain is how long a growth that has failed is left alone: what it wants, such as room on the disk below, takes a person.
 const growAgain = time.Hour
 
 // growIfLow looks aside: a disk that hangs must not hold up the rest.
@@ -31,7 +29,7 @@ func (d *Daemon) growIfLow(ctx context.Context) {
 		err := d.grow(ctx)
 		switch {
 		case err == nil || errors.Is(err, state.ErrBusy):
-		case errors.Is(err, mount.ErrSync):
+		case volume.Final(err):
 			<-ctx.Done()
 		default:
 			select {

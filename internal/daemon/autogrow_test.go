@@ -8,6 +8,7 @@ import (
 	"luksmediad/internal/config"
 	"luksmediad/internal/state"
 	"luksmediad/internal/volume"
+	"luksmediad/pkg/mount"
 )
 
 // The volume grows by itself where that is configured, and what has grown is looked at anew. What fails is said once and left alone for a
@@ -47,6 +48,13 @@ func TestAutoGrow(t *testing.T) {
 		s.after(15 * time.Minute)
 		if again := len(s.record.having("volume grow")); again == tried {
 			t.Error("not tried again")
+		}
+		grows(nil, mount.ErrSync)
+		s.after(time.Minute)
+		tried = len(s.record.having("volume grow"))
+		s.after(2 * time.Hour)
+		if again := len(s.record.having("volume grow")); again != tried {
+			t.Errorf("tried %d times after a sync that has failed", again-tried)
 		}
 		s.stopDaemon()
 	})

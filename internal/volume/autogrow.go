@@ -32,6 +32,10 @@ func (v *Volume) GrowIfLow(ctx context.Context, observer Observer) (*Growth, err
 	return grown, errors.Join(err, release())
 }
 
+// Final says that a growth that has failed so must not be tried again by itself: after a sync that has failed another one would tell that all
+// is well, of blocks that may not be on the disk.
+func Final(err error) bool { return errors.Is(err, mount.ErrSync) }
+
 // growLocked looks once more: somebody may have made the volume larger meanwhile.
 func (v *Volume) growLocked(ctx context.Context, observer Observer) (*Growth, error) {
 	options, err := v.lowGrowth()
