@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -79,18 +78,12 @@ func (c *copier) removeGone(ctx context.Context, gone *spool) error {
 	}
 	f := &place{tree: c.to}
 	defer f.leave()
-	for {
-		e, err := entries.next()
-		if err == nil {
-			err = ctx.Err()
-		}
-		if err != nil {
-			return endOfStream(err)
-		}
-		if err := f.removeEntry(e); err != nil {
+	return eachEntry(entries, func(e *Entry) error {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-	}
+		return f.removeEntry(e)
+	})
 }
 
 func (f *place) removeEntry(e *Entry) error {
@@ -187,36 +180,42 @@ func (c *copier) work(ctx context.Context, cancel context.CancelCauseFunc, batch
 func (c *copier) dispatch(ctx context.Context, p *plan, entries stream, batches chan<- []Entry) error {
 	to := &place{tree: c.to}
 	defer to.leave()
-	var batch []Entry
-	send := func() error {
-		select {
-		case batches <- batch:
-			batch = nil
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	for {
-		e, err := entries.next()
-		if errors.Is(err, io.EOF) {
-			return send()
-		}
+	b := &batcher{to: batches}
+	err := eachEntry(entries, func(e *Entry) error {
 		switch {
-		case err != nil:
 		case e.Kind == Folder:
-			err = makeFolder(to, e)
+			return makeFolder(to, e)
 		case e.First != "":
-			err = p.links.add(e)
-		default:
-			batch = append(batch, *e)
+			return p.links.add(e)
 		}
-		if err == nil && len(batch) == batchNames {
-			err = send()
-		}
-		if err != nil {
-			return err
-		}
+		return b.add(ctx, e)
+	})
+	if err != nil {
+		return err
+	}
+	return b.send(ctx)
+}
+
+// batcher hands copies of entries to workers, some at a time: of a stream each is only good until the next.
+type batcher struct {
+	to    chan<- []Entry
+	batch []Entry
+}
+
+func (b *batcher) add(ctx context.Context, e *Entry) error {
+	if b.batch = append(b.batch, *e); len(b.batch) < batchNames {
+		return nil
+	}
+	return b.send(ctx)
+}
+
+func (b *batcher) send(ctx context.Context) error {
+	select {
+	case b.to <- b.batch:
+		b.batch = nil
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
@@ -277,18 +276,12 @@ func (c *copier) linkAll(ctx context.Context, p *plan) error {
 	first, folder := &place{tree: c.to}, &place{tree: c.to}
 	defer first.leave()
 	defer folder.leave()
-	for {
-		e, err := entries.next()
-		if err == nil {
-			err = ctx.Err()
-		}
-		if err != nil {
-			return endOfStream(err)
-		}
-		if err := c.linkOne(e, p, first, folder); err != nil {
+	return eachEntry(entries, func(e *Entry) error {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-	}
+		return c.linkOne(e, p, first, folder)
+	})
 }
 
 // linkOne notes a link with the look that the first got when it was copied: the walk's may be an older one.

@@ -292,21 +292,12 @@ func (r *remover) removeFolders(ctx context.Context, collected *spool) error {
 	}
 	at := &place{tree: r.tree}
 	defer at.leave()
-	for {
-		e, err := folders.next()
-		if err == nil {
-			err = ctx.Err()
-		}
-		if err != nil {
-			return endOfStream(err)
-		}
-		if e.Path == "" {
-			continue
-		}
-		if err := r.removeOne(at, e); err != nil {
+	return eachEntry(folders, func(e *Entry) error {
+		if err := ctx.Err(); err != nil || e.Path == "" {
 			return err
 		}
-	}
+		return r.removeOne(at, e)
+	})
 }
 
 // removeRoot removes the folder itself, if its name still leads to it.

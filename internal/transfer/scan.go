@@ -185,18 +185,12 @@ func (s *scan) tellLinks() error {
 func eachLink(sorted stream, f func(e *Entry) error) error {
 	var inode uint64
 	var first string
-	for {
-		e, err := sorted.next()
-		if err != nil {
-			return endOfStream(err)
-		}
+	return eachEntry(sorted, func(e *Entry) error {
 		if first == "" || e.Inode != inode {
 			inode, first = e.Inode, e.Path
 		} else if e.Path != first {
 			e.First = first
 		}
-		if err := f(e); err != nil {
-			return err
-		}
-	}
+		return f(e)
+	})
 }

@@ -39,36 +39,16 @@ func (l *look) all(ctx context.Context, known stream, workers int) error {
 	batches := make(chan []Entry, workers)
 	group.Go(func() error {
 		defer close(batches)
-		return batchEntries(ctx, known, batches)
+		b := &batcher{to: batches}
+		if err := eachEntry(known, func(e *Entry) error { return b.add(ctx, e) }); err != nil {
+			return err
+		}
+		return b.send(ctx)
 	})
 	for range workers {
 		group.Go(func() error { return l.work(batches) })
 	}
 	return group.Wait()
-}
-
-// batchEntries copies entries: of a stream each is only good until the next.
-func batchEntries(ctx context.Context, entries stream, batches chan<- []Entry) error {
-	var batch []Entry
-	send := func() error {
-		select {
-		case batches <- batch:
-			batch = nil
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	err := eachEntry(entries, func(e *Entry) error {
-		if batch = append(batch, *e); len(batch) < 4*batchNames {
-			return nil
-		}
-		return send()
-	})
-	if err != nil {
-		return err
-	}
-	return send()
 }
 
 func (l *look) work(batches <-chan []Entry) error {
@@ -99,7 +79,8 @@ func (t *trail) requireUntouched(known *Entry) error {
 	return nil
 }
 
-// trail is the way to the folder that was used last: entries in the order of a manifest need each folder opened once.
+// trail is the way to the folder that was used last: entries in the order of a manifest need each folder opened once. It is for looking only:
+// unlike a place it follows a folder that is moved meanwhile.
 type trail struct {
 	tree *tree
 	open []opened
