@@ -38,10 +38,7 @@ func stateAdvice() []advice {
 
 // probeAdvice is about the closed sets of reasons of the probes.
 func probeAdvice() []advice {
-	const (
-		kernelLog = "journalctl -k --priority warning --since -1h"
-		log       = "journalctl -u luksmediad --since -1h"
-	)
+	const log = "journalctl -u luksmediad --since -1h"
 	return []advice{
 		{health.ReasonBackupMissing, backUpHeader},
 		{health.ReasonBackupOld, backUpHeader},

@@ -58,11 +58,11 @@ func expand(c *config.Config, next string) string {
 	if len(c.Stores) == 1 {
 		names = append(names, "{store}", c.Stores[0].Path, "{store_name}", c.Stores[0].Name)
 	}
-	if s := c.Probes.Synapse; s != nil && s.HomeserverConfig != "" {
-		names = append(names, "{homeserver}", s.HomeserverConfig)
-	}
 	if s := c.Probes.Synapse; s != nil {
 		names = append(names, "{token}", s.TokenFile, "{admin_token}", s.AdminTokenFile)
+		if s.HomeserverConfig != "" {
+			names = append(names, "{homeserver}", s.HomeserverConfig)
+		}
 	}
 	for _, source := range c.Unlock {
 		if source.Keyfile != nil {

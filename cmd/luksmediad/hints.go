@@ -84,8 +84,8 @@ func hints() []hint {
 		{volume.ErrLoopForeign, "loop_foreign", exitRefused, "losetup --list --associated {container}"},
 		{volume.ErrContainerSparse, "container_sparse", exitRefused, "fallocate --posix --length $(stat --format %s {container}) {container}"},
 		{volume.ErrFilesystemForeign, "filesystem_foreign", exitRefused, "luksmediad status"},
-		{volume.ErrEmergencyReadOnly, "emergency_ro", exitFailed, "journalctl -k --priority warning --since -1h"},
-		{volume.ErrShutdown, "filesystem_shutdown", exitFailed, "journalctl -k --priority warning --since -1h"},
+		{volume.ErrEmergencyReadOnly, "emergency_ro", exitFailed, kernelLog},
+		{volume.ErrShutdown, "filesystem_shutdown", exitFailed, kernelLog},
 		{volume.ErrShrink, "shrink", exitRefused, "luksmediad status"},
 		{volume.ErrGrowDevice, "grow_device", exitUsage, "luksmediad grow"},
 		{volume.ErrStoreNotEmpty, "store_not_empty", exitRefused, "ls -la {store}"},
@@ -99,7 +99,7 @@ func hints() []hint {
 		{volume.ErrTokenUnknown, "token_unknown", exitVerify, reviewHeader},
 		{volume.ErrBackupMissing, "header_backup_missing", exitFailed, backUpHeader},
 		{volume.ErrBackupOld, "header_backup_old", exitFailed, backUpHeader},
-		{transfer.ErrSync, "writes_lost", exitVerify, "journalctl -k --priority warning --since -1h; luksmediad migrate {store_name}"},
+		{transfer.ErrSync, "writes_lost", exitVerify, kernelLog + "; luksmediad migrate {store_name}"},
 		{volume.ErrObstacles, "store_obstacles", exitRefused, "luksmediad migrate --dry-run {store_name}"},
 		{volume.ErrVolumeFull, "volume_full", exitFailed, "luksmediad grow --by SIZE"},
 		{volume.ErrDiskFull, "disk_full", exitFailed, "df -h {store}/.."},
@@ -119,8 +119,8 @@ func hints() []hint {
 		{transfer.ErrRefused, "store_obstacles", exitRefused, "luksmediad migrate --dry-run {store_name}"},
 		{transfer.ErrNoSpace, "volume_full", exitFailed, "luksmediad grow --by SIZE"},
 		{transfer.ErrUnsupported, "copy_unsupported", exitRefused, "getfattr -d -m - -R {store}"},
-		{transfer.ErrRead, "store_unreadable", exitFailed, "journalctl -k --priority warning --since -1h"},
-		{transfer.ErrWrite, "copy_unwritable", exitFailed, "journalctl -k --priority warning --since -1h"},
+		{transfer.ErrRead, "store_unreadable", exitFailed, kernelLog},
+		{transfer.ErrWrite, "copy_unwritable", exitFailed, kernelLog},
 		{transfer.ErrNewer, "state_newer", exitRefused, "install the newer luksmediad again"},
 		{transfer.ErrCorrupt, "manifest_corrupt", exitRefused, "luksmediad status"},
 
@@ -192,13 +192,13 @@ func hints() []hint {
 		{mount.ErrAttached, "already_attached", exitBusy, "losetup --list"},
 		{mount.ErrNoLoop, "no_loop", exitFailed, "modprobe loop; losetup --list"},
 		{mount.ErrSparse, "container_sparse", exitRefused, "fallocate --posix --length $(stat --format %s {container}) {container}"},
-		{mount.ErrSync, "sync_failed", exitFailed, "journalctl -k --priority warning --since -1h"},
-		{mount.ErrReadOnly, "read_only", exitFailed, "journalctl -k --priority warning --since -1h"},
+		{mount.ErrSync, "sync_failed", exitFailed, kernelLog},
+		{mount.ErrReadOnly, "read_only", exitFailed, kernelLog},
 		{mount.ErrUnsupported, "unsupported", exitFailed, "uname -r"},
 		{mount.ErrUnverified, "unverified", exitVerify, "findmnt; losetup --list"},
 
 		{command.ErrOutputTooLarge, "program_output", exitFailed, "journalctl -u luksmediad --since -1h"},
-		{command.ErrStuck, "program_stuck", exitFailed, "journalctl -k --priority warning --since -1h"},
+		{command.ErrStuck, "program_stuck", exitFailed, kernelLog},
 		{command.ErrNotFound, "program_missing", exitFailed, "apt install cryptsetup-bin e2fsprogs xfsprogs"},
 		{state.ErrNewer, "state_newer", exitRefused, "install the newer luksmediad again"},
 		{state.ErrOlder, "state_older", exitRefused, "install the luksmediad that made the volume"},
@@ -251,6 +251,8 @@ func ahead(explained api.Explanation) string {
 const (
 	// unlockByHand is the advice wherever no key fits.
 	unlockByHand = "luksmediad unlock"
+	// kernelLog is the advice wherever a disk or the kernel has failed.
+	kernelLog = "journalctl -k --priority warning --since -1h"
 	// checkToken is the advice about a token that Synapse does not take, or that cannot be used.
 	checkToken = "chmod o= {token}; grep as_token the registration file; compare with {token}"
 	// lookAtFile is the advice about a file that is no key.
