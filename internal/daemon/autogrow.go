@@ -27,15 +27,16 @@ func (d *Daemon) growIfLow(ctx context.Context) {
 	go func() {
 		defer d.growing.Store(false)
 		err := d.grow(ctx)
-		switch {
-		case err == nil || errors.Is(err, state.ErrBusy):
-		case volume.Final(err):
-			<-ctx.Done()
-		default:
-			select {
-			case <-ctx.Done():
-			case <-time.After(growAgain):
-			}
+		if err == nil || errors.Is(err, state.ErrBusy) {
+			return
+		}
+		var again <-chan time.Time // never
+		if !volume.Final(err) {
+			again = time.After(growAgain)
+		}
+		select {
+		case <-ctx.Done():
+		case <-again:
 		}
 	}()
 }
