@@ -66,7 +66,8 @@ func (i DirectoryID) Is(other DirectoryID) bool {
 }
 
 // Exchange gives two directories each other's name, at once, and makes that durable: a crash leaves either order, never a third. They keep
-// their times of change of content, on xfs unless the power fails in that moment. Neither may be immutable or the root of a mount. Errors: ErrUnsupported, ErrBusy, and those of OpenDirectory for the folders they are in.
+// their times of change of content, on xfs unless the power fails in that moment. Neither may be immutable or the root of a mount.
+// Errors: ErrUnsupported, ErrBusy, and those of OpenDirectory for the folders they are in.
 func Exchange(one, other string) error {
 	if err := exchange(one, other); err != nil {
 		return fmt.Errorf("cannot exchange %s and %s: %w", one, other, err)
