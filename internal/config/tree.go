@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -168,13 +167,18 @@ func start(node ast.Node) *token.Position {
 
 // join extends a key by a name from the file; one that is not plain is quoted, so that an error stays on one line.
 func join(parent, name string) string {
-	if !regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`).MatchString(name) {
+	if name == "" || len(name) > 64 || strings.ContainsFunc(name, isSpecial) {
 		name = quote(name)
 	}
 	if parent == "" {
 		return name
 	}
 	return parent + "." + name
+}
+
+// isSpecial is true of what no key is made of.
+func isSpecial(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-'
 }
 
 // quote makes any text fit for one line of an error.
