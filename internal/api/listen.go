@@ -42,12 +42,20 @@ func ListenLoopback(ctx context.Context, address string) (net.Listener, error) {
 	if !parsed.Addr().IsLoopback() {
 		return nil, fmt.Errorf("cannot listen on %s: %w", address, ErrNotLoopback)
 	}
-	return new(net.ListenConfig).Listen(ctx, "tcp", address)
+	return listenTCP(ctx, address)
 }
 
 // ListenAnywhere listens on any TCP address, for [Server.ServeAuthenticated].
 func ListenAnywhere(ctx context.Context, address string) (net.Listener, error) {
-	return new(net.ListenConfig).Listen(ctx, "tcp", address)
+	return listenTCP(ctx, address)
+}
+
+// listenTCP does without Multipath TCP, for which package net asks otherwise: nobody scrapes over two networks, and the kernel would look
+// for a module with another part of itself that listens.
+func listenTCP(ctx context.Context, address string) (net.Listener, error) {
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	return config.Listen(ctx, "tcp", address)
 }
 
 // ListenControl listens on a Unix socket at path, mode 0660, in a directory of mode 0750. Both belong to the group if there is one of
