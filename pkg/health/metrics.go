@@ -1,7 +1,10 @@
 package health
 
 import (
+	"bytes"
 	"net/http"
+	"strconv"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -19,17 +22,43 @@ func NewRegistry(c *Collector) *prometheus.Registry {
 		c,
 		version.NewCollector(namespace),
 		collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
+	registry.MustRegister(processMetrics()...)
 	return registry
 }
 
 // MetricsHandler serves a registry. It counts its own scrapes there, so it is made once for each.
 func MetricsHandler(registry *prometheus.Registry) http.Handler {
-	return promhttp.InstrumentMetricHandler(registry, promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+	return promhttp.InstrumentMetricHandler(registry, wholeAnswers(promhttp.HandlerFor(registry, promhttp.HandlerOpts{
 		Registry:            registry,
 		MaxRequestsInFlight: maxScrapes,
 		CoalesceGather:      true,
 		EnableOpenMetrics:   true,
-	}))
+	})))
 }
+
+// wholeAnswers sends each answer in one piece. promhttp writes it line by line, and package net/http passes that on by pieces of 4 KiB,
+// for each of which the client is woken.
+func wholeAnswers(next http.Handler) http.Handler {
+	buffers := sync.Pool{New: func() any { return new(bytes.Buffer) }}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		buffer := buffers.Get().(*bytes.Buffer)
+		defer buffers.Put(buffer)
+		buffer.Reset()
+		whole := wholeAnswer{w, buffer, http.StatusOK}
+		next.ServeHTTP(&whole, r)
+		w.Header().Set("Content-Length", strconv.Itoa(buffer.Len()))
+		w.WriteHeader(whole.status)
+		_, _ = w.Write(buffer.Bytes()) // whoever asked has gone
+	})
+}
+
+type wholeAnswer struct {
+	http.ResponseWriter
+	body   *bytes.Buffer
+	status int
+}
+
+func (a *wholeAnswer) WriteHeader(status int) { a.status = status }
+
+func (a *wholeAnswer) Write(piece []byte) (int, error) { return a.body.Write(piece) }
