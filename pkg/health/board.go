@@ -46,11 +46,11 @@ type Condition struct {
 	Title     string
 	Status    Status
 	Impact    Impact
-	Reason    Reason // empty if the condition holds
-	Text      string // one line; what happened, or what was proven
-	Next      string // the command to type; empty if it holds or is unknown
-	Subject   string // the container or unit that fails, where it is one of several
-	DependsOn []Code
+	Reason    Reason    // empty if the condition holds
+	Text      string    // one line; what happened, or what was proven
+	Next      string    // the command to type; empty if it holds or is unknown
+	Subject   string    // the container or unit that fails, where it is one of several
+	DependsOn []Code    // not to be changed
 	Cause     Code      // the failing condition that hides this one; empty if it is visible
 	Probed    bool      // by a probe, not by a lifecycle step
 	Since     time.Time // of the present status and reason
@@ -96,11 +96,12 @@ type Board struct {
 type entry struct {
 	definition
 	outcome
-	since   time.Time
-	checked time.Time
-	maxAge  time.Duration // 0: the outcome never gets stale
-	awaited time.Time     // since when outcomes are expected
-	told    outcome       // what OnChange was last called with
+	allCauses []Code // dependsOn and follows
+	since     time.Time
+	checked   time.Time
+	maxAge    time.Duration // 0: the outcome never gets stale
+	awaited   time.Time     // since when outcomes are expected
+	told      outcome       // what OnChange was last called with
 }
 
 // NewBoard returns a Board on which every condition is Unknown.
@@ -117,7 +118,7 @@ func NewBoard(options Options) *Board {
 	b := &Board{options: options}
 	for _, d := range conditions {
 		if !slices.Contains(options.Without, d.code) {
-			b.entries = append(b.entries, &entry{definition: d, since: options.Now()})
+			b.entries = append(b.entries, &entry{definition: d, allCauses: slices.Concat(d.dependsOn, d.follows), since: options.Now()})
 		}
 	}
 	return b
@@ -237,11 +238,11 @@ func (b *Board) snapshot() []Condition {
 }
 
 // causes are the conditions whose failure explains the status.
-func (d definition) causes(status Status) []Code {
+func (e *entry) causes(status Status) []Code {
 	if status == OK || status == Warn {
-		return d.dependsOn
+		return e.dependsOn
 	}
-	return slices.Concat(d.dependsOn, d.follows)
+	return e.allCauses
 }
 
 // Ready says whether everything that readiness needs holds: volume mounted and writable, gate open.
@@ -257,7 +258,7 @@ func (b *Board) Worst() Status { return b.Report(Healthz).Status }
 func (e *entry) condition(now time.Time) Condition {
 	c := Condition{
 		Code: e.code, Title: e.title, Status: e.status, Impact: e.impact, Reason: e.reason, Text: e.text,
-		Subject: e.subject, DependsOn: slices.Concat(e.dependsOn, e.follows), Probed: e.probed(), Since: e.since, Checked: e.checked,
+		Subject: e.subject, DependsOn: e.allCauses, Probed: e.probed(), Since: e.since, Checked: e.checked,
 	}
 	last := e.checked
 	if last.Before(e.awaited) {

@@ -85,10 +85,10 @@ func (c *Collector) SetMove(m Move) {
 	}
 }
 
-// boardGauge is 1 if its condition holds.
+// boardGauge is 1 if it is true of all conditions together.
 type boardGauge struct {
 	desc  *prometheus.Desc
-	value func(*Board) bool
+	value func(snapshot []Condition) bool
 }
 
 type probeMetrics struct {
@@ -175,24 +175,26 @@ func conditionGauges() []conditionGauge {
 }
 
 func boardGauges() []boardGauge {
-	gauge := func(name, help string, value func(*Board) bool) boardGauge {
+	gauge := func(name, help string, value func([]Condition) bool) boardGauge {
 		return boardGauge{prometheus.NewDesc(namespace+"_"+name, help, nil, nil), value}
 	}
-	holds := func(code Code) func(*Board) bool {
-		return func(b *Board) bool { return b.holds(code) }
+	holds := func(code Code) func([]Condition) bool {
+		return func(snapshot []Condition) bool {
+			return slices.ContainsFunc(snapshot, func(c Condition) bool { return c.Code == code && (c.Status == OK || c.Status == Warn) })
+		}
 	}
 	return []boardGauge{
-		gauge("ready", "Whether /readyz answers 200.", (*Board).Ready),
+		gauge("ready", "Whether /readyz answers 200.", func(snapshot []Condition) bool { return Readyz.report(snapshot).Status != Fail }),
 		gauge("unlocked", "Whether the container is unlocked.", holds(Unlock)),
 		gauge("mounted", "Whether the volume and its stores are mounted.", holds(Mount)),
-		gauge("mount_readonly", "Whether the last run of the write probe found the volume read-only.", (*Board).readOnly),
+		gauge("mount_readonly", "Whether the last run of the write probe found the volume read-only.", readOnly),
 		gauge("gate_open", "Whether services may start.", holds(Gate)),
 	}
 }
 
 // readOnly says whether the filesystem takes no writes; ext4 has a state of its own for that since Linux 6.15.
-func (b *Board) readOnly() bool {
-	return slices.ContainsFunc(b.Snapshot(), func(c Condition) bool {
+func readOnly(snapshot []Condition) bool {
+	return slices.ContainsFunc(snapshot, func(c Condition) bool {
 		return c.Code == Write && c.Status == Fail && (c.Reason == ReasonReadOnly || c.Reason == "emergency_ro")
 	})
 }
@@ -208,16 +210,6 @@ func (b *Board) staleAfter() map[Code]time.Duration {
 		}
 	}
 	return ages
-}
-
-// holds says whether a condition holds, perhaps with a warning.
-func (b *Board) holds(code Code) bool {
-	for _, c := range b.Snapshot() {
-		if c.Code == code {
-			return c.Status == OK || c.Status == Warn
-		}
-	}
-	return false
 }
 
 func newProbeMetrics() probeMetrics {
@@ -327,10 +319,11 @@ func (c *Collector) Describe(descs chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
+	snapshot := c.board.Snapshot()
 	for _, g := range c.gauges {
-		metrics <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, number01(g.value(c.board)))
+		metrics <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, number01(g.value(snapshot)))
 	}
-	for _, condition := range c.board.Snapshot() {
+	for _, condition := range snapshot {
 		for _, g := range c.conditions {
 			metrics <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, number01(g.value(condition)), string(condition.Code))
 		}

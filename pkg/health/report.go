@@ -30,11 +30,16 @@ type Report struct {
 
 // Report reads the Board for one endpoint, leaving out the conditions named in exclude.
 func (b *Board) Report(endpoint Endpoint, exclude ...string) Report {
-	r := Report{Endpoint: endpoint, Status: OK, At: b.options.Now()}
+	r := endpoint.report(b.Snapshot(), exclude...)
+	r.At = b.options.Now()
+	return r
+}
+
+func (e Endpoint) report(snapshot []Condition, exclude ...string) Report {
+	r := Report{Endpoint: e, Status: OK}
 	matched := map[string]bool{}
-	snapshot := b.Snapshot()
 	for _, c := range snapshot {
-		if !endpoint.covers(c) && !endpoint.explains(c, snapshot) {
+		if !e.covers(c) && !e.explains(c, snapshot) {
 			continue
 		}
 		if slices.Contains(exclude, string(c.Code)) {
