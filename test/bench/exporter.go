@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os/exec"
@@ -108,7 +107,7 @@ func (e exporter) measureScrapes(s *scraped, pid int) error {
 }
 
 func (e exporter) awaitListening() error {
-	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(100 * time.Microsecond) {
+	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(time.Millisecond) {
 		if conn, err := net.Dial("tcp", e.address); err == nil {
 			return conn.Close()
 		}
@@ -117,24 +116,21 @@ func (e exporter) awaitListening() error {
 }
 
 // ask sends requests one after the other over one connection, and gives the milliseconds that each took.
-func (e exporter) ask(path string, times int) ([]float64, error) {
-	transport := &http.Transport{DisableCompression: true}
-	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: time.Minute}
-	var took []float64
+func (e exporter) ask(path string, times int) (took []float64, err error) {
+	c, err := dial(e.address)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, c.close()) }()
 	for range times {
 		began := time.Now()
-		answer, err := client.Get("http://" + e.address + path)
+		status, err := c.get(path)
 		if err != nil {
 			return nil, err
 		}
-		_, err = io.Copy(io.Discard, answer.Body)
-		if err := errors.Join(err, answer.Body.Close()); err != nil {
-			return nil, err
-		}
 		took = append(took, milliseconds(time.Since(began)))
-		if path == "/metrics" && answer.StatusCode != http.StatusOK {
-			return nil, fmt.Errorf("%s%s: %s", e.address, path, answer.Status)
+		if path == "/metrics" && status != http.StatusOK {
+			return nil, fmt.Errorf("%s%s: status %d", e.address, path, status)
 		}
 	}
 	return took, nil
