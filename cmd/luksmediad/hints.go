@@ -202,6 +202,7 @@ func hints() []hint {
 		{command.ErrNotFound, "program_missing", exitFailed, "apt install cryptsetup-bin e2fsprogs xfsprogs"},
 		{state.ErrNewer, "state_newer", exitRefused, "install the newer luksmediad again"},
 		{state.ErrOlder, "state_older", exitRefused, "install the luksmediad that made the volume"},
+		{state.ErrNoSpace, "state_full", exitFailed, "df -h /var/lib/luksmediad; df -i /var/lib/luksmediad"},
 		{state.ErrUnsafe, "state_unsafe", exitRefused, "chown -R root:root /var/lib/luksmediad && chmod 0700 /var/lib/luksmediad"},
 		{state.ErrCorrupt, "state_corrupt", exitRefused, "ls -l /var/lib/luksmediad"},
 		{unlock.ErrCryptsetup, "cryptsetup", exitFailed, "journalctl -u luksmediad"},

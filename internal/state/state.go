@@ -28,6 +28,8 @@ var (
 	ErrCorrupt = errors.New("state file is damaged")
 	// ErrUnsafe means that others can change the directory or the file.
 	ErrUnsafe = errors.New("can be changed by other users")
+	// ErrNoSpace means that the disk of the directory has no blocks, inodes or quota left.
+	ErrNoSpace = errors.New("no room left for the state")
 )
 
 const maxSize = 4 << 20 // bytes; the largest state is a few KiB
@@ -55,9 +57,17 @@ func (s Store) Load(name string, version int, into any) error {
 // Save replaces the state called name. When it returns nil, the new content survives a power cut.
 func (s Store) Save(name string, version int, v any) error {
 	if err := s.save(name, version, v); err != nil {
-		return fmt.Errorf("cannot write state %s in %s: %w", name, s.Dir, err)
+		return fmt.Errorf("cannot write state %s in %s: %w", name, s.Dir, NoSpace(err))
 	}
 	return nil
+}
+
+// NoSpace makes an error that says so of a disk one of ErrNoSpace too.
+func NoSpace(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
 }
 
 // Remove deletes the state called name durably. It is no error if there is none.

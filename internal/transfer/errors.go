@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/state"
 )
 
 // The classes of failure.
@@ -19,7 +21,7 @@ var (
 	ErrRead = errors.New("cannot be read")
 	// ErrWrite: the target cannot be written.
 	ErrWrite = errors.New("cannot be written")
-	// ErrNoSpace: the target has no room left: blocks, inodes or quota. Without a PathError it is the filesystem of Options.State.
+	// ErrNoSpace: the target has no room left: blocks, inodes or quota. Of the filesystem of Options.State it is state.ErrNoSpace.
 	ErrNoSpace = errors.New("no room left")
 	// ErrUnsupported: the target's filesystem cannot hold an attribute.
 	ErrUnsupported = errors.New("not supported by the target")
@@ -94,7 +96,10 @@ func stateError(err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w: %w", writeClass(err), err)
+	if full := state.NoSpace(err); errors.Is(full, state.ErrNoSpace) {
+		return full
+	}
+	return fmt.Errorf("%w: %w", ErrWrite, err)
 }
 
 func writeClass(err error) error {

@@ -126,7 +126,7 @@ func (m *mover) carryBack(ctx context.Context) (err error) {
 		return err
 	}
 	m.manifest, err = transfer.CarryBack(ctx, m.target(), aside, m.verified, back)
-	if _, outside := errors.AsType[*transfer.PathError](err); outside && errors.Is(err, transfer.ErrNoSpace) {
+	if errors.Is(err, transfer.ErrNoSpace) {
 		return wrongf(ErrDiskFull, "cannot take store %s back to %s: %v", m.store.Name, filepath.Dir(m.store.Path), err)
 	}
 	return err
