@@ -199,6 +199,10 @@ func (p *ThumbnailProbe) provide(ctx context.Context, store, dir *directory, r *
 		if !p.isDue(r.Uploaded) {
 			return nil
 		}
+		// A Synapse that hangs may take later what is sent to it now, when nobody waits for the answer any more.
+		if _, _, err := p.ask(ctx, &r.canary); ReasonOf(err) == ReasonSynapseUnreachable {
+			return err
+		}
 	}
 	if err != nil {
 		return err

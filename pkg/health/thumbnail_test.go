@@ -35,6 +35,7 @@ type homeserver struct {
 	kept       string          // the URI of the one upload that it cannot delete
 	deletions  int
 	alias      string // the URI that it answers an upload with, in place of the true one
+	hangs      error  // it does everything, but when nobody waits for the answer any more
 }
 
 func (h *homeserver) Upload(_ context.Context, picture []byte) (string, error) {
@@ -51,12 +52,12 @@ func (h *homeserver) Upload(_ context.Context, picture []byte) (string, error) {
 	}
 	_, err := h.generate(uri)
 	h.thumbnails[uri] = err == nil // errors are swallowed at upload, matrix-org/synapse#16211
-	return cmp.Or(h.alias, uri), nil
+	return cmp.Or(h.alias, uri), h.hangs
 }
 
 func (h *homeserver) Thumbnail(_ context.Context, uri string) ([]byte, error) {
-	if h.down != nil || h.answer != nil {
-		return h.answer, h.down
+	if h.down != nil || h.hangs != nil || h.answer != nil {
+		return h.answer, cmp.Or(h.down, h.hangs)
 	}
 	if !h.thumbnails[uri] {
 		return nil, refusal("400 M_UNKNOWN Cannot find any thumbnails")
@@ -191,6 +192,21 @@ func TestThumbnailUploadsDaily(t *testing.T) {
 			}
 		})
 	}
+}
+
+// fault 73: what a Synapse that hangs is sent, it may take when nobody waits for the answer, and nothing would remember that.
+func TestThumbnailUploadsNothingToASynapseThatHangs(t *testing.T) {
+	s := newScene(t)
+	s.mustRun(t)
+	s.clock.advance(renewAfter)
+	s.server.hangs = &Failure{ReasonSynapseUnreachable, context.DeadlineExceeded}
+	for range 5 {
+		s.mustFail(t, ReasonSynapseUnreachable)
+		s.clock.advance(time.Minute)
+	}
+	s.server.hangs = nil
+	s.mustRun(t)
+	s.requireUploads(t, 2)
 }
 
 // A restarted daemon goes on with the canary of the day, however often it restarts.
