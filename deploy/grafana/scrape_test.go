@@ -48,6 +48,7 @@ func startDaemon(t *testing.T) (address string) {
 	collector.ExpectKeyslots(volume.Purposes()...)
 	collector.SetKeyslots([]string{"recovery", "tpm2"})
 	collector.SetHeaderBackup(time.Now().Add(-time.Hour))
+	collector.SetRecoveryDrill(time.Now().Add(-time.Hour))
 	collector.SetContainer(50<<30, "aes-xts-plain64", 4096)
 	collector.SetBacking(20 << 30)
 	collector.ObserveUnlock(time.Second, "tpm_policy")

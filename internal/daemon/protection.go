@@ -24,6 +24,7 @@ func (d *Daemon) assess() {
 		kept := d.Assessor.Kept()
 		d.Collector.SetKeyslots(kept.Purposes)
 		d.Collector.SetHeaderBackup(kept.HeaderBackup)
+		d.Collector.SetRecoveryDrill(kept.RecoveryProven)
 		found <- d.Assessor.Protection()
 	}()
 	go func() {

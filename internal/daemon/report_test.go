@@ -241,7 +241,8 @@ func (s *site) metrics(t *testing.T) string {
 	var text strings.Builder
 	for _, family := range families {
 		if name := family.GetName(); strings.HasPrefix(name, "luksmediad_unlock") || strings.HasPrefix(name, "luksmediad_container") ||
-			name == "luksmediad_protection" || name == "luksmediad_keyslots" || name == "luksmediad_header_backup_timestamp_seconds" {
+			name == "luksmediad_protection" || name == "luksmediad_keyslots" || name == "luksmediad_header_backup_timestamp_seconds" ||
+			name == "luksmediad_recovery_drill_timestamp_seconds" {
 			if _, err := expfmt.MetricFamilyToText(&text, family); err != nil {
 				t.Fatal(err)
 			}

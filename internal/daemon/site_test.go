@@ -82,7 +82,8 @@ func guarded() []volume.StoreStatus {
 }
 
 func (k *scriptedKeys) Kept() volume.Kept {
-	return volume.Kept{Purposes: []string{"recovery", "tpm2", "keyfile"}, HeaderBackup: time.Unix(1_790_000_000, 0)}
+	return volume.Kept{Purposes: []string{"recovery", "tpm2", "keyfile"}, HeaderBackup: time.Unix(1_790_000_000, 0),
+		RecoveryProven: time.Unix(1_780_000_000, 0)}
 }
 
 // slow keeps the look at the keys from happening at the same time as something else.

@@ -1,7 +1,9 @@
 package volume
 
 import (
+	"bytes"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -16,6 +18,8 @@ type Kept struct {
 	Purposes []string
 	// HeaderBackup is when header and keyslots were last copied; zero if there is no copy.
 	HeaderBackup time.Time
+	// RecoveryProven is when a recovery key was last seen to open its keyslot; zero if never.
+	RecoveryProven time.Time
 }
 
 // Kept is empty where there is no record of the container.
@@ -31,5 +35,23 @@ func (v *Volume) Kept() Kept {
 	if info, err := os.Stat(v.backupPath(record.Pin.UUID)); err == nil {
 		kept.HeaderBackup = info.ModTime()
 	}
+	kept.RecoveryProven = v.recoveryProven(record)
 	return kept
+}
+
+// recoveryProven goes by the salts in the record, so that no header has to be read.
+func (v *Volume) recoveryProven(record *Record) (last time.Time) {
+	known, err := v.loadProofs()
+	if err != nil {
+		return time.Time{}
+	}
+	for _, proof := range known {
+		recovery := slices.ContainsFunc(record.Keyslots, func(made Keyslot) bool {
+			return made.Source == sourceRecovery && made.Slot == proof.Keyslot && bytes.Equal(made.Salt, proof.Salt)
+		})
+		if recovery && proof.Time.After(last) {
+			last = proof.Time
+		}
+	}
+	return last
 }

@@ -24,6 +24,18 @@ func TestKept(t *testing.T) {
 			t.Errorf("%s is not announced", purpose)
 		}
 	}
+	if !kept.RecoveryProven.IsZero() {
+		t.Errorf("nobody has tried the recovery key, and it was proven %v", kept.RecoveryProven)
+	}
+	header := r.header()
+	r.must(r.NoteProof(header, 0, "passphrase")) // which does not tell what it is of
+	if kept := r.Kept(); kept.RecoveryProven.Before(before) {
+		t.Errorf("the recovery key was proven %v", kept.RecoveryProven)
+	}
+	r.must(r.saveRecord(&Record{Container: r.container(), Keyslots: []Keyslot{{Slot: 0, Source: sourceRecovery, Salt: Hex("another")}}}))
+	if kept := r.Kept(); !kept.RecoveryProven.IsZero() {
+		t.Errorf("proven before the keyslot was filled: %v", kept.RecoveryProven)
+	}
 	r.must(r.states.Remove(r.recordName()))
 	if kept := r.Kept(); kept.Purposes != nil || !kept.HeaderBackup.IsZero() {
 		t.Errorf("without a record: %+v", kept)

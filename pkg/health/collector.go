@@ -119,6 +119,7 @@ type containerMetrics struct {
 	keyslots *prometheus.GaugeVec
 	purposes []string // of keyslots
 	backup   prometheus.Gauge
+	drill    prometheus.Gauge
 }
 
 // NewCollector makes the collector of a Board. unlockReasons is the closed set of reasons that
@@ -286,6 +287,7 @@ func newContainerMetrics() containerMetrics {
 		backup: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: namespace, Name: "header_backup_timestamp_seconds", Help: "When header and keyslots were last copied, 0 if never.",
 		}),
+		drill: newGauge("recovery_drill_timestamp_seconds", "When a recovery key was last seen to open the container, 0 if never."),
 	}
 }
 
@@ -342,7 +344,7 @@ func (c *Collector) parts() []prometheus.Collector {
 	parts := []prometheus.Collector{
 		c.probes.success, c.probes.runs, c.probes.failures, c.probes.duration, c.probes.lastRun, c.probes.lastSuccess,
 		c.unlocks.attempts, c.unlocks.failures, c.unlocks.duration,
-		c.container.size, c.container.info, c.container.keyslots, c.container.backup,
+		c.container.size, c.container.info, c.container.keyslots, c.container.backup, c.container.drill,
 		c.keys.proven, c.keys.failures, c.keys.limit, c.keys.policies, c.keys.unsealed, c.forecast,
 		c.backing, c.starts,
 	}
@@ -407,6 +409,11 @@ func (c *Collector) SetHeaderBackup(at time.Time) {
 	if !at.IsZero() {
 		c.container.backup.Set(float64(at.Unix()))
 	}
+}
+
+// SetRecoveryDrill says when a recovery key was last seen to open the container; zero if never, or if there is none any more.
+func (c *Collector) SetRecoveryDrill(at time.Time) {
+	c.container.drill.Set(float64(max(at.Unix(), 0)))
 }
 
 // CountDropped gives the counter of events that did not reach the journal. It is called before the first scrape.

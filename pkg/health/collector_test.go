@@ -46,6 +46,7 @@ func TestMetrics(t *testing.T) {
 	c.ExpectKeyslots("recovery", "tpm2")
 	c.SetKeyslots([]string{"recovery", "tpm2", "tpm2", "foreign"})
 	c.SetHeaderBackup(clock.now)
+	c.SetRecoveryDrill(clock.now.Add(-time.Hour))
 	c.CountDropped(func() uint64 { return 3 })
 	c.ExpectProtection("none_same_disk", "snapshot")
 	c.SetProtection("none_same_disk")
