@@ -19,6 +19,8 @@ const (
 	tailBytes = 1 << 20
 	// wipeBytes are read or written at once.
 	wipeBytes = 1 << 20
+	// firstBytes of a header are written at once and have the UUID in their first sector, which a disk writes wholly or not at all.
+	firstBytes = 4096
 )
 
 // checkUnused claims a block device for a moment, which the kernel refuses while it is mounted or part of another device.
@@ -26,14 +28,20 @@ func checkUnused(container *container) error {
 	if !container.block {
 		return nil
 	}
-	claimed, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", container.Fd()), os.O_RDONLY|unix.O_EXCL|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("cannot create container %s: %w", container.Name(), mount.ErrBusy)
-	}
+	claimed, err := claim(fmt.Sprintf("/proc/self/fd/%d", container.Fd()), os.O_RDONLY)
 	if err != nil {
 		return fmt.Errorf("cannot create container %s: %w", container.Name(), err)
 	}
 	return claimed.Close()
+}
+
+// claim opens a block device that nothing else claims. It fails with [mount.ErrBusy].
+func claim(path string, flag int) (*os.File, error) {
+	file, err := os.OpenFile(path, flag|unix.O_EXCL|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return nil, mount.ErrBusy
+	}
+	return file, err
 }
 
 // checkBlank refuses a device that carries anything. No list of signatures is complete, and what looks like noise may be somebody's
@@ -71,14 +79,25 @@ func (c *container) edges() []int64 {
 	return edges
 }
 
-// wipe makes a device of which the header is this creation's blank again. The header goes last: after a crash it tells whose the
-// device is.
+// wipe makes a device of which the header is this creation's blank again. The header's first block goes last, when the rest is known to be
+// gone: after a crash it tells whose the device is.
 func (c *container) wipe() error {
 	zero := make([]byte, wipeBytes)
 	for _, at := range c.edges() {
-		if _, err := c.WriteAt(zero[:min(wipeBytes, c.bytes-at)], at); err != nil {
+		from := max(at, firstBytes)
+		if _, err := c.WriteAt(zero[:max(0, min(at+wipeBytes, c.bytes)-from)], from); err != nil {
 			return fmt.Errorf("cannot wipe container: %w", err)
 		}
 	}
-	return c.Sync()
+	err := c.Sync()
+	if err == nil {
+		_, err = c.WriteAt(zero[:min(firstBytes, c.bytes)], 0)
+	}
+	if err == nil {
+		err = c.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("cannot wipe container: %w", err)
+	}
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -113,12 +114,35 @@ func (c *creating) format(ctx context.Context) (err error) {
 	if c.formatKey, err = secret.Random(64); err != nil {
 		return err
 	}
-	return c.cryptsetup.Format(ctx, c.backing.path, c.formatKey, unlock.FormatOptions{
+	image, err := c.cryptsetup.FormatImage(ctx, c.container.Name(), c.container.bytes, c.formatKey, unlock.FormatOptions{
 		UUID:        c.journal.UUID,
 		Label:       c.MappingName(),
 		Keyslot:     formatKeyslot,
 		SectorBytes: sectorBytes,
 	})
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	return c.writeHeader(image)
+}
+
+// writeHeader begins with the block that has the UUID: whatever a crash leaves on a device after that is known to be this creation's.
+func (c *creating) writeHeader(image *os.File) error {
+	device, err := claim(c.backing.path, os.O_WRONLY)
+	if err != nil {
+		return fmt.Errorf("cannot format container %s: %w", c.container.Name(), err)
+	}
+	defer device.Close()
+	_, err = io.CopyN(device, image, firstBytes)
+	if err = c.after("the header's first block", errors.Join(err, device.Sync())); err == nil {
+		_, err = io.Copy(device, image)
+		err = c.after("header", errors.Join(err, device.Sync()))
+	}
+	if err != nil {
+		return fmt.Errorf("cannot format container %s: %w", c.container.Name(), err)
+	}
+	return nil
 }
 
 // unlock opens the new container with the throw-away key, through the same validation as every later boot.

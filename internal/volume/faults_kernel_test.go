@@ -209,7 +209,8 @@ func TestCreateFailsAnywhere(t *testing.T) {
 		s := newSite(t)
 		s.connectDevice(320)
 		s = s.again(withXFS, onDevice, withSecondStore)
-		s.createEverywhere([]string{"allocate: after journal", "format: after cryptsetup luksFormat", "make filesystem: after mkfs.xfs -q",
+		s.createEverywhere([]string{"allocate: after journal", "format: after the header's first block",
+			"format: after header", "make filesystem: after mkfs.xfs -q",
 			"mount: after marker"})
 	})
 }
@@ -278,7 +279,7 @@ func (s *site) awaitDetached() {
 		s.must(err)
 		if !slices.ContainsFunc(files, func(file string) bool {
 			carried, err := os.ReadFile(file)
-			return err == nil && strings.HasPrefix(string(carried), s.dir)
+			return err == nil && strings.HasPrefix(string(carried), s.dir+"/")
 		}) {
 			return
 		}

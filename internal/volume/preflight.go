@@ -106,10 +106,10 @@ func (c *creation) checkDevice(container *container) error {
 	return checkBlank(container)
 }
 
-// madeHeader tells whether the LUKS header on a device is this creation's.
+// madeHeader tells whether the LUKS header on a device is this creation's, be there only its first block.
 func (c *creation) madeHeader(container *container) bool {
-	header, err := luks2.Read(container, container.bytes)
-	return err == nil && header.UUID == c.UUID
+	uuid, err := luks2.ReadUUID(container)
+	return err == nil && uuid == c.UUID
 }
 
 // checkMappingName refuses a mapping of that name that is not the interrupted creation's.

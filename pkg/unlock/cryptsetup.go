@@ -49,12 +49,48 @@ type FormatOptions struct {
 // must be random: its keyslot gets the minimal PBKDF, and so does the volume-key digest, which cryptsetup benchmarks
 // with the same options and pays for at every later open.
 func (c Cryptsetup) Format(ctx context.Context, device string, key *secret.Key, options FormatOptions) error {
+	return c.format(ctx, device, device, nil, key, options)
+}
+
+// FormatImage makes the header and keyslots that Format would write to a device of so many bytes, in an anonymous file that ends where the
+// data would begin. Who writes them decides in which order they reach the device: cryptsetup clears the header, fills the space for keyslots
+// with noise, and writes the header last (LUKS2_wipe_header_areas in lib/luks2/luks2_json_format.c). container is how people call the device,
+// for messages.
+func (c Cryptsetup) FormatImage(ctx context.Context, container string, bytes int64, key *secret.Key, options FormatOptions) (*os.File, error) {
+	image, err := memoryFile("luks2-image", strings.NewReader(""), bytes)
+	if err != nil {
+		return nil, err
+	}
+	err = c.format(ctx, container, "/proc/self/fd/3", []*os.File{image}, key, options)
+	if err == nil {
+		err = cutImage(image, container, bytes)
+	}
+	if err != nil {
+		return nil, errors.Join(err, image.Close())
+	}
+	return image, nil
+}
+
+// cutImage leaves the header and its keyslots. cryptsetup makes a file larger that is too small for them.
+func cutImage(image *os.File, container string, bytes int64) error {
+	header, err := luks2.Read(image, bytes)
+	if err != nil {
+		return fmt.Errorf("cannot format %s: %w", container, err)
+	}
+	size := header.ImageSize()
+	if size >= bytes {
+		return fmt.Errorf("cannot format %s: it has %d bytes, and the header takes %d: %w", container, bytes, size, ErrCryptsetup)
+	}
+	return image.Truncate(size)
+}
+
+func (c Cryptsetup) format(ctx context.Context, name, device string, extra []*os.File, key *secret.Key, options FormatOptions) error {
 	args := append([]string{"luksFormat", "--batch-mode", "--type", "luks2",
 		"--cipher", "aes-xts-plain64", "--key-size", "512",
 		"--sector-size", strconv.Itoa(options.SectorBytes),
 		"--uuid", options.UUID, "--label", options.Label,
 		"--key-slot", strconv.Itoa(options.Keyslot)}, MinimalPBKDF.args()...)
-	return c.withKey(ctx, "format", device, key, nil, append(args, device)...)
+	return c.withKey(ctx, "format", name, key, extra, append(args, device)...)
 }
 
 // PBKDF is how a keyslot derives its key from what is typed or read.

@@ -3,6 +3,7 @@ package unlock
 import (
 	"context"
 	"errors"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -293,4 +294,37 @@ type printing string
 
 func (p printing) Run(context.Context, *os.File, []*os.File, string, ...string) ([]byte, error) {
 	return []byte(p), nil
+}
+
+// What is made in memory is a container wherever it is written. One that is too small for it is refused by its name.
+func TestFormatImage(t *testing.T) {
+	r := &recorder{}
+	cryptsetup := Cryptsetup{Runner: r}
+	options := FormatOptions{UUID: "b1b4cba8-7a6d-4b8e-9c53-2d0a5b0f7c11", Label: "luksmediad-media", Keyslot: 5, SectorBytes: 4096}
+	image, err := cryptsetup.FormatImage(t.Context(), "the disk", containerBytes, newKey(t, formatKey), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer image.Close()
+	r.requireNoKey(t, formatKey)
+	content, err := io.ReadAll(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := filepath.Join(t.TempDir(), "container.luks")
+	writeFile(t, device, string(content), 0o600)
+	if err := os.Truncate(device, containerBytes); err != nil {
+		t.Fatal(err)
+	}
+	header := readHeader(t, device)
+	if header.UUID != options.UUID || header.Segment().Offset != int64(len(content)) {
+		t.Errorf("UUID %q, %d bytes of header, data from %d", header.UUID, len(content), header.Segment().Offset)
+	}
+	if err := prove(t, cryptsetup, device, newKey(t, formatKey), 5); err != nil {
+		t.Error(err)
+	}
+	_, err = cryptsetup.FormatImage(t.Context(), "the disk", 1<<20, newKey(t, formatKey), options)
+	if !errors.Is(err, ErrCryptsetup) || !strings.Contains(err.Error(), "cannot format the disk: ") {
+		t.Error(err)
+	}
 }

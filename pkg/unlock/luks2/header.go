@@ -9,6 +9,7 @@
 package luks2
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -64,6 +65,19 @@ func Read(r io.ReaderAt, size int64) (*Header, error) {
 	}
 	h.readImage(r, size, chosen, primary, secondary)
 	return h, nil
+}
+
+// ReadUUID reads the UUID out of the first bytes of a container. Nothing but magic and version is verified: the rest of the header may be
+// damaged, or not be there. Error: ErrNotLUKS2.
+func ReadUUID(r io.ReaderAt) (string, error) {
+	raw := make([]byte, uuidAt+uuidLen)
+	if _, err := r.ReadAt(raw, 0); err != nil {
+		return "", fmt.Errorf("%w: %w", ErrNotLUKS2, err)
+	}
+	if string(raw[:magicLen]) != primaryMagic || binary.BigEndian.Uint16(raw[versionAt:]) != 2 {
+		return "", ErrNotLUKS2
+	}
+	return text(raw[uuidAt:]), nil
 }
 
 // asError avoids an error interface that holds a nil pointer.

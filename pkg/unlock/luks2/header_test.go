@@ -429,3 +429,18 @@ func TestUnreadable(t *testing.T) {
 		t.Errorf("all unreadable: error %v", err)
 	}
 }
+
+// The first sector alone has the UUID. LUKS1 has another at the same place.
+func TestReadUUID(t *testing.T) {
+	whole := imageOf(mustOpen(t, container(t, "--uuid", "b1b4cba8-7a6d-4b8e-9c53-2d0a5b0f7c11")))
+	if uuid, err := ReadUUID(bytes.NewReader(whole[:512])); uuid != "b1b4cba8-7a6d-4b8e-9c53-2d0a5b0f7c11" || err != nil {
+		t.Errorf("%q, %v", uuid, err)
+	}
+	first := bytes.Clone(whole[:512])
+	first[versionAt+1] = 1
+	for name, content := range map[string][]byte{"LUKS1": first, "secondary": whole[minHeaderBytes:], "zeros": make([]byte, 512), "short": whole[:100], "empty": nil} {
+		if uuid, err := ReadUUID(bytes.NewReader(content)); !errors.Is(err, ErrNotLUKS2) {
+			t.Errorf("%s: %q, %v", name, uuid, err)
+		}
+	}
+}
