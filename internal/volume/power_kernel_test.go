@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -34,6 +35,8 @@ type powered struct {
 	name, folder string
 	filesystem   mount.Kind
 	mebibytes    int
+	// points: the private mount points lie on it too, as they do on the disk of a machine.
+	points       bool
 	image, lower string
 	// table is what it is connected by.
 	table string
@@ -132,6 +135,16 @@ func (d *powered) mount() {
 		options = "commit=900" // seconds
 	}
 	d.s.must(unix.Mount(d.device(), d.folder, string(d.filesystem), 0, options))
+	if d.points {
+		d.showPoints()
+	}
+}
+
+func (d *powered) showPoints() {
+	d.s.t.Helper()
+	lower, points := filepath.Join(d.folder, "volumes"), filepath.Dir(d.s.Root())
+	d.s.must(errors.Join(os.MkdirAll(lower, 0o700), os.MkdirAll(points, 0o700)))
+	d.s.must(unix.Mount(lower, points, "", unix.MS_BIND, ""))
 }
 
 // unmount waits for the loop device of the container, which the kernel lets go of on its own time.
@@ -139,6 +152,9 @@ func (d *powered) unmount() {
 	d.s.t.Helper()
 	if !d.hasFolder() {
 		return
+	}
+	if d.points {
+		d.s.must(unix.Unmount(filepath.Dir(d.s.Root()), unix.UMOUNT_NOFOLLOW))
 	}
 	var err error
 	for began := time.Now(); time.Since(began) < 10*time.Second; time.Sleep(20 * time.Millisecond) {

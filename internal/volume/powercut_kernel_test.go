@@ -124,8 +124,16 @@ const everyMoment = "LUKSMEDIAD_EVERY_MOMENT"
 // testRecorded records what is done with a store and replays so many moments of it, or some more, evenly spread.
 func (s *site) testRecorded(count int) {
 	s.t.Helper()
+	s.close()
 	r := s.power.record()
+	s.open()
 	s.recordMoves(r)
+	s.testReplayed(r, count, s.requireRecovered)
+}
+
+// testReplayed has so many moments of a recording looked at, or some more, evenly spread.
+func (s *site) testReplayed(r *recording, count int, look func(moment)) {
+	s.t.Helper()
 	r.end()
 	all := r.moments()
 	if len(all) < 2*count {
@@ -135,7 +143,7 @@ func (s *site) testRecorded(count int) {
 	if os.Getenv(everyMoment) == "" {
 		some = sample(all, count)
 	}
-	r.replay(some, s.requireRecovered)
+	r.replay(some, look)
 	s.t.Logf("%d of %d moments", len(some), len(all))
 }
 

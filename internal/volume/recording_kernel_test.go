@@ -54,11 +54,10 @@ const (
 	copyChunk     = 8    // sectors, the block of a filesystem
 )
 
-// record takes the site down in an orderly way, and brings it up again on disks that log.
+// record puts a closed site on disks that log.
 func (p *power) record() *recording {
 	p.s.t.Helper()
 	r := &recording{s: p.s}
-	p.s.close()
 	p.off()
 	for _, d := range p.disks {
 		before := d.image + ".before"
@@ -72,7 +71,6 @@ func (p *power) record() *recording {
 		r.disks = append(r.disks, log)
 	}
 	p.on()
-	p.s.open()
 	return r
 }
 

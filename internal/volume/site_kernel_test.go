@@ -201,6 +201,7 @@ func (s *site) requireClosed() {
 		s.t.Errorf("mappings: %s", mappings)
 	}
 	if _, err := os.Stat(s.container); err == nil {
+		s.awaitDetached()
 		if loops := s.run("losetup", "--associated", s.container); loops != "" {
 			s.t.Errorf("loop devices: %s", loops)
 		}
