@@ -75,11 +75,13 @@ func (s *Server) serveBy(ctx context.Context, listener net.Listener, handler htt
 		ConnContext: withPeer,
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- serve(server, limitConns(listener, lim.conns)) }()
+	limited := limitConns(listener, lim.conns)
+	go func() { ended <- serve(server, limited) }()
 	select {
 	case err := <-ended:
 		return fmt.Errorf("cannot serve on %s: %w", listener.Addr(), err)
 	case <-ctx.Done():
+		limited.drain(server)
 		return shutdown(context.WithoutCancel(ctx), server, listener.Addr())
 	}
 }
@@ -141,7 +143,7 @@ func peerOf(conn *net.UnixConn) (Peer, error) {
 }
 
 // limitConns makes Accept wait while n connections are open; the rest queue in the kernel's backlog.
-func limitConns(listener net.Listener, n int) net.Listener {
+func limitConns(listener net.Listener, n int) *limitedListener {
 	return &limitedListener{Listener: listener, slots: make(chan struct{}, n), closed: make(chan struct{})}
 }
 
@@ -169,6 +171,22 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 func (l *limitedListener) Close() error {
 	l.once.Do(func() { close(l.closed) })
 	return l.Listener.Close()
+}
+
+const (
+	// drainPatience is for those who have connected and not said yet what they want.
+	drainPatience = 500 * time.Millisecond
+	drainPause    = 5 * time.Millisecond
+)
+
+// drain takes no more connections and lets those end that there are: once it shuts down, [http.Server] drops a request that it has just
+// read, and those who wait in the backlog are left to whoever listens next.
+func (l *limitedListener) drain(server *http.Server) {
+	_ = l.Close() // shutdown closes it again
+	server.SetKeepAlivesEnabled(false)
+	for deadline := time.Now().Add(drainPatience); len(l.slots) > 0 && time.Now().Before(deadline); {
+		time.Sleep(drainPause)
+	}
 }
 
 type limitedConn struct {

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // listenHere starts a handler on a fresh Unix socket with the given limits.
@@ -106,6 +108,49 @@ func TestHalfOpenConnectionsEnd(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
+}
+
+// Who has connected before a stop or a reload gets an answer to what is asked right after it, also where the request is half sent.
+func TestRequestAtTheEndIsAnswered(t *testing.T) {
+	path, stop := listenHere(t, http.NotFoundHandler(), controlLimits(), quiet())
+	conn := dialUnix(t, path)
+	if _, err := io.WriteString(conn, plainGet[:10]); err != nil {
+		t.Fatal(err)
+	}
+	awaitRead(t, conn.(*net.UnixConn))
+	ended := make(chan error, 1)
+	go func() { ended <- stop() }()
+	for range 100 { // until nobody listens any more
+		other, err := net.Dial("unix", path)
+		if err != nil {
+			break
+		}
+		other.Close()
+		time.Sleep(time.Millisecond)
+	}
+	if text := answerTo(t, conn, plainGet[10:]); !strings.HasPrefix(text, "HTTP/1.1 404") {
+		t.Errorf("answer %q", text)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// awaitRead waits until the other end has read everything, see SIOCOUTQ in unix(7).
+func awaitRead(t *testing.T, conn *net.UnixConn) {
+	t.Helper()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		unread := 0
+		if err := raw.Control(func(fd uintptr) { unread, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); err != nil || unread == 0 {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatal("nobody reads")
 }
 
 func TestConnectionsAreLimited(t *testing.T) {
