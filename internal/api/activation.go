@@ -17,27 +17,43 @@ type Activated struct {
 	TCP     net.Listener // a loopback address, unless it is to be authenticated
 	// Refused says why others were not taken. None of them lets anybody act, and so none is a reason not to begin.
 	Refused []error
+	// handed are all that were handed over, numbers their descriptors: asked for later, os.File.Fd would make the listeners block.
+	handed  []*os.File
+	numbers []int
+	// handedTCP: TCP is one of them.
+	handedTCP bool
 }
 
 // TakeActivated takes them over. authenticated says that TCP will be served by [Server.ServeAuthenticated]. It fails if a Unix socket
 // cannot be the one for what acts.
 func TakeActivated(authenticated bool) (Activated, error) {
-	var taken Activated
-	listeners, err := activation.Listeners()
-	for i, listener := range listeners {
+	return takeHanded(activation.Files(true), authenticated)
+}
+
+func takeHanded(files []*os.File, authenticated bool) (Activated, error) {
+	taken := Activated{handed: files}
+	listeners := make([]net.Listener, len(files))
+	var err error
+	for i, file := range files {
+		taken.numbers = append(taken.numbers, int(file.Fd()))
+		if listener, notOne := net.FileListener(file); notOne == nil { // nil is a socket that nobody can connect to
+			listeners[i] = listener
+		}
 		if err == nil {
-			err = taken.take(i, listener, authenticated)
+			err = taken.take(i, listeners[i], authenticated)
 		}
 	}
-	if err != nil {
-		for _, listener := range listeners {
-			if listener != nil {
-				listener.Close()
-			}
-		}
-		return Activated{}, err
+	if err == nil {
+		taken.handedTCP = taken.TCP != nil
+		return taken, nil
 	}
-	return taken, nil
+	for i, listener := range listeners {
+		files[i].Close()
+		if listener != nil {
+			listener.Close()
+		}
+	}
+	return Activated{}, err
 }
 
 // ErrUnwanted means that a socket of the service manager is of another kind, or a second one of its kind.

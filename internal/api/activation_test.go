@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -21,8 +22,11 @@ import (
 const activatedEnv = "LUKSMEDIAD_TEST_ACTIVATED"
 
 // serveActivated serves what it is handed, until its standard input ends.
-func serveActivated(authenticated bool) {
-	activated, err := api.TakeActivated(authenticated)
+func serveActivated(kind string) {
+	activated, err := api.TakeActivated(kind == "authenticated")
+	if err == nil && kind == "kept" {
+		activated, err = keepActivated(activated)
+	}
 	if err != nil {
 		fmt.Println("refused:", err)
 		return
@@ -47,6 +51,20 @@ func serveActivated(authenticated bool) {
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	cancel()
 	fmt.Println(<-served, <-served)
+}
+
+// keepActivated is what a reload does, but for execve(2).
+func keepActivated(activated api.Activated) (api.Activated, error) {
+	kept, err := activated.Keep(activated.Control, activated.TCP)
+	if err == nil && (len(kept.Handed) != 2 || kept.Control != 0 || kept.TCP != 0) {
+		err = fmt.Errorf("kept %+v", kept)
+	}
+	if err := errors.Join(err, activated.Control.Close(), activated.TCP.Close()); err != nil {
+		return activated, err
+	}
+	next, err := api.TakeKept(kept, false, "")
+	activated.Control, activated.TCP = next.Control, next.TCP // and the files stay open
+	return activated, err
 }
 
 // activate starts the daemon with sockets that systemd-socket-activate opens; it waits for a first connection.

@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) {
 	if kind := os.Getenv(activatedEnv); kind != "" {
-		serveActivated(kind == "authenticated")
+		serveActivated(kind)
 		return
 	}
 	registerDecoders()
