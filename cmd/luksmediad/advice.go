@@ -97,6 +97,9 @@ func advise(code health.Code, reason health.Reason) string {
 	if reasons := health.Reasons(code); slices.Contains(reasons, reason) || reasons != nil && reason == health.ReasonStale {
 		return find(probeAdvice(), reason)
 	}
+	if code == health.Configuration && reason == classConfig {
+		return "luksmediad config check; systemctl reload luksmediad"
+	}
 	for _, h := range hints() {
 		if h.word == string(reason) {
 			return h.next

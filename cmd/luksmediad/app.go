@@ -34,6 +34,8 @@ type app struct {
 
 	// config is nil until it is loaded.
 	config *config.Config
+	// configText takes the place of what is in the file, unless it is nil.
+	configText []byte
 
 	// started: the command line was understood and its command runs.
 	started bool
@@ -188,13 +190,23 @@ func (a *app) succeed(text string) error {
 
 // load reads the configuration and binds the operations to it.
 func (a *app) load() (*config.Config, *volume.Volume, error) {
-	loaded, err := config.Load(a.configPath)
+	text, err := a.configText, error(nil)
+	if text == nil {
+		text, err = config.Read(a.configPath)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	loaded, err := config.Parse(a.configPath, text)
 	if err != nil {
 		return nil, nil, err
 	}
 	a.config = loaded
-	paths := volume.Paths{State: config.StateDir, Runtime: runtimeDir}
-	return loaded, volume.New(loaded, paths, command.Runner{}), nil
+	return loaded, volumeOf(loaded), nil
+}
+
+func volumeOf(loaded *config.Config) *volume.Volume {
+	return volume.New(loaded, volume.Paths{State: config.StateDir, Runtime: runtimeDir}, command.Runner{})
 }
 
 // loadAsRoot is load for whatever opens or closes something: it needs to be root on the host and to have the folder of the locks.

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"luksmediad/internal/api"
+	"luksmediad/internal/config"
 )
 
 func newConfigCommand(a *app) *cobra.Command {
@@ -13,7 +14,9 @@ func newConfigCommand(a *app) *cobra.Command {
 		Use:   "config",
 		Short: "The configuration",
 		Args:  cobra.NoArgs,
-		RunE:  func(*cobra.Command, []string) error { return usageError{errors.New("cannot run config: check?")} },
+		RunE: func(*cobra.Command, []string) error {
+			return usageError{errors.New("cannot run config: check or reload?")}
+		},
 	}
 	cmd.AddCommand(&cobra.Command{
 		Use:   "check",
@@ -21,8 +24,15 @@ func newConfigCommand(a *app) *cobra.Command {
 		Long:  `Report every mistake in the configuration, or print it with all defaults filled in.`,
 		Args:  cobra.NoArgs,
 		RunE:  func(*cobra.Command, []string) error { return a.checkConfig() },
-	})
+	}, newReloadCommand(a))
 	return cmd
+}
+
+func checkWebConfig(loaded *config.Config) error {
+	if loaded.HTTP.WebConfig == "" {
+		return nil
+	}
+	return api.CheckWebConfig(loaded.HTTP.WebConfig)
 }
 
 func (a *app) checkConfig() error {
@@ -30,10 +40,8 @@ func (a *app) checkConfig() error {
 	if err != nil {
 		return err
 	}
-	if loaded.HTTP.WebConfig != "" {
-		if err := api.CheckWebConfig(loaded.HTTP.WebConfig); err != nil {
-			return err
-		}
+	if err := checkWebConfig(loaded); err != nil {
+		return err
 	}
 	text, err := loaded.Marshal()
 	if err != nil {

@@ -42,6 +42,10 @@ func hints() []hint {
 		{errNotRoot, "not_root", exitFailed, "sudo luksmediad …"},
 		{errGateClosed, "gate_closed", exitGateClosed, "curl -s 'http://127.0.0.1:10165/healthz?verbose'"},
 
+		{daemon.ErrReloadLater, "reload_later", exitBusy, "luksmediad status; systemctl reload luksmediad"},
+		{daemon.ErrVolumeOpen, "volume_open", exitRefused, "luksmediad lock; systemctl reload luksmediad; luksmediad unlock"},
+		{errNoReload, "no_reload", exitFailed, "systemctl restart luksmediad"},
+		{errReloadUnheard, "reload_unheard", exitFailed, "journalctl -u luksmediad --since -1h"},
 		{state.ErrBusy, "busy", exitBusy, "luksmediad status"},
 		{api.ErrForeign, "socket_foreign", exitRefused, "ls -ld /run/luksmediad /run/luksmediad/control.sock"},
 		{api.ErrNotLoopback, "not_loopback", exitUsage, "luksmediad config check"},
@@ -218,7 +222,7 @@ func explain(err error) api.Explanation {
 		return api.Explanation{Class: problem.Class, Next: problem.Next, ExitCode: problem.ExitCode}
 	}
 	if _, ok := errors.AsType[*config.Error](err); ok {
-		return api.Explanation{Class: "config", Next: "sudoedit " + config.DefaultPath + "; luksmediad config check", ExitCode: exitUsage}
+		return api.Explanation{Class: classConfig, Next: "sudoedit " + config.DefaultPath + "; luksmediad config check", ExitCode: exitUsage}
 	}
 	if _, ok := errors.AsType[usageError](err); ok {
 		return api.Explanation{Class: classUsage, Next: "luksmediad --help", ExitCode: exitUsage}
@@ -264,6 +268,8 @@ const (
 )
 
 const (
+	// classConfig is the word for what is wrong in the configuration.
+	classConfig = "config"
 	// classUsage is the word for a command line that cannot be understood.
 	classUsage = "usage"
 	// classOther is the word for what is in no class.

@@ -31,8 +31,9 @@ import (
 // withoutAdvice are the classes that need none, with the reason.
 func withoutAdvice() map[string]string {
 	return map[string]string{
-		"mount.ErrInvalid": "the mistake of a caller, which no configuration leads to",
-		"boot.ErrPerson":   "told as a state of its own, in which there is somebody to ask",
+		"mount.ErrInvalid":   "the mistake of a caller, which no configuration leads to",
+		"daemon.ErrHandover": "how one daemon ends for the next, which nobody is told",
+		"boot.ErrPerson":     "told as a state of its own, in which there is somebody to ask",
 	}
 }
 
@@ -248,6 +249,9 @@ func TestEveryReasonHasAdvice(t *testing.T) {
 		if h.next != "" && advise(health.Container, health.Reason(h.word)) == "" {
 			t.Errorf("%s in a step: nothing says what to type", h.word)
 		}
+	}
+	if next := advise(health.Configuration, classConfig); !strings.HasPrefix(next, "luksmediad config check") {
+		t.Errorf("a wrong configuration: %s", next)
 	}
 	for _, reason := range daemonReasons(t) {
 		if advise(health.Gate, reason) == "" {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/prometheus/common/version"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/api"
 	"luksmediad/internal/command"
@@ -39,15 +41,25 @@ func newRunCommand(a *app) *cobra.Command {
 		Long: `Run the daemon: open the volume, mount it, bind the stores, hold them, probe them.
 
 An open volume is adopted without a key. When the daemon ends the volume stays mounted; only lock closes it.
-The unit luksmediad.service runs this.`,
+SIGHUP makes it read its configuration again, see luksmediad config reload. The unit luksmediad.service runs this.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.runDaemon(cmd.Context()) },
 	}
 }
 
 func (a *app) runDaemon(ctx context.Context) error {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, unix.SIGHUP) // before the configuration is read: what comes later asks for a newer one
 	if err := secret.Harden(); err != nil {
 		return err
+	}
+	before, err := takeHandover()
+	if err != nil {
+		return err
+	}
+	if before != nil {
+		a.configText = before.Config
+		before.repeatFor(a.configPath, hangups)
 	}
 	loaded, vol, err := a.loadAsRoot()
 	if err != nil {
@@ -58,11 +70,23 @@ func (a *app) runDaemon(ctx context.Context) error {
 		return err
 	}
 	log := journal.New(journal.Detect(), vol.MappingName())
-	log.Emit(journal.DaemonStarted, journal.F("VERSION", version.Version))
-	err = newService(loaded, vol, log).serve(ctx)
+	log.Emit(startOf(before), journal.F("VERSION", version.Version))
+	s := newService(loaded, vol, log, before)
+	next, err := s.serve(ctx, a.configPath, hangups)
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	return errors.Join(err, log.Close(flush), release())
+	err = errors.Join(err, log.Close(flush), release())
+	if next == nil {
+		return err
+	}
+	return errors.Join(next.become(ctx), err)
+}
+
+func startOf(before *handover) journal.Event {
+	if before != nil {
+		return journal.Reloaded
+	}
+	return journal.DaemonStarted
 }
 
 // service is everything that runs in the daemon.
@@ -72,10 +96,15 @@ type service struct {
 	prober *health.Prober
 	server *api.Server
 	log    *journal.Logger
+	// before is nil unless this process has reloaded.
+	before *handover
+	// control and tcp are what is listened on.
+	control net.Listener
+	tcp     atomic.Pointer[net.Listener]
 }
 
 // newService is the composition root of the daemon.
-func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) *service {
+func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger, before *handover) *service {
 	live := new(atomic.Pointer[volume.Opened])
 	options := health.Options{Advise: adviceFor(loaded), OnChange: func(c health.Condition, before health.Status) { reportCondition(log, c, before) }}
 	var media health.MediaServer
@@ -121,6 +150,7 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 		Live:       live,
 		Explain:    explained,
 		Version:    version.Version,
+		Before:     before.daemon(),
 	})
 	backend := api.Backend{
 		Health:  board,
@@ -129,7 +159,7 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger) 
 		Control: d,
 		Explain: explained,
 	}
-	return &service{config: loaded, daemon: d, prober: prober, server: api.New(backend, slog.New(journalHandler{log})), log: log}
+	return &service{config: loaded, daemon: d, prober: prober, server: api.New(backend, slog.New(journalHandler{log})), log: log, before: before}
 }
 
 // levelWords are the levels of protection: a closed set for a metric's label.
@@ -141,26 +171,50 @@ func levelWords() []string {
 	return words
 }
 
-// serve listens first: whoever asks while the volume is being opened gets an answer.
-func (s *service) serve(ctx context.Context) error {
+// restPatience is for probes that have begun right before a reload.
+const restPatience = 5 * time.Second
+
+// serve listens first: whoever asks while the volume is being opened gets an answer. It returns what is to be handed over if the
+// configuration at path was to be read again.
+func (s *service) serve(ctx context.Context, path string, hangups <-chan os.Signal) (next *handover, err error) {
 	group, ctx := errgroup.WithContext(ctx)
-	activated, err := api.TakeActivated(s.config.HTTP.WebConfig != "")
+	activated, err := s.takeSockets()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, err := range activated.Refused {
 		s.log.Emit(journal.Failed, journal.F("ERROR", err.Error()))
 	}
-	control, err := activated.Listen(ctx, "luksmediad")
-	if err != nil {
-		return err
+	if s.control, err = activated.Listen(ctx, "luksmediad"); err != nil {
+		return nil, err
 	}
-	group.Go(func() error { return s.server.ServeControl(ctx, control) })
+	group.Go(func() error { return s.server.ServeControl(ctx, s.control) })
 	listener, err := s.listenTCP(ctx, activated.TCP)
 	group.Go(func() error { return s.serveTCP(ctx, activated.TCP, listener, err) })
-	group.Go(func() error { s.prober.Run(ctx); return nil })
+	group.Go(func() error { s.probe(ctx); return nil })
 	group.Go(func() error { s.daemon.Run(ctx); return nil })
-	return group.Wait()
+	group.Go(func() error {
+		next = s.awaitReload(ctx, path, hangups, activated)
+		if next != nil {
+			return daemon.ErrHandover
+		}
+		return nil
+	})
+	if err := group.Wait(); !errors.Is(err, daemon.ErrHandover) {
+		return nil, err
+	}
+	resting, cancel := context.WithTimeout(context.WithoutCancel(ctx), restPatience)
+	defer cancel()
+	s.prober.Rest(resting, health.Codes()...)
+	return next, nil
+}
+
+func (s *service) takeSockets() (api.Activated, error) {
+	authenticated := s.config.HTTP.WebConfig != ""
+	if s.before != nil {
+		return api.TakeKept(s.before.Sockets, authenticated, s.config.HTTP.Listen)
+	}
+	return api.TakeActivated(authenticated)
 }
 
 // listenAgain is the time between two tries to listen on TCP.
@@ -178,6 +232,7 @@ func (s *service) serveTCP(ctx context.Context, activated, listener net.Listener
 		}
 		listener, err = s.listenTCP(ctx, activated)
 	}
+	s.tcp.Store(&listener)
 	if s.config.HTTP.WebConfig != "" {
 		return s.server.ServeAuthenticated(ctx, listener, s.config.HTTP.WebConfig)
 	}

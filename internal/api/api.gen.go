@@ -21,27 +21,30 @@ import (
 
 // Defines values for ConditionCode.
 const (
-	ConditionCodeCiphertext ConditionCode = "ciphertext"
-	ConditionCodeContainer  ConditionCode = "container"
-	ConditionCodeContainers ConditionCode = "containers"
-	ConditionCodeFilesystem ConditionCode = "filesystem"
-	ConditionCodeGate       ConditionCode = "gate"
-	ConditionCodeGuard      ConditionCode = "guard"
-	ConditionCodeHeader     ConditionCode = "header"
-	ConditionCodeKeys       ConditionCode = "keys"
-	ConditionCodeMount      ConditionCode = "mount"
-	ConditionCodeProtection ConditionCode = "protection"
-	ConditionCodeSpace      ConditionCode = "space"
-	ConditionCodeStore      ConditionCode = "store"
-	ConditionCodeThumbnail  ConditionCode = "thumbnail"
-	ConditionCodeUnlock     ConditionCode = "unlock"
-	ConditionCodeWrite      ConditionCode = "write"
+	ConditionCodeCiphertext    ConditionCode = "ciphertext"
+	ConditionCodeConfiguration ConditionCode = "configuration"
+	ConditionCodeContainer     ConditionCode = "container"
+	ConditionCodeContainers    ConditionCode = "containers"
+	ConditionCodeFilesystem    ConditionCode = "filesystem"
+	ConditionCodeGate          ConditionCode = "gate"
+	ConditionCodeGuard         ConditionCode = "guard"
+	ConditionCodeHeader        ConditionCode = "header"
+	ConditionCodeKeys          ConditionCode = "keys"
+	ConditionCodeMount         ConditionCode = "mount"
+	ConditionCodeProtection    ConditionCode = "protection"
+	ConditionCodeSpace         ConditionCode = "space"
+	ConditionCodeStore         ConditionCode = "store"
+	ConditionCodeThumbnail     ConditionCode = "thumbnail"
+	ConditionCodeUnlock        ConditionCode = "unlock"
+	ConditionCodeWrite         ConditionCode = "write"
 )
 
 // Valid indicates whether the value is a known member of the ConditionCode enum.
 func (e ConditionCode) Valid() bool {
 	switch e {
 	case ConditionCodeCiphertext:
+		return true
+	case ConditionCodeConfiguration:
 		return true
 	case ConditionCodeContainer:
 		return true

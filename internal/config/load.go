@@ -22,6 +22,15 @@ var (
 // Load reads the configuration. What is wrong with the content is an *Error with every problem; a file that should not
 // be read at all is ErrUnsafe, one that is not there ErrMissing; otherwise the error is the operating system's.
 func Load(path string) (*Config, error) {
+	content, err := Read(path)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, content)
+}
+
+// Read is the part of [Load] before [Parse]: the file's content.
+func Read(path string) ([]byte, error) {
 	content, err := read(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("cannot read the configuration %s: %w", path, ErrMissing)
@@ -29,7 +38,7 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the configuration: %w", err)
 	}
-	return Parse(path, content)
+	return content, nil
 }
 
 func read(path string) ([]byte, error) {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -83,6 +84,8 @@ type Parts struct {
 	// Explain gives the class of an error and what follows from it.
 	Explain func(error) api.Explanation
 	Version string
+	// Before is what this process was before it has read its configuration again, nil where it was something else.
+	Before *Handover
 }
 
 // Daemon keeps the volume open.
@@ -93,9 +96,13 @@ type Daemon struct {
 	verdicts chan verdict
 	// delays say who keeps an operation from beginning.
 	delays chan error
+	// yields ask for what is to be known of this daemon in the one that the process becomes.
+	yields chan chan<- yielded
 	// ended is closed when requests are no longer taken.
 	ended chan struct{}
-	view  view
+	// settled is closed when the first operation has ended.
+	settled chan struct{}
+	view    view
 	// lockers counts the requests under way that stop services: nothing is started meanwhile.
 	lockers atomic.Int32
 	// assessing: a look at where the keys lie is under way.
@@ -104,6 +111,10 @@ type Daemon struct {
 	moving string
 	// restarting: a service that a move has left stopped is being started.
 	restarting atomic.Bool
+	// resuming: services that gave up waiting for the gate are being started.
+	resuming atomic.Bool
+	// ready: READY=1 was sent; it is sent once.
+	ready atomic.Bool
 	// growing: the volume is being made larger, or that has failed a while ago.
 	growing atomic.Bool
 	// verify and mapped look at the kernel's tables.
@@ -115,8 +126,6 @@ type Daemon struct {
 	waiters []*request
 	backoff *backoff.ExponentialBackOff
 	retry   <-chan time.Time
-	// ready: READY=1 was sent; it is sent once.
-	ready bool
 	// gateOpen: what requires the gate may run. gateShut: it was told that it may not.
 	gateOpen, gateShut bool
 	// late: something may have given up waiting for the gate, or was stopped for a lock.
@@ -125,6 +134,8 @@ type Daemon struct {
 	kept bool
 	// verifying: a look at the mount table is under way.
 	verifying bool
+	// held keeps the lock of the volume from a handover on.
+	held func() error
 }
 
 // errStopping answers whoever still waits when the daemon ends.
@@ -175,12 +186,17 @@ func New(parts Parts) *Daemon {
 		outcomes: make(chan outcome, 1),
 		verdicts: make(chan verdict, 1),
 		delays:   make(chan error),
+		yields:   make(chan chan<- yielded),
 		ended:    make(chan struct{}),
+		settled:  make(chan struct{}),
 		phase:    locked,
 		backoff:  retries,
 		verify:   volume.Verify,
 	}
 	d.mapped = d.findMapping
+	if d.Before != nil {
+		d.Board.Restore(d.Before.Conditions) // before anybody asks
+	}
 	d.view.started = time.Now()
 	d.view.setPhase(locked)
 	return d
@@ -194,11 +210,11 @@ func (d *Daemon) Run(ctx context.Context) {
 	defer patrol.Stop()
 	operations, cancel := context.WithCancel(ctx)
 	defer cancel()
-	_ = d.advance(operations, open) // possible from the first phase and while waiting
+	d.begin(operations)
 	for {
 		select {
 		case <-ctx.Done():
-			d.stop()
+			d.stop(ctx)
 			return
 		case request := <-d.requests:
 			d.serve(operations, request)
@@ -215,6 +231,11 @@ func (d *Daemon) Run(ctx context.Context) {
 			d.turnAway(busy)
 		case verdict := <-d.verdicts:
 			d.judge(operations, verdict)
+		case reply := <-d.yields:
+			if d.sendYielded(reply, d.yield()) {
+				d.rest(ctx, pulse.C)
+				return
+			}
 		}
 	}
 }
@@ -288,6 +309,7 @@ func (d *Daemon) settle(ctx context.Context, o outcome) {
 	case locked:
 		d.closeGate()
 	}
+	d.endReload()
 	waiters := d.waiters
 	d.waiters = nil
 	for _, r := range waiters {
@@ -327,17 +349,20 @@ func (d *Daemon) openGate(ctx context.Context) {
 		d.Journal.Emit(journal.GateOpened)
 	}
 	d.gateOpen, d.gateShut = true, false
-	if !d.ready {
-		d.Notifier.Notify("READY=1")
-		d.ready = true
-	}
+	d.sayReady()
 	d.resumeLate(ctx)
 	d.mendMoves(ctx)
 }
 
+func (d *Daemon) sayReady() {
+	if d.ready.CompareAndSwap(false, true) {
+		d.Notifier.Notify("READY=1")
+	}
+}
+
 // resumeLate starts who gave up waiting for the gate, unless somebody is about to lock the volume. Should that be given up, the patrol does.
 func (d *Daemon) resumeLate(ctx context.Context) {
-	if d.phase == serving && d.late && !d.lockIsWanted() {
+	if d.phase == serving && d.late && !d.lockIsWanted() && d.resuming.CompareAndSwap(false, true) {
 		d.late = false
 		go d.resume(ctx)
 	}
@@ -365,15 +390,18 @@ func (d *Daemon) lockIsWanted() bool {
 // beat proves that the lifecycle goroutine lives, and keeps the service manager waiting until READY=1.
 func (d *Daemon) beat() {
 	d.Notifier.Notify("WATCHDOG=1")
-	if !d.ready {
+	if !d.ready.Load() {
 		d.Notifier.Notify("EXTEND_TIMEOUT_USEC=60000000") // three missed beats and more, in µs
 	}
 }
 
 // stop waits for the operation that the end of the context has cut short: it undoes what it has begun. One that hangs
 // is left behind, and the next daemon finds what it has done.
-func (d *Daemon) stop() {
-	d.Notifier.Notify("STOPPING=1")
+func (d *Daemon) stop(ctx context.Context) {
+	handover := errors.Is(context.Cause(ctx), ErrHandover)
+	if !handover {
+		d.Notifier.Notify("STOPPING=1") // there is no way back from it since systemd 259
+	}
 	close(d.ended)
 	for _, r := range d.waiters {
 		r.reply <- outcome{phase: d.phase, err: errStopping}
@@ -384,7 +412,9 @@ func (d *Daemon) stop() {
 		case <-time.After(stopPatience):
 		}
 	}
-	d.Journal.Emit(journal.DaemonStopping)
+	if !handover {
+		d.Journal.Emit(journal.DaemonStopping)
+	}
 }
 
 // ask hands an event to the goroutine of Run and waits for what comes of it.

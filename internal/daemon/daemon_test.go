@@ -245,7 +245,7 @@ func TestEndWhileOpening(t *testing.T) {
 		}()
 		synctest.Wait()
 		before := time.Now()
-		s.end()
+		s.end(nil)
 		if err := <-answer; !errors.Is(err, context.Canceled) || !strings.HasPrefix(err.Error(), "cannot go on: the daemon stops") {
 			t.Errorf("Unlock returned %v", err)
 		}

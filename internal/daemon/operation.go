@@ -169,6 +169,7 @@ func (d *Daemon) lock(ctx context.Context) (release func() error, err error) {
 
 // resume starts what would have come up behind the gate at boot.
 func (d *Daemon) resume(ctx context.Context) {
+	defer d.resuming.Store(false)
 	started, err := d.Gate.Resume(ctx)
 	for _, unit := range started {
 		d.Journal.Emit(journal.ServiceStarted, journal.F("SERVICE", unit))

@@ -40,7 +40,7 @@ type site struct {
 	mapping script[bool]
 	mover   *scriptedMover
 	grower  *scriptedGrower
-	end     context.CancelFunc
+	end     context.CancelCauseFunc
 	done    chan struct{}
 }
 
@@ -157,7 +157,10 @@ func explained(error) api.Explanation {
 }
 
 // newSite makes a daemon whose volume opens in 1.3 seconds and can be written to. It is not running yet.
-func newSite() *site {
+func newSite() *site { return newSiteAfter(nil) }
+
+// newSiteAfter is newSite of a process that has reloaded.
+func newSiteAfter(before *Handover) *site {
 	record := &record{began: time.Now()}
 	s := &site{
 		volume: &scriptedVolume{record: record},
@@ -193,6 +196,7 @@ func newSite() *site {
 		Live:      new(atomic.Pointer[volume.Opened]),
 		Explain:   explained,
 		Version:   "1.2.3",
+		Before:    before,
 	})
 	for _, level := range volume.Levels() {
 		levels = append(levels, string(level))
@@ -206,7 +210,7 @@ func newSite() *site {
 
 // start runs the daemon until the end of the test or [site.stopDaemon].
 func (s *site) start(t *testing.T) *site {
-	ctx, end := context.WithCancel(t.Context())
+	ctx, end := context.WithCancelCause(t.Context())
 	s.end = end
 	go func() {
 		s.Run(ctx)
@@ -217,8 +221,11 @@ func (s *site) start(t *testing.T) *site {
 	return s
 }
 
-func (s *site) stopDaemon() {
-	s.end()
+func (s *site) stopDaemon() { s.stopFor(nil) }
+
+// stopFor gives the reason.
+func (s *site) stopFor(cause error) {
+	s.end(cause)
 	<-s.done
 	synctest.Wait()
 }

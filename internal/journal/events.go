@@ -54,6 +54,8 @@ const (
 	MovedBack
 	Purged
 	CopyVerified
+	Reloaded
+	ReloadRefused
 	eventCount
 )
 
@@ -300,5 +302,15 @@ var definitions = [eventCount]definition{
 	Purged: {
 		"purged", "e7b92ca1d600480fbff70ef34479c8cf", Notice, noObject, "old files of a store purged",
 		"The files that store @LUKSMEDIAD_STORE@ had in clear text were removed. Snapshots and backups may still hold them.",
+	},
+	Reloaded: {
+		"reloaded", "b130c58264304cf8be38a4b1549cabf0", Notice, noObject, "configuration reloaded",
+		"The daemon has checked its configuration and begun anew with it, as the same process. Nothing was unmounted, and nothing that " +
+			"uses the volume was stopped.",
+	},
+	ReloadRefused: {
+		"reload_refused", "28b5183ff4614b1ebdbfe44cef69eaf3", Error, noObject, "configuration not reloaded",
+		"The daemon was asked to read its configuration again and goes on with the one that it has: the new one is wrong or cannot take effect " +
+			"while the volume is open, or something else was under way.",
 	},
 }

@@ -126,6 +126,18 @@ func (o *opening) loadRecord(context.Context) (err error) {
 	return o.checkStores(o.opened.Record)
 }
 
+// CheckSettings refuses with [ErrSettings] a configuration that contradicts what was created. Where nothing was, nothing is refused.
+func (v *Volume) CheckSettings() error {
+	record, err := v.loadRecord()
+	if err != nil {
+		if isNotThere(err) {
+			return nil
+		}
+		return err
+	}
+	return v.checkStores(record)
+}
+
 // resolveRecord first ends what an interrupted move has left undecided.
 func (o *opening) resolveRecord(ctx context.Context) error {
 	record, err := o.Volume.loadRecord()

@@ -130,6 +130,23 @@ func (b *Board) Set(code Code, status Status, reason Reason, text string) {
 	b.report(code, outcome{status: status, reason: reason, text: text})
 }
 
+// Restore takes over the conditions of a Board before this one, of which nothing is told a second time.
+func (b *Board) Restore(snapshot []Condition) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range snapshot {
+		e := b.entry(c.Code)
+		if e == nil {
+			continue
+		}
+		e.outcome = outcome{status: c.Status, reason: c.Reason, text: c.Text, subject: c.Subject}
+		e.since, e.checked = c.Since, c.Checked
+		if !c.Hidden() {
+			e.told = outcome{status: c.Status, reason: c.Reason}
+		}
+	}
+}
+
 // outcome is what is reported of a condition.
 type outcome struct {
 	status        Status

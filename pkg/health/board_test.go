@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // clock is a time that only the test moves.
@@ -93,6 +95,7 @@ func TestImpact(t *testing.T) {
 		{Space, ReasonNoSpace, true, false, Fail},
 		{Keys, ReasonUnproven, true, true, Warn},
 		{Protection, "key_same_disk", true, true, Warn},
+		{Configuration, "config", true, true, Warn}, // fault 75
 	}
 	for _, test := range tests {
 		t.Run(string(test.code)+"/"+string(test.reason), func(t *testing.T) {
@@ -115,6 +118,29 @@ func TestImpact(t *testing.T) {
 		}) {
 			t.Errorf("%s is missing from the truth table", code)
 		}
+	}
+}
+
+// What a Board before has told is shown as it was, and told again only if it changes; what the new one is without is left out.
+func TestRestore(t *testing.T) {
+	clock := newClock()
+	before := goodBoard(Options{Now: clock.Now})
+	before.report(Containers, outcome{Fail, ReasonContainerStale, "it sees another", "synapse"})
+	before.Set(Write, Fail, ReasonFilesystemErrors, "3 errors")
+	clock.advance(time.Minute)
+
+	var told []Code
+	b := NewBoard(Options{Now: clock.Now, Without: []Code{Thumbnail}, OnChange: func(c Condition, _ Status) { told = append(told, c.Code) }})
+	b.Restore(before.Snapshot())
+	want := slices.DeleteFunc(before.Snapshot(), func(c Condition) bool { return c.Code == Thumbnail })
+	if diff := cmp.Diff(want, b.Snapshot()); diff != "" {
+		t.Error(diff)
+	}
+	b.Set(Write, Fail, ReasonFilesystemErrors, "3 errors")
+	b.Set(Mount, OK, "", "")
+	b.Set(Containers, OK, "", "")
+	if !slices.Equal(told, []Code{Containers}) {
+		t.Errorf("told of %v", told)
 	}
 }
 

@@ -53,6 +53,8 @@ func TestMetrics(t *testing.T) {
 	c.SetProtection("snapshot")
 	c.SetPolicies(map[int]bool{7: true})
 	c.SetPolicies(map[int]bool{0: true, 2: false})
+	c.SetReload(true, clock.now)
+	c.SetReload(false, clock.now.Add(time.Hour))
 	c.SetUnsealed(true)
 	c.SetBacking(20 << 30)
 	c.CountStarts(2)

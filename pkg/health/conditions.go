@@ -8,21 +8,22 @@ type Code string
 
 // The conditions, in the order in which they are reported.
 const (
-	Guard      Code = "guard"
-	Container  Code = "container"
-	Header     Code = "header"
-	Unlock     Code = "unlock"
-	Filesystem Code = "filesystem"
-	Mount      Code = "mount"
-	Store      Code = "store"
-	Write      Code = "write"
-	Gate       Code = "gate"
-	Ciphertext Code = "ciphertext"
-	Thumbnail  Code = "thumbnail"
-	Containers Code = "containers"
-	Space      Code = "space"
-	Keys       Code = "keys"
-	Protection Code = "protection"
+	Guard         Code = "guard"
+	Container     Code = "container"
+	Header        Code = "header"
+	Unlock        Code = "unlock"
+	Filesystem    Code = "filesystem"
+	Mount         Code = "mount"
+	Store         Code = "store"
+	Write         Code = "write"
+	Gate          Code = "gate"
+	Ciphertext    Code = "ciphertext"
+	Thumbnail     Code = "thumbnail"
+	Containers    Code = "containers"
+	Space         Code = "space"
+	Keys          Code = "keys"
+	Protection    Code = "protection"
+	Configuration Code = "configuration"
 )
 
 // Reason says why a condition does not hold. The reasons of a probe are the closed set
@@ -173,6 +174,8 @@ var conditions = []definition{
 		},
 	},
 	{code: Protection, title: "keys apart from the container", impact: Degrades, dependsOn: []Code{Container}},
+	// What was refused when it was read again; what is in force is whole.
+	{code: Configuration, title: "configuration in force as last asked for", impact: Degrades},
 }
 
 // OnlyDegrades tells whether a condition that fails for a reason costs no more than a warning.

@@ -130,6 +130,17 @@ func (p *Prober) Rest(ctx context.Context, names ...Code) {
 	}
 }
 
+// Outstanding are the probes of which a run has not returned.
+func (p *Prober) Outstanding() []Code {
+	var names []Code
+	for _, s := range p.slots {
+		if s.outstanding() != nil {
+			names = append(names, s.probe.Name())
+		}
+	}
+	return names
+}
+
 func (s *slot) outstanding() *run {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -83,6 +83,7 @@ func must(t *testing.T, name string, args ...string) string {
 type status struct {
 	ContainerBytes       int64 `json:"container_bytes"`
 	Phase, State, Device string
+	PID                  int
 	OpenedBy             struct {
 		Kind    string
 		Keyslot int

@@ -34,6 +34,12 @@ type daemon struct {
 // start starts the daemon and does not wait for anything.
 func (s *site) start() *daemon {
 	s.t.Helper()
+	return s.startBy(binary(s.t), "--config", s.config, "run")
+}
+
+// startBy is start by another program's command line.
+func (s *site) startBy(program string, args ...string) *daemon {
+	s.t.Helper()
 	d := &daemon{t: s.t, log: filepath.Join(s.dir, "log"), ended: make(chan struct{})}
 	d.service = listen(s.t, filepath.Join(s.dir, "notify"))
 	log, err := os.OpenFile(d.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -41,7 +47,7 @@ func (s *site) start() *daemon {
 		s.t.Fatal(err)
 	}
 	defer log.Close()
-	d.cmd = exec.Command(binary(s.t), "--config", s.config, "run")
+	d.cmd = exec.Command(program, args...)
 	d.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+d.service.path)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	if err := d.cmd.Start(); err != nil {
