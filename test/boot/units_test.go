@@ -49,6 +49,7 @@ func (m *Machine) checkRestart(id string) {
 	if journal := m.cryptsetupJournal(0); strings.Count(journal, "adopted") != 2 {
 		m.t.Errorf("journalctl -u 'systemd-cryptsetup@*' does not show two adoptions:\n%s", journal)
 	}
+	m.checkReload(before)
 
 	m.Run("systemctl stop docker.service docker.socket")
 	if state := m.property("luksmediad-gate.service", "ActiveState"); state != "active" {
@@ -58,6 +59,26 @@ func (m *Machine) checkRestart(id string) {
 	m.WaitForSynapse()
 	m.Thumbnail(id)
 	m.checkHealthy("key_same_disk")
+}
+
+// checkReload: a wrong configuration fails systemctl reload and is told, a right one takes effect in the same process (fault 75).
+func (m *Machine) checkReload(before string) {
+	const file = "/etc/luksmediad/config.yaml"
+	pid := m.property("luksmediad.service", "MainPID")
+	m.Run("cp --archive " + file + " /root/config.yaml; echo 'nonsense: 1' >>" + file)
+	if out, err := m.Try("systemctl reload luksmediad.service"); err == nil {
+		m.t.Errorf("systemctl reload takes a wrong configuration:\n%s", out)
+	}
+	m.Run("journalctl --boot --unit luksmediad.service | grep nonsense")
+	m.checkUntouched("a refused reload", before)
+
+	m.Run("cp --archive /root/config.yaml " + file)
+	m.Run("systemctl reload luksmediad.service")
+	if state, now := m.property("luksmediad.service", "ActiveState"), m.property("luksmediad.service", "MainPID"); state != "active" || now != pid {
+		m.t.Errorf("after a reload: %s, process %s instead of %s", state, now, pid)
+	}
+	m.Run("journalctl --boot --unit luksmediad.service | grep 'configuration reloaded'")
+	m.checkUntouched("systemctl reload luksmediad", before)
 }
 
 // untouched is what a restart of the daemon must not change: the mounts, Docker's process, Synapse's.
