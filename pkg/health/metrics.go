@@ -21,7 +21,7 @@ func NewRegistry(c *Collector) *prometheus.Registry {
 	registry.MustRegister(
 		c,
 		version.NewCollector(namespace),
-		collectors.NewGoCollector(),
+		collectors.NewGoCollector(collectors.WithGoCollectorMemStatsMetricsDisabled()),
 	)
 	registry.MustRegister(processMetrics()...)
 	return registry
