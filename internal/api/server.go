@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -230,7 +231,7 @@ func refuseAnyBody(ctx context.Context) error {
 
 const maxExcluded = 32
 
-var conditionCode = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
+var conditionCode = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`) })
 
 func checkHealthQuery(verbose Flag, exclude []string) error {
 	if !verbose.Valid() {
@@ -240,7 +241,7 @@ func checkHealthQuery(verbose Flag, exclude []string) error {
 		return &refusal{http.StatusBadRequest, classBadRequest, fmt.Sprintf("cannot exclude %d conditions: at most %d", len(exclude), maxExcluded)}
 	}
 	for _, code := range exclude {
-		if !conditionCode.MatchString(code) {
+		if !conditionCode().MatchString(code) {
 			return &refusal{http.StatusBadRequest, classBadRequest, fmt.Sprintf("cannot exclude %q: not a condition's code", code)}
 		}
 	}

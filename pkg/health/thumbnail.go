@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,7 +39,7 @@ const (
 )
 
 // thumbnailName is what Synapse calls the thumbnails of a PNG: width, height, type and method.
-var thumbnailName = regexp.MustCompile(`^(\d{1,4})-(\d{1,4})-image-png-(?:crop|scale)$`)
+var thumbnailName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(\d{1,4})-(\d{1,4})-image-png-(?:crop|scale)$`) })
 
 // ThumbnailProbe proves that Synapse reads from and writes to the volume and can make thumbnails.
 // It uploads a canary daily, which takes the place of the one before. Each run in which Synapse answers removes the
@@ -357,7 +358,7 @@ func removeThumbnails(store *directory, dir string) error {
 		return err
 	}
 	for _, name := range names {
-		if !thumbnailName.MatchString(name) {
+		if !thumbnailName().MatchString(name) {
 			continue
 		}
 		if err := store.remove(path.Join(dir, name)); err != nil {
@@ -407,7 +408,7 @@ func findThumbnail(store *directory, dir string, answer []byte, size image.Point
 
 // sizeOf returns the size in a thumbnail's name, zero if it is none.
 func sizeOf(name string) image.Point {
-	match := thumbnailName.FindStringSubmatch(name)
+	match := thumbnailName().FindStringSubmatch(name)
 	if match == nil {
 		return image.Point{}
 	}

@@ -125,7 +125,7 @@ func FuzzIdentifyReader(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if identity.UUID != "" && !uuidPattern.MatchString(identity.UUID) {
+		if identity.UUID != "" && !uuidPattern().MatchString(identity.UUID) {
 			t.Errorf("UUID %q", identity.UUID)
 		}
 		if identity.Blank() && identity != (Identity{}) {

@@ -5,13 +5,14 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
 var (
-	labelPattern = regexp.MustCompile(`^[A-Za-z0-9_.-]*$`)
-	uuidPattern  = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+	labelPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_.-]*$`) })
+	uuidPattern  = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`) })
 )
 
 // MakeOptions says what filesystem is to be made.
@@ -59,10 +60,10 @@ func (o MakeOptions) check() error {
 	if o.Kind == XFS {
 		limit = 12 // sb_fname
 	}
-	if len(o.Label) > limit || !labelPattern.MatchString(o.Label) {
+	if len(o.Label) > limit || !labelPattern().MatchString(o.Label) {
 		return fmt.Errorf("%w: label %q", ErrInvalid, o.Label)
 	}
-	if o.UUID != "" && !uuidPattern.MatchString(o.UUID) {
+	if o.UUID != "" && !uuidPattern().MatchString(o.UUID) {
 		return fmt.Errorf("%w: UUID %q", ErrInvalid, o.UUID)
 	}
 	return nil

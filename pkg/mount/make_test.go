@@ -31,7 +31,7 @@ func TestMake(t *testing.T) {
 			if options.UUID != "" && uuid != options.UUID {
 				t.Errorf("UUID %s, want %s", uuid, options.UUID)
 			}
-			if !uuidPattern.MatchString(uuid) {
+			if !uuidPattern().MatchString(uuid) {
 				t.Errorf("UUID %q", uuid)
 			}
 		})

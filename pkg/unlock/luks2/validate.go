@@ -5,9 +5,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
 
-var uuidForm = regexp.MustCompile(`^(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+var uuidForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`) })
 
 // Validate holds the header against an allow-list, because only its checksum
 // protects it: who can write to the container can make it say anything, such
@@ -20,7 +21,7 @@ var uuidForm = regexp.MustCompile(`^(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12
 // The error is of class ErrRefused; each *RefusedError in it names a field.
 func (h *Header) Validate(backingSize int64) error {
 	v := &validator{}
-	if !uuidForm.MatchString(h.UUID) {
+	if !uuidForm().MatchString(h.UUID) {
 		v.refuse("uuid", h.UUID, "a UUID")
 	}
 	v.config(h)
