@@ -103,7 +103,13 @@ func (a *app) gateClose(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = a.client().Lock(ctx, api.LockRequest{StopServices: false})
+	for range reloadPatience / gatePoll {
+		_, err = a.client().Lock(ctx, api.LockRequest{StopServices: false})
+		if explain(err).Class != wordBeginsAnew || ctx.Err() != nil {
+			break
+		}
+		time.Sleep(gatePoll)
+	}
 	if errors.Is(err, api.ErrNoDaemon) {
 		return a.closeAlone(ctx, vol)
 	}

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,6 +19,7 @@ import (
 	"luksmediad/internal/command"
 	"luksmediad/internal/config"
 	"luksmediad/internal/daemon"
+	"luksmediad/internal/journal"
 )
 
 // handover is what the process tells the program that it becomes by a reload: the same one, begun anew.
@@ -24,7 +27,7 @@ type handover struct {
 	// Config is the content of the configuration as it was checked: the file may have changed since.
 	Config  []byte          `json:"config"`
 	Daemon  daemon.Handover `json:"daemon"`
-	Sockets api.Kept        `json:"sockets"`
+	Sockets api.Sockets     `json:"sockets"`
 }
 
 // handoverVariable names the descriptor of the handover.
@@ -49,11 +52,11 @@ func takeHandover() (*handover, error) {
 	if err := json.NewDecoder(io.NewSectionReader(file, 0, 1<<30)).Decode(&taken); err != nil {
 		return nil, fmt.Errorf("cannot go on after a reload: %w", err)
 	}
-	// execve(2) has called the process "exe".
-	return &taken, os.WriteFile("/proc/self/comm", []byte("luksmediad"), 0)
+	_ = os.WriteFile("/proc/self/comm", []byte("luksmediad"), 0) // execve(2) has called the process "exe"
+	return &taken, nil
 }
 
-// repeatFor asks for a reload once more if the file has changed since: a signal that came meanwhile was not heard.
+// repeatFor asks for a reload once more if the file has changed since: a signal that may have come meanwhile was not heard.
 func (h *handover) repeatFor(path string, hangups chan<- os.Signal) {
 	if text, err := config.Read(path); err == nil && bytes.Equal(text, h.Config) {
 		return
@@ -64,12 +67,13 @@ func (h *handover) repeatFor(path string, hangups chan<- os.Signal) {
 	}
 }
 
-// write returns a file without a name.
+// write returns a file in memory.
 func (h *handover) write() (*os.File, error) {
-	file, err := os.OpenFile(runtimeDir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+	fd, err := unix.MemfdCreate("luksmediad-handover", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, err
 	}
+	file := os.NewFile(uintptr(fd), "handover")
 	return file, json.NewEncoder(file).Encode(h)
 }
 
@@ -94,4 +98,88 @@ func (h *handover) become(ctx context.Context) error {
 		return errors.Join(err, h.Sockets.Pass())
 	})
 	return fmt.Errorf("cannot reload: %w", err)
+}
+
+// daemon is nil where there is no handover.
+func (h *handover) daemon() *daemon.Handover {
+	if h == nil {
+		return nil
+	}
+	return &h.Daemon
+}
+
+// adoptPatience is how long probes wait for the volume to be found again: before, they would fail.
+const adoptPatience = 10 * time.Second
+
+// probe runs the probes, after a reload when they can find what they have found before.
+func (s *service) probe(ctx context.Context) {
+	if s.before != nil {
+		select {
+		case <-s.daemon.Settled():
+		case <-ctx.Done():
+		case <-time.After(adoptPatience):
+		}
+	}
+	s.prober.Run(ctx)
+}
+
+// awaitReload waits for SIGHUP until a reload is not refused. The daemon has said then what it knows, and begins nothing more.
+func (s *service) awaitReload(ctx context.Context, path string, hangups <-chan os.Signal, activated api.Activated) *handover {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangups:
+		}
+		next := &handover{}
+		var err error
+		next.Daemon, err = s.daemon.Reload(ctx, func() (loaded *config.Config, err error) {
+			if next.Config, loaded, err = checkedConfig(path); err == nil && activated.TCP == nil {
+				err = s.tryListening(ctx, loaded.HTTP)
+			}
+			return loaded, err
+		})
+		if err != nil {
+			continue // the daemon has said why
+		}
+		if next.Sockets, err = s.keepSockets(activated); err != nil {
+			s.log.Emit(journal.Failed, journal.F("ERROR", err.Error())) // it will listen anew
+		}
+		return next
+	}
+}
+
+// tryListening finds out whether another address can be listened on.
+func (s *service) tryListening(ctx context.Context, wanted config.HTTP) error {
+	if wanted.Listen == s.config.HTTP.Listen {
+		return nil
+	}
+	listener, err := api.ListenAnywhere(ctx, wanted.Listen)
+	if err != nil {
+		return fmt.Errorf("cannot listen on %s: %w", wanted.Listen, err)
+	}
+	return listener.Close()
+}
+
+func (s *service) keepSockets(activated api.Activated) (api.Sockets, error) {
+	var tcp net.Listener
+	if serving := s.tcp.Load(); serving != nil {
+		tcp = *serving
+	}
+	return activated.Keep(s.control, tcp, s.config.HTTP.Listen)
+}
+
+// checkedConfig is the configuration in a file with all that can be said against it before it is in force.
+func checkedConfig(path string) (text []byte, loaded *config.Config, err error) {
+	if text, err = config.Read(path); err != nil {
+		return nil, nil, err
+	}
+	if loaded, err = config.Parse(path, text); err != nil {
+		return nil, nil, err
+	}
+	if err := checkWebConfig(loaded); err != nil {
+		return nil, nil, err
+	}
+	vol := volumeOf(loaded)
+	return text, loaded, errors.Join(vol.CheckHost(), vol.CheckSettings())
 }

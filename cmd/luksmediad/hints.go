@@ -52,6 +52,7 @@ func hints() []hint {
 		{api.ErrUnwanted, "socket_foreign", exitRefused, "systemctl cat luksmediad.socket"},
 		{api.ErrUnauthenticated, "web_config", exitRefused, "luksmediad config check; see web_config in /usr/share/doc/luksmediad/operations.md"},
 		{api.ErrInUse, "busy", exitBusy, "systemctl status luksmediad"},
+		{daemon.ErrHandover, wordBeginsAnew, exitBusy, "luksmediad status"},
 		{daemon.ErrPhase, "busy", exitBusy, "luksmediad status"},
 		{daemon.ErrServicesRunning, "services_running", exitBusy, "luksmediad lock"},
 		{api.ErrNoDaemon, "no_daemon", exitFailed, "systemctl start luksmediad"},
@@ -272,6 +273,8 @@ const (
 	classConfig = "config"
 	// classUsage is the word for a command line that cannot be understood.
 	classUsage = "usage"
+	// wordBeginsAnew is the word for a daemon that reloads at this moment.
+	wordBeginsAnew = "begins_anew"
 	// classOther is the word for what is in no class.
 	classOther = "other"
 )

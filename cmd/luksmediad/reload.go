@@ -4,17 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/api"
-	"luksmediad/internal/config"
-	"luksmediad/internal/daemon"
-	"luksmediad/internal/journal"
 )
 
 func newReloadCommand(a *app) *cobra.Command {
@@ -42,29 +37,37 @@ var (
 )
 
 func (a *app) reload(ctx context.Context) error {
-	loaded, _, err := a.loadAsRoot()
-	if err != nil {
-		return err
+	loaded, _, wrong := a.loadAsRoot()
+	if wrong == nil {
+		wrong = checkWebConfig(loaded)
 	}
-	if err := checkWebConfig(loaded); err != nil {
-		return err
+	if errors.Is(wrong, errNotRoot) {
+		return wrong
 	}
+	// The daemon is asked in any case: it has to know, and to show, that what is in the file is not in force.
+	err := a.askToReload(ctx)
+	if wrong != nil {
+		return wrong // says all that is wrong, on a line for each
+	}
+	return err
+}
+
+func (a *app) askToReload(ctx context.Context) error {
 	before, err := a.client().Status(ctx)
 	if err != nil {
 		return err
 	}
-	known := configurationOf(before)
-	if known.Code == "" {
+	if configurationOf(before).Code == "" {
 		return fmt.Errorf("cannot reload process %d, version %s: %w", before.PID, before.Version, errNoReload)
 	}
 	if err := unix.Kill(before.PID, unix.SIGHUP); err != nil {
 		return fmt.Errorf("cannot reload process %d: %w", before.PID, err)
 	}
-	return a.awaitReloaded(ctx, known.Checked)
+	return a.awaitReloaded(ctx, before)
 }
 
 // awaitReloaded waits until the daemon says of the configuration what it had not said before, and has looked at the volume.
-func (a *app) awaitReloaded(ctx context.Context, before time.Time) error {
+func (a *app) awaitReloaded(ctx context.Context, before *api.Status) error {
 	ctx, cancel := context.WithTimeout(ctx, reloadPatience)
 	defer cancel()
 	for {
@@ -72,10 +75,13 @@ func (a *app) awaitReloaded(ctx context.Context, before time.Time) error {
 		if status, err := a.client().Status(ctx); err == nil {
 			found := configurationOf(status)
 			switch {
-			case !found.Checked.After(before):
+			case found.Checked.Equal(configurationOf(before).Checked):
 			case found.Status != api.ConditionStatusOk:
 				return refusedBy(found)
-			case status.Phase != api.PhaseOpening:
+			case status.Phase == api.PhaseOpening:
+			case before.Phase == api.PhaseServing && status.Phase != api.PhaseServing:
+				return unwell(status)
+			default:
 				return a.succeed("reloaded")
 			}
 		}
@@ -97,6 +103,16 @@ func configurationOf(status *api.Status) api.Condition {
 	return api.Condition{}
 }
 
+// unwell is what fails with the new configuration that did not with the old one.
+func unwell(status *api.Status) error {
+	for _, c := range status.Conditions {
+		if c.Status == api.ConditionStatusFailed && c.Cause == "" {
+			return refusedBy(c)
+		}
+	}
+	return fmt.Errorf("cannot serve with the new configuration: phase %s: %w", status.Phase, errReloadUnheard)
+}
+
 // refusedBy is the daemon's refusal as an error of this command.
 func refusedBy(c api.Condition) error {
 	code := exitFailed
@@ -107,74 +123,4 @@ func refusedBy(c api.Condition) error {
 		}
 	}
 	return &api.ProblemError{Class: c.Reason, Detail: c.Text, Next: c.Next, ExitCode: code}
-}
-
-// daemon is nil where there is no handover.
-func (h *handover) daemon() *daemon.Handover {
-	if h == nil {
-		return nil
-	}
-	return &h.Daemon
-}
-
-// adoptPatience is how long probes wait for the volume to be found again: before, they would fail.
-const adoptPatience = 10 * time.Second
-
-// probe runs the probes, after a reload when they can find what they have found before.
-func (s *service) probe(ctx context.Context) {
-	if s.before != nil {
-		select {
-		case <-s.daemon.Settled():
-		case <-ctx.Done():
-		case <-time.After(adoptPatience):
-		}
-	}
-	s.prober.Run(ctx)
-}
-
-// awaitReload waits for SIGHUP until a reload is not refused. The daemon has said then what it knows, and begins nothing more.
-func (s *service) awaitReload(ctx context.Context, path string, hangups <-chan os.Signal, activated api.Activated) *handover {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-hangups:
-		}
-		next := &handover{}
-		var err error
-		next.Daemon, err = s.daemon.Reload(ctx, func() (loaded *config.Config, err error) {
-			next.Config, loaded, err = checkedConfig(path)
-			return loaded, err
-		})
-		if err != nil {
-			continue // the daemon has said why
-		}
-		if next.Sockets, err = s.keepSockets(activated); err != nil {
-			s.log.Emit(journal.Failed, journal.F("ERROR", err.Error())) // it will listen anew
-		}
-		return next
-	}
-}
-
-func (s *service) keepSockets(activated api.Activated) (api.Kept, error) {
-	var tcp net.Listener
-	if serving := s.tcp.Load(); serving != nil {
-		tcp = *serving
-	}
-	return activated.Keep(s.control, tcp)
-}
-
-// checkedConfig is the configuration in a file with all that can be said against it before it is in force.
-func checkedConfig(path string) (text []byte, loaded *config.Config, err error) {
-	if text, err = config.Read(path); err != nil {
-		return nil, nil, err
-	}
-	if loaded, err = config.Parse(path, text); err != nil {
-		return nil, nil, err
-	}
-	if err := checkWebConfig(loaded); err != nil {
-		return nil, nil, err
-	}
-	vol := volumeOf(loaded)
-	return text, loaded, errors.Join(vol.CheckHost(), vol.CheckSettings())
 }

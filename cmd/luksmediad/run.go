@@ -206,6 +206,9 @@ func (s *service) serve(ctx context.Context, path string, hangups <-chan os.Sign
 	resting, cancel := context.WithTimeout(context.WithoutCancel(ctx), restPatience)
 	defer cancel()
 	s.prober.Rest(resting, health.Codes()...)
+	if hung := s.prober.Outstanding(); len(hung) > 0 {
+		return nil, fmt.Errorf("cannot begin anew: probes hang, and execve(2) would wait for them: %v: %w", hung, context.DeadlineExceeded)
+	}
 	return next, nil
 }
 

@@ -17,9 +17,8 @@ type Activated struct {
 	TCP     net.Listener // a loopback address, unless it is to be authenticated
 	// Refused says why others were not taken. None of them lets anybody act, and so none is a reason not to begin.
 	Refused []error
-	// handed are all that were handed over, numbers their descriptors: asked for later, os.File.Fd would make the listeners block.
-	handed  []*os.File
-	numbers []int
+	// handed are all that were handed over.
+	handed []*os.File
 	// handedTCP: TCP is one of them.
 	handedTCP bool
 }
@@ -35,7 +34,6 @@ func takeHanded(files []*os.File, authenticated bool) (Activated, error) {
 	listeners := make([]net.Listener, len(files))
 	var err error
 	for i, file := range files {
-		taken.numbers = append(taken.numbers, int(file.Fd()))
 		if listener, notOne := net.FileListener(file); notOne == nil { // nil is a socket that nobody can connect to
 			listeners[i] = listener
 		}

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -55,13 +56,15 @@ func serveActivated(kind string) {
 
 // keepActivated is what a reload does, but for execve(2).
 func keepActivated(activated api.Activated) (api.Activated, error) {
-	kept, err := activated.Keep(activated.Control, activated.TCP)
+	kept, err := activated.Keep(activated.Control, activated.TCP, "")
 	if err == nil && (len(kept.Handed) != 2 || kept.Control != 0 || kept.TCP != 0) {
 		err = fmt.Errorf("kept %+v", kept)
 	}
 	if err := errors.Join(err, activated.Control.Close(), activated.TCP.Close()); err != nil {
 		return activated, err
 	}
+	activated = api.Activated{}
+	runtime.GC() // closes the files of the service manager, to which nothing refers any more
 	next, err := api.TakeKept(kept, false, "")
 	activated.Control, activated.TCP = next.Control, next.TCP // and the files stay open
 	return activated, err

@@ -37,6 +37,9 @@ func (d *Daemon) Lock(ctx context.Context, wanted api.LockRequest) (api.Outcome,
 	if wanted.StopServices {
 		d.lockers.Add(1)
 		defer d.lockers.Add(-1)
+		if d.yielding.Load() {
+			return api.Outcome{}, errBeginsAnew // before anything is stopped that the next daemon would not start
+		}
 		var err error
 		if stopped, err = d.stopServices(ctx); err != nil {
 			return api.Outcome{}, err

@@ -115,6 +115,8 @@ type Daemon struct {
 	resuming atomic.Bool
 	// ready: READY=1 was sent; it is sent once.
 	ready atomic.Bool
+	// yielding: this daemon is about to end for one with another configuration, and begins nothing.
+	yielding atomic.Bool
 	// growing: the volume is being made larger, or that has failed a while ago.
 	growing atomic.Bool
 	// verify and mapped look at the kernel's tables.
@@ -134,12 +136,21 @@ type Daemon struct {
 	kept bool
 	// verifying: a look at the mount table is under way.
 	verifying bool
-	// held keeps the lock of the volume from a handover on.
-	held func() error
 }
 
-// errStopping answers whoever still waits when the daemon ends.
-var errStopping = fmt.Errorf("cannot go on: the daemon stops: %w", context.Canceled)
+var (
+	// errStopping answers whoever still waits when the daemon ends.
+	errStopping = fmt.Errorf("cannot go on: the daemon stops: %w", context.Canceled)
+	// errBeginsAnew answers them when the next daemon will do what they want.
+	errBeginsAnew = fmt.Errorf("cannot go on: %w", ErrHandover)
+)
+
+func (d *Daemon) errEnded() error {
+	if d.yielding.Load() {
+		return errBeginsAnew
+	}
+	return errStopping
+}
 
 // request is what a caller of [Daemon.Unlock] or [Daemon.Lock] waits for.
 type request struct {
@@ -194,7 +205,7 @@ func New(parts Parts) *Daemon {
 		verify:   volume.Verify,
 	}
 	d.mapped = d.findMapping
-	if d.Before != nil {
+	if d.knows() {
 		d.Board.Restore(d.Before.Conditions) // before anybody asks
 	}
 	d.view.started = time.Now()
@@ -232,7 +243,9 @@ func (d *Daemon) Run(ctx context.Context) {
 		case verdict := <-d.verdicts:
 			d.judge(operations, verdict)
 		case reply := <-d.yields:
-			if d.sendYielded(reply, d.yield()) {
+			answer := d.yield()
+			reply <- answer
+			if answer.err == nil {
 				d.rest(ctx, pulse.C)
 				return
 			}
@@ -423,7 +436,7 @@ func (d *Daemon) ask(ctx context.Context, r request) (outcome, error) {
 	select {
 	case d.requests <- &r:
 	case <-d.ended:
-		return outcome{}, errStopping
+		return outcome{}, d.errEnded()
 	case <-ctx.Done():
 		return outcome{}, context.Cause(ctx)
 	}

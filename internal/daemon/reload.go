@@ -12,6 +12,7 @@ import (
 
 	"luksmediad/internal/config"
 	"luksmediad/internal/journal"
+	"luksmediad/internal/state"
 	"luksmediad/pkg/health"
 )
 
@@ -26,6 +27,8 @@ var (
 
 // Handover is what a daemon must know of the one that its process was before a reload. The volume is found as after a restart.
 type Handover struct {
+	// Volume is what all else is about.
+	Volume Identity `json:"volume"`
 	// Ready: the service manager was told READY=1.
 	Ready bool `json:"ready"`
 	// Locked: the volume is to stay closed.
@@ -36,6 +39,14 @@ type Handover struct {
 	// Conditions are shown until they are found out anew.
 	Conditions []health.Condition `json:"conditions"`
 }
+
+// Identity tells one volume from another.
+type Identity struct {
+	Name      string `json:"name"`
+	Container string `json:"container"`
+}
+
+func identityOf(c *config.Config) Identity { return Identity{c.Volume.Name, c.Volume.Container} }
 
 // yielded is the answer to the question for a handover.
 type yielded struct {
@@ -90,18 +101,16 @@ func (d *Daemon) handOver(ctx context.Context, check func() (*config.Config, err
 	}
 }
 
-// tryHandOver keeps the lock of the volume if it succeeds: nobody begins to work on it until the process is another program. What it has
-// waited for may have taken long, so that it checks once more.
+// tryHandOver looks while nobody works on the volume. What it has waited for may have taken long, so that it checks once more.
 func (d *Daemon) tryHandOver(ctx context.Context, check func() (*config.Config, error)) (_ Handover, err error) {
 	release, err := d.Operations.Lock(ctx)
-	if err != nil {
+	if errors.Is(err, state.ErrBusy) {
 		return Handover{}, fmt.Errorf("%w: %w", ErrReloadLater, err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, release())
-		}
-	}()
+	if err != nil {
+		return Handover{}, err
+	}
+	defer func() { err = errors.Join(err, release()) }()
 	next, err := check()
 	if err == nil {
 		err = d.checkOpen(next)
@@ -116,7 +125,6 @@ func (d *Daemon) tryHandOver(ctx context.Context, check func() (*config.Config, 
 		return Handover{}, fmt.Errorf("%w: %w", ErrReloadLater, ctx.Err())
 	}
 	answer := <-reply
-	d.held = release // what nobody refers to is closed
 	return answer.Handover, answer.err
 }
 
@@ -144,13 +152,17 @@ func (d *Daemon) checkOpen(next *config.Config) error {
 	return nil
 }
 
-// yield belongs to the goroutine of Run. What is under way is ErrPhase.
+// yield belongs to the goroutine of Run. What is under way is ErrPhase. A lock that is asked for at this very moment either is seen here
+// or sees what is set here.
 func (d *Daemon) yield() yielded {
+	d.yielding.Store(true)
 	if busy := d.underWay(); busy != "" {
+		d.yielding.Store(false)
 		return yielded{err: fmt.Errorf("%w: %s is under way: %w", ErrReloadLater, busy, ErrPhase)}
 	}
 	return yielded{Handover: Handover{
-		Ready: d.ready.Load(), Locked: d.phase == locked, Late: d.late, Kept: d.kept, Conditions: d.Board.Snapshot(),
+		Volume: identityOf(d.Config),
+		Ready:  d.ready.Load(), Locked: d.phase == locked, Late: d.late, Kept: d.kept, Conditions: d.Board.Snapshot(),
 	}}
 }
 
@@ -178,12 +190,6 @@ func (d *Daemon) underWay() string {
 	return ""
 }
 
-// sendYielded tells whether the daemon has yielded.
-func (d *Daemon) sendYielded(reply chan<- yielded, answer yielded) bool {
-	reply <- answer
-	return answer.err == nil
-}
-
 // rest begins nothing any more.
 func (d *Daemon) rest(ctx context.Context, pulse <-chan time.Time) {
 	for {
@@ -201,7 +207,7 @@ func (d *Daemon) refuseReload(err error) {
 	why := d.Explain(err)
 	d.Journal.Emit(journal.ReloadRefused, journal.F("REASON", why.Class), journal.F("ERROR", err.Error()), journal.F("NEXT", why.Next))
 	d.Board.Set(health.Configuration, health.Fail, health.Reason(why.Class), err.Error())
-	d.Collector.SetReload(false, time.Now())
+	d.Collector.SetReload(false)
 	if d.ready.Load() {
 		d.Notifier.Notify("READY=1")
 	}
@@ -210,7 +216,7 @@ func (d *Daemon) refuseReload(err error) {
 
 // begin opens the volume, unless it was locked before a reload: then it stays so.
 func (d *Daemon) begin(ctx context.Context) {
-	d.Collector.SetReload(true, time.Now())
+	d.Collector.SetReload(true)
 	if d.Before != nil {
 		d.takeOver(*d.Before)
 	}
@@ -220,13 +226,19 @@ func (d *Daemon) begin(ctx context.Context) {
 	d.Board.Set(health.Configuration, health.OK, "", "")
 }
 
+// knows: the daemon before has looked at the same volume.
+func (d *Daemon) knows() bool { return d.Before != nil && d.Before.Volume == identityOf(d.Config) }
+
 func (d *Daemon) takeOver(before Handover) {
 	d.late, d.kept = before.Late, before.Kept
 	if !before.Locked {
 		return
 	}
-	d.gateShut = true // whoever requires it was told
-	d.lookAtStores()
+	if !d.knows() {
+		d.reportClosed(reasonLocked)
+	}
+	d.gateShut = true   // whoever requires it was told
+	go d.lookAtStores() // which may hang with a disk
 	d.assess()
 	d.reportStatus()
 	d.endReload()

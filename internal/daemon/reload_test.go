@@ -227,6 +227,30 @@ func TestHandoverWhileLocked(t *testing.T) {
 	})
 }
 
+// What was found out of one volume is not said of another.
+func TestHandoverToAnotherVolume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.openAndLock(t, api.LockRequest{StopServices: true})
+		s.after(5 * time.Second)
+		handover := s.handOver(t, sound(unchanged))
+		handover.Volume.Name = "other"
+
+		next := newSiteAfter(&handover).start(t)
+		<-next.Settled()
+		next.after(time.Minute)
+		if c := next.condition(t, health.Header); c.Status != health.Unknown {
+			t.Errorf("%+v", c)
+		}
+		if c := next.condition(t, health.Unlock); c.Status != health.Fail || c.Reason != reasonLocked {
+			t.Errorf("%+v", c)
+		}
+		if next.phaseNow(t) != api.PhaseLocked {
+			t.Error(next.record)
+		}
+	})
+}
+
 // Whatever works on the volume comes to its end first: an opening, a command, a probe. One that lasts is not cut short either.
 func TestReloadWaits(t *testing.T) {
 	for name, begin := range map[string]func(t *testing.T, s *site) (end func()){
@@ -285,6 +309,9 @@ func TestNothingBeginsAfterTheHandover(t *testing.T) {
 		if _, err := s.Reload(t.Context(), sound(unchanged)); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := s.Lock(t.Context(), api.LockRequest{StopServices: true}); !errors.Is(err, ErrHandover) || len(s.record.having("gate stop")) != 0 {
+			t.Errorf("%v\n%s", err, s.record) // nobody would start them again
+		}
 		asked := ask(func() (api.Outcome, error) { return s.Lock(t.Context(), api.LockRequest{}) })
 		s.after(10 * time.Second)
 		if watchdog := s.record.having("WATCHDOG=1"); len(watchdog) < 2 || slices.ContainsFunc(s.record.having("volume"), func(line string) bool {
@@ -293,7 +320,7 @@ func TestNothingBeginsAfterTheHandover(t *testing.T) {
 			t.Error(s.record)
 		}
 		s.stopFor(ErrHandover)
-		if answer := <-asked; !errors.Is(answer.err, errStopping) {
+		if answer := <-asked; !errors.Is(answer.err, ErrHandover) {
 			t.Error(answer.err)
 		}
 	})

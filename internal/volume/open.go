@@ -126,7 +126,8 @@ func (o *opening) loadRecord(context.Context) (err error) {
 	return o.checkStores(o.opened.Record)
 }
 
-// CheckSettings refuses with [ErrSettings] a configuration that contradicts what was created. Where nothing was, nothing is refused.
+// CheckSettings refuses with [ErrSettings] a configuration that contradicts what was created, and a new store that cannot be put at its path.
+// Where nothing was created, nothing is refused.
 func (v *Volume) CheckSettings() error {
 	record, err := v.loadRecord()
 	if err != nil {
@@ -135,7 +136,19 @@ func (v *Volume) CheckSettings() error {
 		}
 		return err
 	}
-	return v.checkStores(record)
+	if err := v.checkStores(record); err != nil {
+		return err
+	}
+	for _, store := range v.config.Stores {
+		status, err := v.storeStatus(store, record)
+		if err == nil && status.State == StoreNew && !status.Mounted {
+			err = checkStorePath(store)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // resolveRecord first ends what an interrupted move has left undecided.

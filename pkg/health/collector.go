@@ -30,11 +30,8 @@ type Collector struct {
 	backing    prometheus.Gauge
 	starts     prometheus.Counter
 	move       [moveGauges]prometheus.Gauge
-	reload     reloadMetrics
+	reloaded   prometheus.Gauge
 }
-
-// reloadMetrics say how the configuration was last read.
-type reloadMetrics struct{ success, at prometheus.Gauge }
 
 // conditionGauge is 1 for each condition of which it is true.
 type conditionGauge struct {
@@ -145,11 +142,8 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 			Namespace: namespace, Name: "synapse_container_starts_total",
 			Help: "Starts of a container that has Synapse's store, whoever started it: at most one for each container and run of the containers probe.",
 		}),
-		move: newMoveGauges(),
-		reload: reloadMetrics{
-			success: newGauge("config_reload_success", "Whether the configuration was taken when it was last read: 0 after a reload that was refused."),
-			at:      newGauge("config_last_reload_success_timestamp_seconds", "When the configuration in force was read."),
-		},
+		move:     newMoveGauges(),
+		reloaded: newGauge("config_reload_success", "Whether the configuration was taken when it was last read: 0 after a reload that was refused."),
 		protection: &protectionMetrics{desc: prometheus.NewDesc(namespace+"_protection", "What the keys protect the container against; all 0 while that is not known.",
 			[]string{"level"}, nil)},
 		dropped: droppedMetric{prometheus.NewDesc(namespace+"_log_dropped_total", "Events that did not reach the journal.", nil, nil),
@@ -354,7 +348,7 @@ func (c *Collector) parts() []prometheus.Collector {
 		c.unlocks.attempts, c.unlocks.failures, c.unlocks.duration,
 		c.container.size, c.container.info, c.container.keyslots, c.container.backup, c.container.drill,
 		c.keys.proven, c.keys.failures, c.keys.limit, c.keys.policies, c.keys.unsealed, c.forecast,
-		c.backing, c.starts, c.reload.success, c.reload.at,
+		c.backing, c.starts, c.reloaded,
 	}
 	for _, gauge := range c.move {
 		parts = append(parts, gauge)
@@ -462,13 +456,8 @@ func (c *Collector) SetForecast(seconds float64) { c.forecast.Set(seconds) }
 // SetBacking says how many bytes are left where the container's file lies.
 func (c *Collector) SetBacking(bytes float64) { c.backing.Set(bytes) }
 
-// SetReload says whether the configuration that was read at a time was taken.
-func (c *Collector) SetReload(taken bool, at time.Time) {
-	c.reload.success.Set(number01(taken))
-	if taken {
-		c.reload.at.Set(float64(at.UnixMilli()) / 1000)
-	}
-}
+// SetReload says whether the configuration was taken when it was last read.
+func (c *Collector) SetReload(taken bool) { c.reloaded.Set(number01(taken)) }
 
 // CountStarts counts starts of Synapse's container.
 func (c *Collector) CountStarts(starts int) { c.starts.Add(float64(starts)) }

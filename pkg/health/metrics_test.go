@@ -1,6 +1,7 @@
 package health
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -59,5 +60,27 @@ func TestScrapesAtTheSameTime(t *testing.T) {
 	}
 	if collector.count > 2 { // the second is for those that came after the first had ended
 		t.Errorf("%d looks for %d scrapes", collector.count, maxScrapes)
+	}
+}
+
+// The client is woken once for an answer, compressed or not.
+func TestMetricsAreSentInOnePiece(t *testing.T) {
+	server := httptest.NewServer(MetricsHandler(NewRegistry(NewCollector(NewBoard(Options{})))))
+	defer server.Close()
+	for _, encoding := range []string{"identity", "gzip"} {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Accept-Encoding", encoding)
+		answer, err := http.DefaultClient.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if err != nil || answer.StatusCode != http.StatusOK || len(answer.TransferEncoding) > 0 || answer.ContentLength != int64(len(body)) {
+			t.Errorf("%s: %s, %d bytes, length %d, %v, %v", encoding, answer.Status, len(body), answer.ContentLength, answer.TransferEncoding, err)
+		}
 	}
 }

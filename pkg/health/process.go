@@ -20,11 +20,9 @@ func processMetrics() []prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "process_" + name, Help: help}, value)
 	}
 	cpu := prometheus.CounterOpts{Name: "process_cpu_seconds_total", Help: "Total user and system CPU time spent in seconds."}
-	start := prometheus.GaugeOpts{Name: "process_start_time_seconds", Help: "Start time of the process since unix epoch in seconds."}
-	started := prometheus.NewGauge(start)
-	started.Set(startTime(time.Now()))
+	started := startedAfter()
 	return []prometheus.Collector{
-		started,
+		gauge("start_time_seconds", "Start time of the process since unix epoch in seconds.", func() float64 { return sinceBoot(started, time.Now()) }),
 		prometheus.NewCounterFunc(cpu, cpuSeconds),
 		gauge("virtual_memory_bytes", "Virtual memory size in bytes.", func() float64 { return memoryBytes(0) }),
 		gauge("resident_memory_bytes", "Resident memory size in bytes.", func() float64 { return memoryBytes(1) }),
@@ -33,22 +31,30 @@ func processMetrics() []prometheus.Collector {
 	}
 }
 
-// startTime takes field 22 of proc_pid_stat(5), in ticks since the machine was booted. What comes before field 3 may hold anything but
-// a last bracket.
-func startTime(now time.Time) float64 {
+// startedAfter takes field 22 of proc_pid_stat(5) to the seconds between the machine's boot and the start of the process. What comes before
+// field 3 may hold anything but a last bracket.
+func startedAfter() float64 {
 	const ticks = 100 // a second, USER_HZ of every architecture that Go knows
 	stat, err := os.ReadFile("/proc/self/stat")
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	var up unix.Timespec
-	if err != nil || len(fields) < 20 || unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) != nil {
+	if err != nil || len(fields) < 20 {
 		return math.NaN()
 	}
 	after, err := strconv.ParseFloat(string(fields[19]), 64)
 	if err != nil {
 		return math.NaN()
 	}
+	return after / ticks
+}
+
+// sinceBoot is a time after the boot by the clock as it is now: it may have been put right since.
+func sinceBoot(seconds float64, now time.Time) float64 {
+	var up unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) != nil {
+		return math.NaN()
+	}
 	booted := now.Add(-time.Duration(up.Nano()))
-	return float64(booted.UnixMilli())/1000 + after/ticks
+	return float64(booted.UnixMilli())/1000 + seconds
 }
 
 func cpuSeconds() float64 {

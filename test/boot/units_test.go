@@ -69,7 +69,8 @@ func (m *Machine) checkReload(before string) {
 	if out, err := m.Try("systemctl reload luksmediad.service"); err == nil {
 		m.t.Errorf("systemctl reload takes a wrong configuration:\n%s", out)
 	}
-	m.Run("journalctl --boot --unit luksmediad.service | grep nonsense")
+	m.Run(curl + "'http://127.0.0.1:10165/healthz?verbose' | grep --fixed-strings '[!]configuration degraded: config: '")
+	m.Run(curl + "http://127.0.0.1:10165/metrics | grep '^luksmediad_config_reload_success 0$'")
 	m.checkUntouched("a refused reload", before)
 
 	m.Run("cp --archive /root/config.yaml " + file)

@@ -52,13 +52,27 @@ func (d *daemon) hangUp() {
 // staleAfter is when a probe counts as late, in the daemon's own words: three intervals.
 func staleAfter(t *testing.T) string {
 	t.Helper()
+	return sample(t, `luksmediad_probe_stale_after_seconds{probe="write"}`)
+}
+
+// sample is the value of a series.
+func sample(t *testing.T, series string) string {
+	t.Helper()
 	_, body := get(t, "/metrics")
 	for line := range strings.Lines(body) {
-		if value, ok := strings.CutPrefix(line, `luksmediad_probe_stale_after_seconds{probe="write"} `); ok {
+		if value, ok := strings.CutPrefix(line, series+" "); ok {
 			return strings.TrimSpace(value)
 		}
 	}
 	return ""
+}
+
+// requireTaken wants the daemon to say whether it has taken the configuration.
+func requireTaken(t *testing.T, want string) {
+	t.Helper()
+	if taken := sample(t, "luksmediad_config_reload_success"); taken != want {
+		t.Errorf("luksmediad_config_reload_success is %s, not %s", taken, want)
+	}
 }
 
 // edit replaces a text in the configuration.
@@ -163,6 +177,7 @@ func TestReloadByCommand(t *testing.T) {
 
 	s.edit("interval: 2s", "interval: soon")
 	s.refuses("config", 2, "config", "reload")
+	requireTaken(t, "0")
 	s.edit("interval: soon", "interval: 2s")
 	s.edit("container: "+s.container, "container: "+s.container+"-2")
 	s.refuses("settings", 15, "config", "reload")
@@ -170,7 +185,13 @@ func TestReloadByCommand(t *testing.T) {
 	s.edit("name: "+s.volume, "name: another")
 	s.refuses("volume_open", 15, "config", "reload")
 	s.edit("name: another", "name: "+s.volume)
+	s.edit("stores:\n", "stores:\n  - {name: other, path: "+filepath.Join(s.dir, "missing/other")+"}\n")
+	s.refuses("not_found", 1, "config", "reload")
+	s.edit("  - {name: other, path: "+filepath.Join(s.dir, "missing/other")+"}\n", "")
 	s.requireOpen()
+	requireTaken(t, "0")
+	s.succeed("config", "reload")
+	requireTaken(t, "1")
 
 	s.succeed("lock", "--yes")
 	s.edit("interval: 2s", "interval: 3s")

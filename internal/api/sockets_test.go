@@ -15,14 +15,14 @@ import (
 )
 
 // keepAll listens, keeps both sockets and closes the listeners, as a daemon does before it begins anew.
-func keepAll(t *testing.T, path, address string) api.Kept {
+func keepAll(t *testing.T, path, address string) api.Sockets {
 	t.Helper()
 	control := listen(t, path)
 	tcp, err := api.ListenLoopback(t.Context(), address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	kept, err := api.Activated{}.Keep(control, tcp)
+	kept, err := api.Activated{}.Keep(control, tcp, address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func TestKeptSocketsLoseNobody(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	again, err := taken.Keep(taken.Control, taken.TCP)
+	again, err := taken.Keep(taken.Control, taken.TCP, address)
 	if err != nil || again.Control == 0 || again.TCP == 0 {
 		t.Errorf("kept once more: %+v, %v", again, err)
 	}
