@@ -54,10 +54,13 @@ func (m *Machine) checkClient(when string) int {
 func (m *Machine) cutAt(command string, steps ...string) {
 	m.t.Helper()
 	m.Run("systemctl reset-failed move.service 2>/dev/null; systemd-run --unit=move --property=Restart=no " + command)
-	m.Run(fmt.Sprintf(`for i in $(seq 1500); do
-		grep --quiet '"step":"\(%s\)"' /run/luksmediad/synapse-media.migrate.json 2>/dev/null && exit
+	// The shell itself reads: what looks must not take the emulated processor from what it looks at.
+	m.Run(fmt.Sprintf(`steps='"step":"(%s)"'
+	for i in $(seq 1500); do
+		{ read -r progress </run/luksmediad/synapse-media.migrate.json; } 2>/dev/null
+		[[ $progress =~ $steps ]] && exit
 		sleep 0.05
 	done
-	cat /run/luksmediad/synapse-media.migrate.json; journalctl --unit move.service; exit 1`, strings.Join(steps, `\|`)))
+	echo "$progress"; journalctl --unit move.service; exit 1`, strings.Join(steps, "|")))
 	m.Cut()
 }

@@ -15,7 +15,9 @@ import (
 
 // What guest/home/ubuntu/app/synapse_data sets.
 const (
-	synapseURL   = "http://127.0.0.1:8008"
+	synapseHost  = "127.0.0.1"
+	synapsePort  = "8008"
+	synapseURL   = "http://" + synapseHost + ":" + synapsePort
 	synapseToken = "as-token-of-the-boot-test"
 	synapseData  = "/home/ubuntu/app/synapse_data"
 	mediaStore   = synapseData + "/media_store"
@@ -28,7 +30,9 @@ func (m *Machine) WaitForSynapse() {
 	m.t.Helper()
 	start := time.Now()
 	m.Eventually(bootDeadline, "Synapse answers", func() error {
-		_, err := m.Try("for i in $(seq 20); do " + curl + synapseURL + "/health && exit; sleep 0.5; done; docker logs --tail 5 synapse >&2; false")
+		// The shell itself looks for the port: to start curl again and again would take a good part of an emulated processor.
+		_, err := m.Try("for i in $(seq 100); do { : </dev/tcp/" + synapseHost + "/" + synapsePort + "; } 2>/dev/null && break; sleep 0.2; done; " +
+			curl + synapseURL + "/health || { docker logs --tail 5 synapse >&2; false; }")
 		return err
 	})
 	m.t.Logf("Synapse answers after another %s", since(start))
