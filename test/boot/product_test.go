@@ -27,7 +27,7 @@ unlock:
   - tpm2: {device: auto}
   - keyfile: {path: ` + keyFile + `}
 probes:
-  interval: 10s
+  interval: 5s
   synapse: {url: "` + synapseURL + `", token_file: /etc/luksmediad/synapse.token}
 `
 
@@ -81,7 +81,7 @@ func (m *Machine) Unlock(key string) {
 // GiveUpSoon has what waits for the gate give up before the test does; the shipped unit gives a person more time.
 func (m *Machine) GiveUpSoon() {
 	m.t.Helper()
-	m.write("/etc/systemd/system/luksmediad-gate.service.d/soon.conf", "[Unit]\nJobTimeoutSec=25s\n")
+	m.write("/etc/systemd/system/luksmediad-gate.service.d/soon.conf", "[Unit]\nJobTimeoutSec=10s\n")
 }
 
 // write makes a file that only root may read.
