@@ -20,7 +20,7 @@ func TestCanary(t *testing.T) {
 	t.Parallel()
 	c := &canaryWeeks{Homeserver: h, dir: t.TempDir(), now: time.Now(), token: secretFile(t, synapseToken)}
 	c.probe("", 1)
-	files, before := len(h.Files()), h.SettledRows()
+	files, before := len(h.Files()), h.Rows()
 	if files == 0 || before["local_media_repository"] != 1 {
 		t.Fatalf("%d files, %d rows", files, before["local_media_repository"])
 	}
