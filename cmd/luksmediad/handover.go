@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -149,9 +150,9 @@ func (s *service) awaitReload(ctx context.Context, path string, hangups <-chan o
 	}
 }
 
-// tryListening finds out whether another address can be listened on.
+// tryListening finds out whether another port can be listened on. The present one is in the way of itself, at any address.
 func (s *service) tryListening(ctx context.Context, wanted config.HTTP) error {
-	if wanted.Listen == s.config.HTTP.Listen {
+	if portOf(wanted.Listen) == portOf(s.config.HTTP.Listen) {
 		return nil
 	}
 	listener, err := api.ListenAnywhere(ctx, wanted.Listen)
@@ -160,6 +161,8 @@ func (s *service) tryListening(ctx context.Context, wanted config.HTTP) error {
 	}
 	return listener.Close()
 }
+
+func portOf(address string) string { return address[strings.LastIndexByte(address, ':')+1:] }
 
 func (s *service) keepSockets(activated api.Activated) (api.Sockets, error) {
 	var tcp net.Listener

@@ -51,6 +51,7 @@ func hints() []hint {
 		{api.ErrNotLoopback, "not_loopback", exitUsage, "luksmediad config check"},
 		{api.ErrUnwanted, "socket_foreign", exitRefused, "systemctl cat luksmediad.socket"},
 		{api.ErrUnauthenticated, "web_config", exitRefused, "luksmediad config check; see web_config in /usr/share/doc/luksmediad/operations.md"},
+		{api.ErrAddressInUse, "address_in_use", exitFailed, "ss --listening --tcp --numeric --processes"},
 		{api.ErrInUse, "busy", exitBusy, "systemctl status luksmediad"},
 		{daemon.ErrHandover, wordBeginsAnew, exitBusy, "luksmediad status"},
 		{daemon.ErrPhase, "busy", exitBusy, "luksmediad status"},

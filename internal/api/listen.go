@@ -29,6 +29,8 @@ var (
 	ErrInUse = errors.New("another process listens there")
 	// ErrForeign means that something lies at the path, or owns its directory, that the daemon did not put there.
 	ErrForeign = errors.New("not made by luksmediad")
+	// ErrAddressInUse means that another process listens on the TCP address.
+	ErrAddressInUse = errors.New("another process listens on that address")
 	// ErrNotLoopback means that an address reaches beyond this machine.
 	ErrNotLoopback = errors.New("not a loopback address")
 )
@@ -55,7 +57,11 @@ func ListenAnywhere(ctx context.Context, address string) (net.Listener, error) {
 func listenTCP(ctx context.Context, address string) (net.Listener, error) {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
-	return config.Listen(ctx, "tcp", address)
+	listener, err := config.Listen(ctx, "tcp", address)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, fmt.Errorf("%w: %w", ErrAddressInUse, err)
+	}
+	return listener, err
 }
 
 // ListenControl listens on a Unix socket at path, mode 0660, in a directory of mode 0750. Both belong to the group if there is one of

@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -188,6 +189,14 @@ func TestReloadByCommand(t *testing.T) {
 	s.edit("stores:\n", "stores:\n  - {name: other, path: "+filepath.Join(s.dir, "missing/other")+"}\n")
 	s.refuses("not_found", 1, "config", "reload")
 	s.edit("  - {name: other, path: "+filepath.Join(s.dir, "missing/other")+"}\n", "")
+	taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:10166")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.edit("unlock:\n", "http: {listen: 127.0.0.1:10166}\nunlock:\n")
+	s.refuses("address_in_use", 1, "config", "reload")
+	taken.Close()
+	s.edit("http: {listen: 127.0.0.1:10166}\n", "")
 	s.requireOpen()
 	requireTaken(t, "0")
 	s.succeed("config", "reload")
