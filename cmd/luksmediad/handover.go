@@ -135,7 +135,7 @@ func (s *service) awaitReload(ctx context.Context, path string, hangups <-chan o
 		next := &handover{}
 		var err error
 		next.Daemon, err = s.daemon.Reload(ctx, func() (loaded *config.Config, err error) {
-			if next.Config, loaded, err = checkedConfig(path); err == nil && activated.TCP == nil {
+			if next.Config, loaded, err = checkedConfig(path); err == nil && !activated.HandedTCP {
 				err = s.tryListening(ctx, loaded.HTTP)
 			}
 			return loaded, err

@@ -19,8 +19,8 @@ type Activated struct {
 	Refused []error
 	// handed are all that were handed over.
 	handed []*os.File
-	// handedTCP: TCP is one of them.
-	handedTCP bool
+	// HandedTCP: TCP is the service manager's own, whatever is to be listened on.
+	HandedTCP bool
 }
 
 // TakeActivated takes them over. authenticated says that TCP will be served by [Server.ServeAuthenticated]. It fails if a Unix socket
@@ -42,7 +42,7 @@ func takeHanded(files []*os.File, authenticated bool) (Activated, error) {
 		}
 	}
 	if err == nil {
-		taken.handedTCP = taken.TCP != nil
+		taken.HandedTCP = taken.TCP != nil
 		return taken, nil
 	}
 	for i, listener := range listeners {

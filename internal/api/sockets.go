@@ -55,7 +55,7 @@ func (a Activated) Keep(control, tcp net.Listener, address string) (Sockets, err
 		}
 		faults = append(faults, err)
 	}
-	if own, ok := tcp.(*net.TCPListener); ok && !a.handedTCP {
+	if own, ok := tcp.(*net.TCPListener); ok && !a.HandedTCP {
 		fd, err := duplicate(own)
 		kept.TCP = fd
 		faults = append(faults, err)

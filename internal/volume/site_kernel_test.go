@@ -295,6 +295,10 @@ func paint(picture *strings.Builder, path string) error {
 
 func (s *site) requireUnchanged(before string) {
 	s.t.Helper()
+	if s.picture() == before {
+		return
+	}
+	s.awaitDetached()
 	if after := s.picture(); after != before {
 		s.t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}

@@ -66,7 +66,7 @@ func TestKeyOnSameDisk(t *testing.T) {
 	}
 	s.serve()
 	s.requireProtection("none_same_disk", "key_same_disk")
-	if text := s.call("status").stdout; !strings.Contains(text, "\nprotection  none_same_disk: key file "+s.keyFile) {
+	if text := s.call("status").stdout; !strings.Contains(strings.Join(strings.Fields(text), " "), " protection none_same_disk: key file "+s.keyFile) {
 		t.Errorf("status:\n%s", text)
 	}
 }
