@@ -190,19 +190,19 @@ func (a *app) succeed(text string) error {
 
 // load reads the configuration and binds the operations to it.
 func (a *app) load() (*config.Config, *volume.Volume, error) {
-	text, err := a.configText, error(nil)
-	if text == nil {
-		text, err = config.Read(a.configPath)
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	loaded, err := config.Parse(a.configPath, text)
+	loaded, err := a.readConfig()
 	if err != nil {
 		return nil, nil, err
 	}
 	a.config = loaded
 	return loaded, volumeOf(loaded), nil
+}
+
+func (a *app) readConfig() (*config.Config, error) {
+	if a.configText != nil {
+		return config.Parse(a.configPath, a.configText)
+	}
+	return config.Load(a.configPath)
 }
 
 func volumeOf(loaded *config.Config) *volume.Volume {

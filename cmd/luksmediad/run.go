@@ -244,10 +244,8 @@ func (s *service) serveTCP(ctx context.Context, activated, listener net.Listener
 
 // listenTCP returns the listener that was handed over, or its own.
 func (s *service) listenTCP(ctx context.Context, activated net.Listener) (net.Listener, error) {
-	if s.config.HTTP.WebConfig != "" {
-		if err := api.CheckWebConfig(s.config.HTTP.WebConfig); err != nil {
-			return nil, err
-		}
+	if err := checkWebConfig(s.config); err != nil {
+		return nil, err
 	}
 	switch {
 	case activated != nil:

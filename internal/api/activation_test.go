@@ -133,13 +133,10 @@ func freeAddress(t *testing.T, host string) string {
 	return listener.Addr().String()
 }
 
-func TestSocketsOfTheServiceManager(t *testing.T) {
-	socket, address := filepath.Join(shortDir(t), "control.sock"), freeAddress(t, "127.0.0.1")
-	stop := activate(t, "loopback", socket, address)
-	private(t, socket)
-	if _, _, err := api.NewControlClient(socket).Ready(t.Context()); err != nil {
-		t.Error(err)
-	}
+// requireLive wants an answer over TCP, and leaves no connection open.
+func requireLive(t *testing.T, address string) {
+	t.Helper()
+	defer http.DefaultClient.CloseIdleConnections()
 	response, err := http.Get("http://" + address + "/livez")
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +145,16 @@ func TestSocketsOfTheServiceManager(t *testing.T) {
 	if response.StatusCode != http.StatusOK {
 		t.Errorf("over TCP: %s", response.Status)
 	}
-	http.DefaultClient.CloseIdleConnections()
+}
+
+func TestSocketsOfTheServiceManager(t *testing.T) {
+	socket, address := filepath.Join(shortDir(t), "control.sock"), freeAddress(t, "127.0.0.1")
+	stop := activate(t, "loopback", socket, address)
+	private(t, socket)
+	if _, _, err := api.NewControlClient(socket).Ready(t.Context()); err != nil {
+		t.Error(err)
+	}
+	requireLive(t, address)
 	if said := stop(); said != "<nil> <nil>" {
 		t.Error(said)
 	}
@@ -165,12 +171,7 @@ func TestAddressTooMany(t *testing.T) {
 	if _, _, err := api.NewControlClient(socket).Ready(t.Context()); err != nil {
 		t.Error(err)
 	}
-	response, err := http.Get("http://" + address + "/livez")
-	if err != nil {
-		t.Fatal(err)
-	}
-	response.Body.Close()
-	http.DefaultClient.CloseIdleConnections()
+	requireLive(t, address)
 	if said := stop(); !regexp.MustCompile(`^closed: cannot use socket 2 .*: neither the first .*\n<nil> <nil>$`).MatchString(said) {
 		t.Error(said)
 	}

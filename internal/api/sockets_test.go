@@ -3,7 +3,6 @@ package api_test
 import (
 	"io/fs"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -127,12 +126,7 @@ func TestKeptSocketsOfTheServiceManager(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	response, err := http.Get("http://" + address + "/livez")
-	if err != nil {
-		t.Fatal(err)
-	}
-	response.Body.Close()
-	http.DefaultClient.CloseIdleConnections()
+	requireLive(t, address)
 	if said := stop(); !strings.HasSuffix(said, "<nil> <nil>") || strings.Contains(said, "refused") {
 		t.Error(said)
 	}

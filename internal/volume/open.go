@@ -136,12 +136,9 @@ func (v *Volume) CheckSettings() error {
 		}
 		return err
 	}
-	if err := v.checkStores(record); err != nil {
-		return err
-	}
 	for _, store := range v.config.Stores {
-		status, err := v.storeStatus(store, record)
-		if err == nil && status.State == StoreNew && !status.Mounted {
+		status, err := v.checkStore(store, record)
+		if err == nil && status.State == StoreNew {
 			err = checkStorePath(store)
 		}
 		if err != nil {

@@ -17,18 +17,27 @@ func (s *site) recordMoves(r *recording) {
 	s.t.Helper()
 	for i, what := range []string{"migrate", "rollback", "migrate", "purge", "grow"} {
 		s.uploadDurably(fmt.Sprintf("%d before %s", i, what))
-		r.mark(mark{what: what, name: "begun"})
-		s.failpoint = func(point string) error { r.mark(mark{what: what, name: point}); return nil }
-		s.must(s.do(what, &watcher{before: func(step Step) {
-			if what == "migrate" && step == StepVerify { // it is copied, and the service still runs
+		w := s.marking(r, what)
+		step := w.before
+		w.before = func(begun Step) {
+			if what == "migrate" && begun == StepVerify { // it is copied, and the service still runs
 				r.mark(mark{what: what, name: "copied", rest: true})
 				s.uploadDurably(fmt.Sprintf("%d while it is verified", i))
 			}
-			r.mark(mark{what: what, name: "in step " + string(step)})
-		}}))
+			step(begun)
+		}
+		s.must(s.do(what, w))
 		s.failpoint = nil
 		r.mark(mark{what: what, name: "ended", ended: true, rest: true})
 	}
+}
+
+// marking marks the beginning of an operation, and with the observer the beginnings of its steps and where each durable one ends, until
+// there is no failpoint.
+func (s *site) marking(r *recording, what string) *watcher {
+	r.mark(mark{what: what, name: "begun"})
+	s.failpoint = func(point string) error { r.mark(mark{what: what, name: point}); return nil }
+	return &watcher{before: func(step Step) { r.mark(mark{what: what, name: "in step " + string(step)}) }}
 }
 
 // uploadDurably is an upload that the service, or its filesystem after a while, has made durable.

@@ -50,17 +50,16 @@ func (c *recordedCreate) record() *recording {
 	return r
 }
 
-// recorded marks the beginnings of the steps, and where each durable one ends.
+// recorded marks what it does.
 func (c *recordedCreate) recorded(r *recording, what string, taken error) error {
 	c.t.Helper()
-	r.mark(mark{what: what, name: "begun"})
-	c.failpoint = func(point string) error { r.mark(mark{what: what, name: point}); return nil }
+	w := c.marking(r, what)
 	defer func() { c.failpoint = nil }()
 	_, err := c.Create(c.t.Context(), CreateOptions{Accept: accept, Deliver: func(key *secret.Key) error {
 		c.last = string(key.Bytes())
 		c.keys[c.salt(c.header())] = c.last
 		return taken
-	}}, &watcher{before: func(step Step) { r.mark(mark{what: what, name: "in step " + string(step)}) }})
+	}}, w)
 	r.mark(mark{what: what, name: "ended", ended: taken == nil})
 	return err
 }
@@ -174,9 +173,7 @@ func TestPowerCutOfAdopt(t *testing.T) {
 	s.makeFilled()
 	whole := map[string]string{"media": "."}
 	r := s.power.record()
-	r.mark(mark{what: "adopt", name: "begun"})
-	s.failpoint = func(point string) error { r.mark(mark{what: "adopt", name: point}); return nil }
-	s.must(readopt(s, whole, &watcher{before: func(step Step) { r.mark(mark{what: "adopt", name: "in step " + string(step)}) }}))
+	s.must(readopt(s, whole, s.marking(r, "adopt")))
 	s.failpoint = nil
 	r.mark(mark{what: "adopt", name: "ended", ended: true})
 	s.testReplayed(r, 4, func(m moment) { s.requireAdoptable(m, whole) })

@@ -49,18 +49,22 @@ const storesRoot = "/stores/"
 // is a guard there was a store, under whatever name.
 func (v *Volume) checkStores(record *Record) error {
 	for _, store := range v.config.Stores {
-		if err := record.checkStore(store); err != nil {
+		if _, err := v.checkStore(store, record); err != nil {
 			return err
-		}
-		status, err := v.storeStatus(store, record)
-		if err != nil {
-			return err
-		}
-		if status.Guarded && status.State != StoreEncrypted {
-			return record.unknownStore(store)
 		}
 	}
 	return nil
+}
+
+func (v *Volume) checkStore(store config.Store, record *Record) (StoreStatus, error) {
+	if err := record.checkStore(store); err != nil {
+		return StoreStatus{}, err
+	}
+	status, err := v.storeStatus(store, record)
+	if err == nil && status.Guarded && status.State != StoreEncrypted {
+		err = record.unknownStore(store)
+	}
+	return status, err
 }
 
 // guardAll guards every bare mount point of the volume: the private root and the encrypted stores.

@@ -53,3 +53,15 @@ func requireMetric(t *testing.T, name string, value int) {
 		t.Errorf("/metrics: %d, no sample %q", code, strings.TrimSpace(sample))
 	}
 }
+
+// sample is the value of a series.
+func sample(t *testing.T, series string) string {
+	t.Helper()
+	_, body := get(t, "/metrics")
+	for line := range strings.Lines(body) {
+		if value, ok := strings.CutPrefix(line, series+" "); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}

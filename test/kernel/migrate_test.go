@@ -167,11 +167,9 @@ func requireHeldUp(t *testing.T, pid int) {
 // probeRuns is how often a probe has run.
 func probeRuns(t *testing.T, probe string) (runs int) {
 	t.Helper()
-	_, body := get(t, "/metrics")
-	sample := fmt.Sprintf("luksmediad_probe_duration_seconds_count{probe=%q} ", probe)
-	_, after, found := strings.Cut(body, sample)
-	if _, err := fmt.Sscan(after, &runs); err != nil || !found {
-		t.Fatalf("/metrics: no sample %s: %v", sample, err)
+	series := fmt.Sprintf("luksmediad_probe_duration_seconds_count{probe=%q}", probe)
+	if _, err := fmt.Sscan(sample(t, series), &runs); err != nil {
+		t.Fatalf("/metrics: no sample %s: %v", series, err)
 	}
 	return runs
 }

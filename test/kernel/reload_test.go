@@ -56,26 +56,6 @@ func staleAfter(t *testing.T) string {
 	return sample(t, `luksmediad_probe_stale_after_seconds{probe="write"}`)
 }
 
-// sample is the value of a series.
-func sample(t *testing.T, series string) string {
-	t.Helper()
-	_, body := get(t, "/metrics")
-	for line := range strings.Lines(body) {
-		if value, ok := strings.CutPrefix(line, series+" "); ok {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
-}
-
-// requireTaken wants the daemon to say whether it has taken the configuration.
-func requireTaken(t *testing.T, want string) {
-	t.Helper()
-	if taken := sample(t, "luksmediad_config_reload_success"); taken != want {
-		t.Errorf("luksmediad_config_reload_success is %s, not %s", taken, want)
-	}
-}
-
 // edit replaces a text in the configuration.
 func (s *site) edit(from, to string) {
 	s.t.Helper()
@@ -178,7 +158,7 @@ func TestReloadByCommand(t *testing.T) {
 
 	s.edit("interval: 2s", "interval: soon")
 	s.refuses("config", 2, "config", "reload")
-	requireTaken(t, "0")
+	requireMetric(t, "luksmediad_config_reload_success", 0)
 	s.edit("interval: soon", "interval: 2s")
 	s.edit("container: "+s.container, "container: "+s.container+"-2")
 	s.refuses("settings", 15, "config", "reload")
@@ -198,9 +178,9 @@ func TestReloadByCommand(t *testing.T) {
 	taken.Close()
 	s.edit("http: {listen: 127.0.0.1:10166}\n", "")
 	s.requireOpen()
-	requireTaken(t, "0")
+	requireMetric(t, "luksmediad_config_reload_success", 0)
 	s.succeed("config", "reload")
-	requireTaken(t, "1")
+	requireMetric(t, "luksmediad_config_reload_success", 1)
 
 	s.succeed("lock", "--yes")
 	s.edit("interval: 2s", "interval: 3s")
