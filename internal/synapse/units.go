@@ -14,6 +14,7 @@ import (
 var (
 	ErrNoSystemd  = errors.New("systemd does not answer")
 	ErrNoSuchUnit = errors.New("no such unit")
+	ErrUnitExists = errors.New("the unit is there already")
 	ErrJobFailed  = errors.New("the job did not succeed")
 )
 
@@ -138,6 +139,8 @@ func classify(err error) error {
 	switch e.Name {
 	case "org.freedesktop.systemd1.NoSuchUnit":
 		return fmt.Errorf("%w: %w", ErrNoSuchUnit, err)
+	case "org.freedesktop.systemd1.UnitExists":
+		return fmt.Errorf("%w: %w", ErrUnitExists, err)
 	case "org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner",
 		"org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected":
 		return fmt.Errorf("%w: %w", ErrNoSystemd, err)

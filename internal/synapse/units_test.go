@@ -24,6 +24,7 @@ func TestBusErrorClasses(t *testing.T) {
 		want error
 	}{
 		{godbus.Error{Name: "org.freedesktop.systemd1.NoSuchUnit"}, ErrNoSuchUnit},
+		{godbus.Error{Name: "org.freedesktop.systemd1.UnitExists"}, ErrUnitExists},
 		{godbus.Error{Name: "org.freedesktop.DBus.Error.ServiceUnknown"}, ErrNoSystemd},
 		{godbus.Error{Name: "org.freedesktop.DBus.Error.NameHasNoOwner"}, ErrNoSystemd},
 		{godbus.ErrClosed, ErrNoSystemd},
