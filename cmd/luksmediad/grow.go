@@ -4,10 +4,10 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"luksmediad/internal/config"
+	"luksmediad/internal/daemon"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/secret"
@@ -106,15 +106,6 @@ type growResult struct {
 }
 
 func (c *growCommand) answer(vol *volume.Volume, grown *volume.Growth) error {
-	from, to := units.BytesSize(float64(grown.From)), units.BytesSize(float64(grown.To))
-	result := growResult{Type: "result", From: grown.From, To: grown.To, Changed: grown.From != grown.To && !c.dryRun}
-	switch {
-	case grown.From == grown.To:
-		result.Text = fmt.Sprintf("container of volume %s is %s large", vol.Name(), to)
-	case c.dryRun:
-		result.Text = fmt.Sprintf("would grow volume %s from %s to %s", vol.Name(), from, to)
-	default:
-		result.Text = fmt.Sprintf("grew volume %s from %s to %s", vol.Name(), from, to)
-	}
-	return c.succeedWith(result, result.Text)
+	told := daemon.GrowthOf(vol.Name(), grown, c.dryRun)
+	return c.succeedWith(growResult{Type: "result", Text: told.Text, From: told.FromBytes, To: told.ToBytes, Changed: told.Changed}, told.Text)
 }

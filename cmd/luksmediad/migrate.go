@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,6 @@ import (
 	"luksmediad/internal/synapse"
 	"luksmediad/internal/transfer"
 	"luksmediad/internal/volume"
-	"luksmediad/pkg/health"
 )
 
 type migrateCommand struct {
@@ -103,7 +103,7 @@ It asks for the name of the volume; --confirm answers that, --yes does not.`,
 type mover func(context.Context, volume.MoveOptions, volume.Observer) (*volume.Moved, error)
 
 // run runs an operation that outlives its terminal.
-func (c *migrateCommand) run(ctx context.Context, args []string, choose func(*volume.Volume) mover, accept func(context.Context, *volume.Plan) error) (*volume.Moved, error) {
+func (c *migrateCommand) run(ctx context.Context, action api.OperationAction, args []string, choose func(*volume.Volume) mover, accept func(context.Context, *volume.Plan) error) (*volume.Moved, error) {
 	loaded, vol, err := c.loadAsRoot()
 	if err != nil {
 		return nil, err
@@ -112,13 +112,11 @@ func (c *migrateCommand) run(ctx context.Context, args []string, choose func(*vo
 	transfer.OwnProcess()
 	progress := newProgress(c.app, vol.MappingName())
 	defer progress.close()
-	job := newMoveJob(progress, vol.Name())
+	job := newMoveJob(progress, vol.Name(), action, storeOf(loaded, args))
 	options := moveOptions(loaded)
 	options.DryRun, options.Deadline, options.Progress = c.dryRun, c.deadline, job.progressed
 	options.Accept = func(plan *volume.Plan) error { return accept(ctx, plan) }
-	if len(args) > 0 {
-		options.Store = args[0]
-	}
+	options.Store = storeOf(loaded, args)
 	moved, err := choose(vol)(ctx, options, job)
 	job.end(err)
 	if c.dryRun {
@@ -128,6 +126,17 @@ func (c *migrateCommand) run(ctx context.Context, args []string, choose func(*vo
 		err = told
 	}
 	return moved, err
+}
+
+// storeOf is the store that is named, or the only one; empty where that decides none.
+func storeOf(loaded *config.Config, args []string) string {
+	switch {
+	case len(args) > 0:
+		return args[0]
+	case len(loaded.Stores) == 1:
+		return loaded.Stores[0].Name
+	}
+	return ""
 }
 
 // holder is the daemon, which holds the volume open.
@@ -173,14 +182,16 @@ func (k moveKeeper) Restart(ctx context.Context, observer volume.Observer) error
 }
 
 // Progress is what the process that moves a store has last written down.
-func (k moveKeeper) Progress() (health.Move, string) {
+func (k moveKeeper) Progress() *api.Operation {
 	seen, err := readMoveStatus(k.Name())
-	if err != nil || seen.Ended || !seen.alive(k.Volume) {
-		return health.Move{}, ""
+	if err != nil {
+		return nil
 	}
-	p := seen.progress()
-	return health.Move{Running: true, Entries: p.Files, TotalEntries: p.TotalFiles, Bytes: p.Bytes, TotalBytes: p.TotalBytes, Left: p.Left},
-		"moves a store: " + seen.Step + ", " + describeMove(p)
+	if !seen.Ended && !seen.alive(k.Volume) {
+		seen.end(errMoveGone, explain)
+	}
+	operation := seen.operation()
+	return &operation
 }
 
 // serviceOf is nil where the configuration names no service.
@@ -201,13 +212,13 @@ func (c *migrateCommand) migrate(ctx context.Context, args []string) error {
 	if c.attach {
 		return c.attachToMove(ctx)
 	}
-	moved, err := c.run(ctx, args, func(v *volume.Volume) mover { return v.Migrate }, c.acceptMove)
+	moved, err := c.run(ctx, api.OperationActionMigrate, args, func(v *volume.Volume) mover { return v.Migrate }, c.acceptMove)
 	if err != nil {
 		return err
 	}
 	switch {
-	case c.dryRun && moved.Plan.Found.Totals.Entries > 0:
-		return c.answerMove(moved, "would "+describePlan(moved.Plan))
+	case c.dryRun && moved.Changed:
+		return c.answerMove(moved, "would "+describeMigrate(moved))
 	case !moved.Changed:
 		return c.answerMove(moved, fmt.Sprintf("store %s has moved in already", moved.Store))
 	}
@@ -221,6 +232,14 @@ func (c *migrateCommand) migrate(ctx context.Context, args []string) error {
 
 func (c *migrateCommand) acceptMove(ctx context.Context, plan *volume.Plan) error {
 	return c.confirm(ctx, describePlan(plan)+"?")
+}
+
+// describeMigrate begins with a verb.
+func describeMigrate(planned *volume.Moved) string {
+	if planned.Plan.Path == "" {
+		return "finish the move of store " + planned.Store
+	}
+	return describePlan(planned.Plan)
 }
 
 // describePlan begins with a verb.
@@ -242,7 +261,7 @@ func describePlan(plan *volume.Plan) string {
 
 func (c *migrateCommand) rollback(ctx context.Context, args []string) error {
 	accept := func(ctx context.Context, plan *volume.Plan) error { return c.confirm(ctx, describeWayBack(plan)+"?") }
-	moved, err := c.run(ctx, args, func(v *volume.Volume) mover { return v.Rollback }, accept)
+	moved, err := c.run(ctx, api.OperationActionRollback, args, func(v *volume.Volume) mover { return v.Rollback }, accept)
 	if err != nil {
 		return err
 	}
@@ -261,7 +280,7 @@ func describeWayBack(plan *volume.Plan) string {
 }
 
 func (c *migrateCommand) purge(ctx context.Context, args []string) error {
-	moved, err := c.run(ctx, args, func(v *volume.Volume) mover { return v.Purge }, c.acceptPurge)
+	moved, err := c.run(ctx, api.OperationActionPurge, args, func(v *volume.Volume) mover { return v.Purge }, c.acceptPurge)
 	if err != nil {
 		return err
 	}
@@ -306,7 +325,7 @@ type moveResult struct {
 }
 
 func (c *migrateCommand) answerMove(moved *volume.Moved, text string) error {
-	return c.succeedWith(moveResult{Type: "result", Text: text, Store: moved.Store, Path: moved.Path, Changed: moved.Changed,
+	return c.succeedWith(moveResult{Type: "result", Text: text, Store: moved.Store, Path: moved.Path, Changed: moved.Changed && !c.dryRun,
 		Entries: moved.Entries, Bytes: moved.Bytes, Old: moved.Old, StandstillSeconds: moved.Standstill.Seconds()}, text)
 }
 
@@ -334,7 +353,7 @@ func (c *migrateCommand) attachToMove(ctx context.Context) error {
 		seen = *now
 		switch {
 		case now.Ended && now.Error != "":
-			return fmt.Errorf("the move has failed: %s: %w", now.Error, errMoveFailed)
+			return &api.ProblemError{Class: now.Reason, Detail: "the move has failed: " + now.Error, Next: now.Next, ExitCode: cmp.Or(now.ExitCode, exitFailed)}
 		case now.Ended:
 			return c.succeed("the move has come to its end")
 		case now.alive(vol):
@@ -352,9 +371,5 @@ func (c *migrateCommand) attachToMove(ctx context.Context) error {
 	}
 }
 
-var (
-	// errMoveFailed: what --attach has looked on at has failed.
-	errMoveFailed = errors.New("see the journal")
-	// errMoveGone: the process that moved a store has not said how it ended.
-	errMoveGone = errors.New("its process is gone")
-)
+// errMoveGone: the process that moved a store has not said how it ended.
+var errMoveGone = errors.New("its process is gone")

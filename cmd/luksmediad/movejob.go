@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"luksmediad/internal/api"
 	"luksmediad/internal/transfer"
 	"luksmediad/internal/volume"
 )
@@ -18,9 +19,11 @@ const moveStatusEvery = time.Second
 
 // moveStatus is what others see of a running move, in a file that is gone with the next boot.
 type moveStatus struct {
-	PID   int    `json:"pid"`
-	Step  string `json:"step"`
-	Phase string `json:"phase,omitempty"`
+	PID    int                 `json:"pid"`
+	Action api.OperationAction `json:"action"`
+	Store  string              `json:"store"`
+	Step   string              `json:"step"`
+	Phase  string              `json:"phase,omitempty"`
 	// Files and Bytes are done, of so many in all; 0 where that is not known.
 	Files       int64   `json:"files"`
 	TotalFiles  int64   `json:"total_files"`
@@ -29,7 +32,36 @@ type moveStatus struct {
 	Rate        float64 `json:"bytes_per_second"`
 	LeftSeconds float64 `json:"left_seconds"`
 	Ended       bool    `json:"ended"`
-	Error       string  `json:"error,omitempty"`
+	// Error is why it failed; what follows from that is for whoever did not see it fail.
+	Error    string    `json:"error,omitempty"`
+	Reason   api.Class `json:"reason,omitempty"`
+	Next     string    `json:"next,omitempty"`
+	ExitCode int       `json:"exit_code,omitempty"`
+}
+
+// end takes down how the move has ended.
+func (s *moveStatus) end(err error, explain func(error) api.Explanation) {
+	s.Ended = true
+	if err == nil {
+		return
+	}
+	why := explain(err)
+	s.Error, s.Reason, s.Next, s.ExitCode = err.Error(), why.Class, why.Next, why.ExitCode
+}
+
+// operation is the same for the API.
+func (s moveStatus) operation() api.Operation {
+	o := api.Operation{Action: s.Action, State: api.OperationStateRunning, Step: s.Step, Text: s.Step, Store: s.Store, PID: s.PID, DoneEntries: s.Files,
+		TotalEntries: s.TotalFiles, DoneBytes: s.Bytes, TotalBytes: s.TotalBytes, BytesPerSecond: s.Rate, LeftSeconds: s.LeftSeconds}
+	switch {
+	case s.Ended && s.Error != "":
+		o.State, o.Text, o.Reason, o.Next = api.OperationStateFailed, s.Error, s.Reason, s.Next
+	case s.Ended:
+		o.State, o.Text = api.OperationStateDone, "has come to its end"
+	case s.Phase != "":
+		o.Text += ": " + describeMove(s.progress())
+	}
+	return o
 }
 
 func (s moveStatus) progress() transfer.Progress {
@@ -67,14 +99,17 @@ type moveJob struct {
 	begun bool
 }
 
-func newMoveJob(p *progress, volume string) *moveJob {
-	return &moveJob{progress: p, volume: volume, status: moveStatus{PID: os.Getpid()}}
+func newMoveJob(p *progress, volume string, action api.OperationAction, store string) *moveJob {
+	return &moveJob{progress: p, volume: volume, status: moveStatus{PID: os.Getpid(), Action: action, Store: store}}
 }
 
 // Step is called with the lock of the moves held.
 func (j *moveJob) Step(step volume.Step) {
-	j.begun = true
-	j.status = moveStatus{PID: j.status.PID, Step: string(step)}
+	if !j.begun {
+		j.begun = true
+		serviceManager{}.Notify("READY=1") // for who has started it in a unit
+	}
+	j.status = moveStatus{PID: j.status.PID, Action: j.status.Action, Store: j.status.Store, Step: string(step)}
 	j.progress.Step(step)
 	j.write()
 }
@@ -100,9 +135,6 @@ func (j *moveJob) end(err error) {
 	if !j.begun {
 		return
 	}
-	j.status.Ended = true
-	if err != nil {
-		j.status.Error = err.Error()
-	}
+	j.status.end(err, func(err error) api.Explanation { return explainFor(j.app.config, err) })
 	j.write()
 }

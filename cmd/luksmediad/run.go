@@ -31,8 +31,12 @@ import (
 	"luksmediad/pkg/unlock/secret"
 )
 
-// gateUnit is what services require.
-const gateUnit = "luksmediad-gate.service"
+const (
+	// daemonUnit runs the daemon.
+	daemonUnit = "luksmediad.service"
+	// gateUnit is what services require.
+	gateUnit = "luksmediad-gate.service"
+)
 
 func newRunCommand(a *app) *cobra.Command {
 	return &cobra.Command{
@@ -71,7 +75,7 @@ func (a *app) runDaemon(ctx context.Context) error {
 	}
 	log := journal.New(journal.Detect(), vol.MappingName())
 	log.Emit(startOf(before), journal.F("VERSION", version.Version))
-	s := newService(loaded, vol, log, before)
+	s := newService(loaded, vol, log, before, a.configPath)
 	next, err := s.serve(ctx, a.configPath, hangups)
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
@@ -104,7 +108,7 @@ type service struct {
 }
 
 // newService is the composition root of the daemon.
-func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger, before *handover) *service {
+func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger, before *handover, configPath string) *service {
 	live := new(atomic.Pointer[volume.Opened])
 	options := health.Options{Advise: adviceFor(loaded), OnChange: func(c health.Condition, before health.Status) { reportCondition(log, c, before) }}
 	var media health.MediaServer
@@ -135,28 +139,29 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger, 
 		Explain:    explained,
 	})...)
 	d := daemon.New(daemon.Parts{
-		Config:     loaded,
-		Operations: vol,
-		Assessor:   vol,
-		Sources:    vol.Sources(),
-		Board:      board,
-		Prober:     prober,
-		Collector:  collector,
-		Gate:       synapse.Gate{Unit: gateUnit},
-		Mover:      moveKeeper{vol, moveOptions(loaded)},
-		Grower:     vol,
-		Notifier:   serviceManager{},
-		Journal:    log,
-		Live:       live,
-		Explain:    explained,
-		Version:    version.Version,
-		Before:     before.daemon(),
+		Config:    loaded,
+		Volume:    vol,
+		Assessor:  vol,
+		Sources:   vol.Sources(),
+		Board:     board,
+		Prober:    prober,
+		Collector: collector,
+		Gate:      synapse.Gate{Unit: gateUnit},
+		Mover:     moveKeeper{vol, moveOptions(loaded)},
+		Grower:    vol,
+		Notifier:  serviceManager{},
+		Journal:   log,
+		Live:      live,
+		Explain:   explained,
+		Version:   version.Version,
+		Before:    before.daemon(),
 	})
 	backend := api.Backend{
 		Health:  board,
 		Metrics: health.MetricsHandler(health.NewRegistry(collector)),
 		Status:  d,
 		Control: d,
+		Operate: operator{d, newMoveStarter(loaded, vol, configPath)},
 		Explain: explained,
 	}
 	return &service{config: loaded, daemon: d, prober: prober, server: api.New(backend, slog.New(journalHandler{log})), log: log, before: before}

@@ -145,6 +145,57 @@ func (e HealthStatus) Valid() bool {
 	}
 }
 
+// Defines values for OperationAction.
+const (
+	OperationActionGrow     OperationAction = "grow"
+	OperationActionLock     OperationAction = "lock"
+	OperationActionMigrate  OperationAction = "migrate"
+	OperationActionPurge    OperationAction = "purge"
+	OperationActionRollback OperationAction = "rollback"
+	OperationActionUnlock   OperationAction = "unlock"
+)
+
+// Valid indicates whether the value is a known member of the OperationAction enum.
+func (e OperationAction) Valid() bool {
+	switch e {
+	case OperationActionGrow:
+		return true
+	case OperationActionLock:
+		return true
+	case OperationActionMigrate:
+		return true
+	case OperationActionPurge:
+		return true
+	case OperationActionRollback:
+		return true
+	case OperationActionUnlock:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for OperationState.
+const (
+	OperationStateDone    OperationState = "done"
+	OperationStateFailed  OperationState = "failed"
+	OperationStateRunning OperationState = "running"
+)
+
+// Valid indicates whether the value is a known member of the OperationState enum.
+func (e OperationState) Valid() bool {
+	switch e {
+	case OperationStateDone:
+		return true
+	case OperationStateFailed:
+		return true
+	case OperationStateRunning:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for OutcomeAction.
 const (
 	OutcomeActionLock   OutcomeAction = "lock"
@@ -436,6 +487,33 @@ type ConditionStatus string
 // Flag On as soon as it is given.
 type Flag string
 
+// GrowRequest How large the volume is to be. At most one of the two sizes is given.
+type GrowRequest struct {
+	// ByBytes What is to be added to it, in bytes, up to 1 EiB.
+	ByBytes int64 `json:"by_bytes,omitempty,omitzero"`
+
+	// DryRun Whether to check everything and to change nothing.
+	DryRun bool `json:"dry_run,omitempty,omitzero"`
+
+	// ToBytes The size that the container is to have, in bytes, up to 1 EiB.
+	ToBytes int64 `json:"to_bytes,omitempty,omitzero"`
+}
+
+// Growth What has become of the container.
+type Growth struct {
+	// Changed False when it was as large already, and with `dry_run`.
+	Changed bool `json:"changed"`
+
+	// FromBytes Its size before, in bytes.
+	FromBytes int64 `json:"from_bytes"`
+
+	// Text The same in a sentence.
+	Text string `json:"text"`
+
+	// ToBytes Its size now, or with `dry_run` the one that it would have.
+	ToBytes int64 `json:"to_bytes"`
+}
+
 // Health The shape of the (expired) Internet-Draft draft-inadarei-api-health-check-06. The name of a check is `<condition>:probe` where
 // a probe decides it and `<condition>:state` where a step of the lifecycle does; it has one observation.
 type Health struct {
@@ -493,6 +571,33 @@ type LockRequest struct {
 	StopServices bool `json:"stop_services"`
 }
 
+// MigrateRequest Which store is to move into the volume.
+type MigrateRequest struct {
+	// DryRun Whether to check everything and to change nothing.
+	DryRun bool `json:"dry_run,omitempty,omitzero"`
+
+	// Store Its name; may be absent if the volume has only one.
+	Store string `json:"store,omitempty,omitzero"`
+}
+
+// Migration What has begun, or would begin.
+type Migration struct {
+	// Begun Whether the move goes on now.
+	Begun bool `json:"begun"`
+
+	// Path Absolute path at which its service expects it.
+	Path string `json:"path"`
+
+	// Store Name of the store.
+	Store string `json:"store"`
+
+	// Text What is moved and what stands still meanwhile, in a sentence.
+	Text string `json:"text"`
+
+	// Unit The unit in which it goes on. Absent where nothing has begun.
+	Unit string `json:"unit,omitempty,omitzero"`
+}
+
 // Opening Which key opened the volume.
 type Opening struct {
 	// Keyslot The LUKS2 keyslot. Absent where it is not known.
@@ -500,6 +605,63 @@ type Opening struct {
 
 	// Kind A way to get a key.
 	Kind SourceKind `json:"kind"`
+}
+
+// Operation One operation, and how far it is.
+type Operation struct {
+	// Action What it does.
+	Action OperationAction `json:"action"`
+
+	// BytesPerSecond How fast that goes.
+	BytesPerSecond float64 `json:"bytes_per_second,omitempty,omitzero"`
+
+	// DoneBytes Bytes that are done in this step.
+	DoneBytes int64 `json:"done_bytes,omitempty,omitzero"`
+
+	// DoneEntries Files, folders and links that are done in this step.
+	DoneEntries int64 `json:"done_entries,omitempty,omitzero"`
+
+	// LeftSeconds How long the step will take from here. Absent where that is not known.
+	LeftSeconds float64 `json:"left_seconds,omitempty,omitzero"`
+
+	// Next What to type next.
+	Next string `json:"next,omitempty,omitzero"`
+
+	// PID The process that does it.
+	PID int `json:"pid,omitempty,omitzero"`
+
+	// Reason Why it failed, one of a closed list.
+	Reason Class `json:"reason,omitempty,omitzero"`
+
+	// State Whether it still runs, and how it ended.
+	State OperationState `json:"state"`
+
+	// Step The step that runs, or that was the last one.
+	Step string `json:"step,omitempty,omitzero"`
+
+	// Store The store that moves.
+	Store string `json:"store,omitempty,omitzero"`
+
+	// Text How far it is, or why it failed, in a sentence.
+	Text string `json:"text"`
+
+	// TotalBytes Of how many. Absent where that is not known.
+	TotalBytes int64 `json:"total_bytes,omitempty,omitzero"`
+
+	// TotalEntries Of how many. Absent where that is not known.
+	TotalEntries int64 `json:"total_entries,omitempty,omitzero"`
+}
+
+// OperationAction What it does.
+type OperationAction string
+
+// OperationState Whether it still runs, and how it ended.
+type OperationState string
+
+// Operations What works on the volume.
+type Operations struct {
+	// Operations Those of the daemon first, then the move.
+	Operations []Operation `json:"operations"`
 }
 
 // Outcome What an action did.
@@ -800,8 +962,14 @@ type GetReadyzParams struct {
 	Exclude Exclude `form:"exclude,omitempty" json:"exclude,omitempty,omitzero"`
 }
 
+// GrowJSONRequestBody defines body for Grow for application/json ContentType.
+type GrowJSONRequestBody = GrowRequest
+
 // LockJSONRequestBody defines body for Lock for application/json ContentType.
 type LockJSONRequestBody = LockRequest
+
+// MigrateJSONRequestBody defines body for Migrate for application/json ContentType.
+type MigrateJSONRequestBody = MigrateRequest
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
@@ -916,6 +1084,28 @@ type ClientInterface interface {
 	// Corresponds with GET /readyz (the `GetReadyz` operationId).
 	GetReadyz(ctx context.Context, params *GetReadyzParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// GrowWithBody Make the open volume larger
+	//
+	// Makes container, loop device, mapping and filesystem larger while they are used, as `luksmediad grow` does. A key is proven first, by the
+	// key sources that ask nobody. With neither size it finishes a growth that was interrupted, or takes up the size that a block device
+	// has now. Answers when it is done; `/v1/operations` shows how far it is. A client that goes away does not end it.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/grow (the `Grow` operationId).
+	GrowWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// Grow Make the open volume larger
+	//
+	// Makes container, loop device, mapping and filesystem larger while they are used, as `luksmediad grow` does. A key is proven first, by the
+	// key sources that ask nobody. With neither size it finishes a growth that was interrupted, or takes up the size that a block device
+	// has now. Answers when it is done; `/v1/operations` shows how far it is. A client that goes away does not end it.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/grow (the `Grow` operationId).
+	Grow(ctx context.Context, body GrowJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// LockWithBody Unmount and close the volume
 	//
 	// Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
@@ -941,6 +1131,42 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/lock (the `Lock` operationId).
 	Lock(ctx context.Context, body LockJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// MigrateWithBody Begin to move a store into the volume
+	//
+	// Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
+	// own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
+	// `/v1/operations` shows how far it is and how it ended.
+	//
+	// The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
+	// Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/migrate (the `Migrate` operationId).
+	MigrateWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// Migrate Begin to move a store into the volume
+	//
+	// Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
+	// own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
+	// `/v1/operations` shows how far it is and how it ended.
+	//
+	// The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
+	// Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/migrate (the `Migrate` operationId).
+	Migrate(ctx context.Context, body MigrateJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetOperations What works on the volume now, and how far it is
+	//
+	// Openings, closings, growths, and the moves of stores, also those that a command does: a move that has ended stays in the list until the
+	// next one or the next boot, so that whoever has started it learns how it ended. Empty while nothing works on the volume.
+	//
+	// Corresponds with GET /v1/operations (the `GetOperations` operationId).
+	GetOperations(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// RunProbe Run one probe now
 	//
@@ -1060,6 +1286,48 @@ func (c *Client) GetReadyz(ctx context.Context, params *GetReadyzParams, reqEdit
 	return c.Client.Do(req)
 }
 
+// GrowWithBody Make the open volume larger
+//
+// Makes container, loop device, mapping and filesystem larger while they are used, as `luksmediad grow` does. A key is proven first, by the
+// key sources that ask nobody. With neither size it finishes a growth that was interrupted, or takes up the size that a block device
+// has now. Answers when it is done; `/v1/operations` shows how far it is. A client that goes away does not end it.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/grow (the `Grow` operationId).
+func (c *Client) GrowWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGrowRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// Grow Make the open volume larger
+//
+// Makes container, loop device, mapping and filesystem larger while they are used, as `luksmediad grow` does. A key is proven first, by the
+// key sources that ask nobody. With neither size it finishes a growth that was interrupted, or takes up the size that a block device
+// has now. Answers when it is done; `/v1/operations` shows how far it is. A client that goes away does not end it.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/grow (the `Grow` operationId).
+func (c *Client) Grow(ctx context.Context, body GrowJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGrowRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // LockWithBody Unmount and close the volume
 //
 // Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
@@ -1096,6 +1364,72 @@ func (c *Client) LockWithBody(ctx context.Context, contentType string, body io.R
 // Corresponds with POST /v1/lock (the `Lock` operationId).
 func (c *Client) Lock(ctx context.Context, body LockJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewLockRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// MigrateWithBody Begin to move a store into the volume
+//
+// Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
+// own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
+// `/v1/operations` shows how far it is and how it ended.
+//
+// The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
+// Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/migrate (the `Migrate` operationId).
+func (c *Client) MigrateWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewMigrateRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// Migrate Begin to move a store into the volume
+//
+// Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
+// own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
+// `/v1/operations` shows how far it is and how it ended.
+//
+// The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
+// Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/migrate (the `Migrate` operationId).
+func (c *Client) Migrate(ctx context.Context, body MigrateJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewMigrateRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetOperations What works on the volume now, and how far it is
+//
+// Openings, closings, growths, and the moves of stores, also those that a command does: a move that has ended stays in the list until the
+// next one or the next boot, so that whoever has started it learns how it ended. Empty while nothing works on the volume.
+//
+// Corresponds with GET /v1/operations (the `GetOperations` operationId).
+func (c *Client) GetOperations(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetOperationsRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -1404,6 +1738,46 @@ func NewGetReadyzRequest(server string, params *GetReadyzParams) (*http.Request,
 	return req, nil
 }
 
+// NewGrowRequest calls the generic Grow builder with application/json body
+func NewGrowRequest(server string, body GrowJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewGrowRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewGrowRequestWithBody constructs an http.Request for the Grow method, with any body, and a specified content type
+func NewGrowRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/grow")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewLockRequest calls the generic Lock builder with application/json body
 func NewLockRequest(server string, body LockJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -1440,6 +1814,73 @@ func NewLockRequestWithBody(server string, contentType string, body io.Reader) (
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewMigrateRequest calls the generic Migrate builder with application/json body
+func NewMigrateRequest(server string, body MigrateJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewMigrateRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewMigrateRequestWithBody constructs an http.Request for the Migrate method, with any body, and a specified content type
+func NewMigrateRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/migrate")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewGetOperationsRequest constructs an http.Request for the GetOperations method
+func NewGetOperationsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/operations")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
 
 	return req, nil
 }
@@ -1625,6 +2066,28 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /readyz (the `GetReadyz` operationId).
 	GetReadyzWithResponse(ctx context.Context, params *GetReadyzParams, reqEditors ...RequestEditorFn) (*GetReadyzResponse, error)
 
+	// GrowWithBodyWithResponse Make the open volume larger
+	//
+	// Makes container, loop device, mapping and filesystem larger while they are used, as `luksmediad grow` does. A key is proven first, by the
+	// key sources that ask nobody. With neither size it finishes a growth that was interrupted, or takes up the size that a block device
+	// has now. Answers when it is done; `/v1/operations` shows how far it is. A client that goes away does not end it.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/grow (the `Grow` operationId).
+	GrowWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*GrowResponse, error)
+
+	// GrowWithResponse Make the open volume larger
+	//
+	// Makes container, loop device, mapping and filesystem larger while they are used, as `luksmediad grow` does. A key is proven first, by the
+	// key sources that ask nobody. With neither size it finishes a growth that was interrupted, or takes up the size that a block device
+	// has now. Answers when it is done; `/v1/operations` shows how far it is. A client that goes away does not end it.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/grow (the `Grow` operationId).
+	GrowWithResponse(ctx context.Context, body GrowJSONRequestBody, reqEditors ...RequestEditorFn) (*GrowResponse, error)
+
 	// LockWithBodyWithResponse Unmount and close the volume
 	//
 	// Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
@@ -1650,6 +2113,44 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/lock (the `Lock` operationId).
 	LockWithResponse(ctx context.Context, body LockJSONRequestBody, reqEditors ...RequestEditorFn) (*LockResponse, error)
+
+	// MigrateWithBodyWithResponse Begin to move a store into the volume
+	//
+	// Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
+	// own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
+	// `/v1/operations` shows how far it is and how it ended.
+	//
+	// The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
+	// Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/migrate (the `Migrate` operationId).
+	MigrateWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*MigrateResponse, error)
+
+	// MigrateWithResponse Begin to move a store into the volume
+	//
+	// Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
+	// own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
+	// `/v1/operations` shows how far it is and how it ended.
+	//
+	// The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
+	// Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/migrate (the `Migrate` operationId).
+	MigrateWithResponse(ctx context.Context, body MigrateJSONRequestBody, reqEditors ...RequestEditorFn) (*MigrateResponse, error)
+
+	// GetOperationsWithResponse What works on the volume now, and how far it is
+	//
+	// Openings, closings, growths, and the moves of stores, also those that a command does: a move that has ended stays in the list until the
+	// next one or the next boot, so that whoever has started it learns how it ended. Empty while nothing works on the volume.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/operations (the `GetOperations` operationId).
+	GetOperationsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetOperationsResponse, error)
 
 	// RunProbeWithResponse Run one probe now
 	//
@@ -1813,6 +2314,35 @@ func (r GetReadyzResponse) StatusCode() int {
 	return 0
 }
 
+type GrowResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Growth
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Conflict
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Failed
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// Status returns HTTPResponse.Status
+func (r GrowResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GrowResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 type LockResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -1836,6 +2366,62 @@ func (r LockResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r LockResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type MigrateResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Migration
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Migration
+	// ApplicationProblemJSON409 the response for an HTTP 409 `application/problem+json` response
+	ApplicationProblemJSON409 *Conflict
+	// ApplicationProblemJSON503 the response for an HTTP 503 `application/problem+json` response
+	ApplicationProblemJSON503 *Failed
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// Status returns HTTPResponse.Status
+func (r MigrateResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r MigrateResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+type GetOperationsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Operations
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Refused
+}
+
+// Status returns HTTPResponse.Status
+func (r GetOperationsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetOperationsResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -2004,6 +2590,40 @@ func (c *ClientWithResponses) GetReadyzWithResponse(ctx context.Context, params 
 	return ParseGetReadyzResponse(rsp)
 }
 
+// GrowWithBodyWithResponse Make the open volume larger
+//
+// Makes container, loop device, mapping and filesystem larger while they are used, as `luksmediad grow` does. A key is proven first, by the
+// key sources that ask nobody. With neither size it finishes a growth that was interrupted, or takes up the size that a block device
+// has now. Answers when it is done; `/v1/operations` shows how far it is. A client that goes away does not end it.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/grow (the `Grow` operationId).
+func (c *ClientWithResponses) GrowWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*GrowResponse, error) {
+	rsp, err := c.GrowWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGrowResponse(rsp)
+}
+
+// GrowWithResponse Make the open volume larger
+//
+// Makes container, loop device, mapping and filesystem larger while they are used, as `luksmediad grow` does. A key is proven first, by the
+// key sources that ask nobody. With neither size it finishes a growth that was interrupted, or takes up the size that a block device
+// has now. Answers when it is done; `/v1/operations` shows how far it is. A client that goes away does not end it.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/grow (the `Grow` operationId).
+func (c *ClientWithResponses) GrowWithResponse(ctx context.Context, body GrowJSONRequestBody, reqEditors ...RequestEditorFn) (*GrowResponse, error) {
+	rsp, err := c.Grow(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGrowResponse(rsp)
+}
+
 // LockWithBodyWithResponse Unmount and close the volume
 //
 // Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
@@ -2040,6 +2660,62 @@ func (c *ClientWithResponses) LockWithResponse(ctx context.Context, body LockJSO
 		return nil, err
 	}
 	return ParseLockResponse(rsp)
+}
+
+// MigrateWithBodyWithResponse Begin to move a store into the volume
+//
+// Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
+// own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
+// `/v1/operations` shows how far it is and how it ended.
+//
+// The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
+// Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/migrate (the `Migrate` operationId).
+func (c *ClientWithResponses) MigrateWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*MigrateResponse, error) {
+	rsp, err := c.MigrateWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseMigrateResponse(rsp)
+}
+
+// MigrateWithResponse Begin to move a store into the volume
+//
+// Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
+// own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
+// `/v1/operations` shows how far it is and how it ended.
+//
+// The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
+// Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/migrate (the `Migrate` operationId).
+func (c *ClientWithResponses) MigrateWithResponse(ctx context.Context, body MigrateJSONRequestBody, reqEditors ...RequestEditorFn) (*MigrateResponse, error) {
+	rsp, err := c.Migrate(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseMigrateResponse(rsp)
+}
+
+// GetOperationsWithResponse What works on the volume now, and how far it is
+//
+// Openings, closings, growths, and the moves of stores, also those that a command does: a move that has ended stays in the list until the
+// next one or the next boot, so that whoever has started it learns how it ended. Empty while nothing works on the volume.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/operations (the `GetOperations` operationId).
+func (c *ClientWithResponses) GetOperationsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetOperationsResponse, error) {
+	rsp, err := c.GetOperations(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetOperationsResponse(rsp)
 }
 
 // RunProbeWithResponse Run one probe now
@@ -2284,6 +2960,53 @@ func ParseGetReadyzResponse(rsp *http.Response) (*GetReadyzResponse, error) {
 	return response, nil
 }
 
+// ParseGrowResponse parses an HTTP response from a GrowWithResponse call
+func ParseGrowResponse(rsp *http.Response) (*GrowResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GrowResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Growth
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Failed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseLockResponse parses an HTTP response from a LockWithResponse call
 func ParseLockResponse(rsp *http.Response) (*LockResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -2318,6 +3041,93 @@ func ParseLockResponse(rsp *http.Response) (*LockResponse, error) {
 			return nil, err
 		}
 		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseMigrateResponse parses an HTTP response from a MigrateWithResponse call
+func ParseMigrateResponse(rsp *http.Response) (*MigrateResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &MigrateResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Migration
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Migration
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 409:
+		var dest Conflict
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON409 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest Failed
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON503 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Refused
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetOperationsResponse parses an HTTP response from a GetOperationsWithResponse call
+func ParseGetOperationsResponse(rsp *http.Response) (*GetOperationsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetOperationsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Operations
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Refused
@@ -2475,9 +3285,18 @@ type ServerInterface interface {
 	// GetReadyz The volume is mounted and the gate is open
 	// (GET /readyz)
 	GetReadyz(w http.ResponseWriter, r *http.Request, params GetReadyzParams)
+	// Grow Make the open volume larger
+	// (POST /v1/grow)
+	Grow(w http.ResponseWriter, r *http.Request)
 	// Lock Unmount and close the volume
 	// (POST /v1/lock)
 	Lock(w http.ResponseWriter, r *http.Request)
+	// Migrate Begin to move a store into the volume
+	// (POST /v1/migrate)
+	Migrate(w http.ResponseWriter, r *http.Request)
+	// GetOperations What works on the volume now, and how far it is
+	// (GET /v1/operations)
+	GetOperations(w http.ResponseWriter, r *http.Request)
 	// RunProbe Run one probe now
 	// (POST /v1/probes/{name}/run)
 	RunProbe(w http.ResponseWriter, r *http.Request, name ProbeName)
@@ -2523,9 +3342,27 @@ func (_ Unimplemented) GetReadyz(w http.ResponseWriter, r *http.Request, params 
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// Grow Make the open volume larger
+// (POST /v1/grow)
+func (_ Unimplemented) Grow(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // Lock Unmount and close the volume
 // (POST /v1/lock)
 func (_ Unimplemented) Lock(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// Migrate Begin to move a store into the volume
+// (POST /v1/migrate)
+func (_ Unimplemented) Migrate(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetOperations What works on the volume now, and how far it is
+// (GET /v1/operations)
+func (_ Unimplemented) GetOperations(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2722,11 +3559,53 @@ func (siw *ServerInterfaceWrapper) GetReadyz(w http.ResponseWriter, r *http.Requ
 	handler.ServeHTTP(w, r)
 }
 
+// Grow operation middleware
+func (siw *ServerInterfaceWrapper) Grow(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.Grow(w, r)
+	}))
+
+	for i := len(siw.HandlerMiddlewares) - 1; i >= 0; i-- {
+		handler = siw.HandlerMiddlewares[i](handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // Lock operation middleware
 func (siw *ServerInterfaceWrapper) Lock(w http.ResponseWriter, r *http.Request) {
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.Lock(w, r)
+	}))
+
+	for i := len(siw.HandlerMiddlewares) - 1; i >= 0; i-- {
+		handler = siw.HandlerMiddlewares[i](handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// Migrate operation middleware
+func (siw *ServerInterfaceWrapper) Migrate(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.Migrate(w, r)
+	}))
+
+	for i := len(siw.HandlerMiddlewares) - 1; i >= 0; i-- {
+		handler = siw.HandlerMiddlewares[i](handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetOperations operation middleware
+func (siw *ServerInterfaceWrapper) GetOperations(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetOperations(w, r)
 	}))
 
 	for i := len(siw.HandlerMiddlewares) - 1; i >= 0; i-- {
@@ -2922,10 +3801,19 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Get(options.BaseURL+"/v1/status", wrapper.GetStatus)
 	})
 	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/operations", wrapper.GetOperations)
+	})
+	r.Group(func(r chi.Router) {
 		r.Post(options.BaseURL+"/v1/unlock", wrapper.Unlock)
 	})
 	r.Group(func(r chi.Router) {
 		r.Post(options.BaseURL+"/v1/lock", wrapper.Lock)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/grow", wrapper.Grow)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/migrate", wrapper.Migrate)
 	})
 	r.Group(func(r chi.Router) {
 		r.Post(options.BaseURL+"/v1/probes/{name}/run", wrapper.RunProbe)
@@ -3293,6 +4181,77 @@ func (response GetReadyzdefaultApplicationProblemPlusJSONResponse) VisitGetReady
 	return err
 }
 
+type GrowRequestObject struct {
+	Body *GrowJSONRequestBody
+}
+
+type GrowResponseObject interface {
+	VisitGrowResponse(w http.ResponseWriter) error
+}
+
+type Grow200JSONResponse Growth
+
+func (response Grow200JSONResponse) VisitGrowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Grow409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response Grow409ApplicationProblemPlusJSONResponse) VisitGrowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Grow503ApplicationProblemPlusJSONResponse struct {
+	FailedApplicationProblemPlusJSONResponse
+}
+
+func (response Grow503ApplicationProblemPlusJSONResponse) VisitGrowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrowdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GrowdefaultApplicationProblemPlusJSONResponse) VisitGrowResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type LockRequestObject struct {
 	Body *LockJSONRequestBody
 }
@@ -3353,6 +4312,129 @@ type LockdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response LockdefaultApplicationProblemPlusJSONResponse) VisitLockResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type MigrateRequestObject struct {
+	Body *MigrateJSONRequestBody
+}
+
+type MigrateResponseObject interface {
+	VisitMigrateResponse(w http.ResponseWriter) error
+}
+
+type Migrate200JSONResponse Migration
+
+func (response Migrate200JSONResponse) VisitMigrateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Migrate202JSONResponse Migration
+
+func (response Migrate202JSONResponse) VisitMigrateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Migrate409ApplicationProblemPlusJSONResponse struct {
+	ConflictApplicationProblemPlusJSONResponse
+}
+
+func (response Migrate409ApplicationProblemPlusJSONResponse) VisitMigrateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Migrate503ApplicationProblemPlusJSONResponse struct {
+	FailedApplicationProblemPlusJSONResponse
+}
+
+func (response Migrate503ApplicationProblemPlusJSONResponse) VisitMigrateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type MigratedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response MigratedefaultApplicationProblemPlusJSONResponse) VisitMigrateResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOperationsRequestObject struct {
+}
+
+type GetOperationsResponseObject interface {
+	VisitGetOperationsResponse(w http.ResponseWriter) error
+}
+
+type GetOperations200JSONResponse Operations
+
+func (response GetOperations200JSONResponse) VisitGetOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOperationsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetOperationsdefaultApplicationProblemPlusJSONResponse) VisitGetOperationsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -3560,9 +4642,18 @@ type StrictServerInterface interface {
 	// GetReadyz The volume is mounted and the gate is open
 	// (GET /readyz)
 	GetReadyz(ctx context.Context, request GetReadyzRequestObject) (GetReadyzResponseObject, error)
+	// Grow Make the open volume larger
+	// (POST /v1/grow)
+	Grow(ctx context.Context, request GrowRequestObject) (GrowResponseObject, error)
 	// Lock Unmount and close the volume
 	// (POST /v1/lock)
 	Lock(ctx context.Context, request LockRequestObject) (LockResponseObject, error)
+	// Migrate Begin to move a store into the volume
+	// (POST /v1/migrate)
+	Migrate(ctx context.Context, request MigrateRequestObject) (MigrateResponseObject, error)
+	// GetOperations What works on the volume now, and how far it is
+	// (GET /v1/operations)
+	GetOperations(ctx context.Context, request GetOperationsRequestObject) (GetOperationsResponseObject, error)
 	// RunProbe Run one probe now
 	// (POST /v1/probes/{name}/run)
 	RunProbe(ctx context.Context, request RunProbeRequestObject) (RunProbeResponseObject, error)
@@ -3739,6 +4830,37 @@ func (sh *strictHandler) GetReadyz(w http.ResponseWriter, r *http.Request, param
 	}
 }
 
+// Grow operation middleware
+func (sh *strictHandler) Grow(w http.ResponseWriter, r *http.Request) {
+	var request GrowRequestObject
+
+	var body GrowJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.Grow(ctx, request.(GrowRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "Grow")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GrowResponseObject); ok {
+		if err := validResponse.VisitGrowResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // Lock operation middleware
 func (sh *strictHandler) Lock(w http.ResponseWriter, r *http.Request) {
 	var request LockRequestObject
@@ -3763,6 +4885,61 @@ func (sh *strictHandler) Lock(w http.ResponseWriter, r *http.Request) {
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(LockResponseObject); ok {
 		if err := validResponse.VisitLockResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// Migrate operation middleware
+func (sh *strictHandler) Migrate(w http.ResponseWriter, r *http.Request) {
+	var request MigrateRequestObject
+
+	var body MigrateJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.Migrate(ctx, request.(MigrateRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "Migrate")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(MigrateResponseObject); ok {
+		if err := validResponse.VisitMigrateResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetOperations operation middleware
+func (sh *strictHandler) GetOperations(w http.ResponseWriter, r *http.Request) {
+	var request GetOperationsRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetOperations(ctx, request.(GetOperationsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetOperations")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetOperationsResponseObject); ok {
+		if err := validResponse.VisitGetOperationsResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

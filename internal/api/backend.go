@@ -13,8 +13,9 @@ type Backend struct {
 	Metrics http.Handler
 	Status  StatusReader
 	Control Controller
+	Operate Operator
 
-	// Explain says to which class an error of Status or Control belongs and what follows from that. An error for which it
+	// Explain says to which class an error of Status, Control or Operate belongs and what follows from that. An error for which it
 	// gives the zero Explanation is a fault of the daemon.
 	Explain func(error) Explanation
 }
@@ -39,6 +40,16 @@ type Controller interface {
 	Lock(ctx context.Context, request LockRequest) (Outcome, error)
 	// RunProbe runs one probe now. A fault that the probe finds is a result, not an error.
 	RunProbe(ctx context.Context, name ProbeName) (ProbeResult, error)
+}
+
+// An Operator does what takes its time, and says how far that is.
+type Operator interface {
+	// Operations are those that are under way, and the last move of a store. It is called on every GET and must not wait for a disk.
+	Operations(ctx context.Context) ([]Operation, error)
+	// Grow makes the volume larger and returns when it is done. It goes on when the context ends.
+	Grow(ctx context.Context, request GrowRequest) (Growth, error)
+	// Migrate begins to move a store into the volume, which then goes on by itself.
+	Migrate(ctx context.Context, request MigrateRequest) (Migration, error)
 }
 
 // An Explanation is what follows from the class of an error.

@@ -37,6 +37,9 @@ type daemon struct {
 	unlock   func(context.Context) (api.Outcome, error)
 	lock     func(context.Context, api.LockRequest) (api.Outcome, error)
 	runProbe func(context.Context, api.ProbeName) (api.ProbeResult, error)
+	grow     func(context.Context, api.GrowRequest) (api.Growth, error)
+	migrate  func(context.Context, api.MigrateRequest) (api.Migration, error)
+	works    func() ([]api.Operation, error)
 	acted    atomic.Int32
 }
 
@@ -53,6 +56,16 @@ func newDaemon() *daemon {
 				return api.Outcome{}, errInUse
 			}
 			return api.Outcome{Action: api.OutcomeActionLock, Changed: true, State: api.VolumeStateClosed, Phase: api.PhaseLocked, Text: "closed", Stopped: []string{"docker.service"}}, nil
+		},
+		grow: func(_ context.Context, r api.GrowRequest) (api.Growth, error) {
+			return api.Growth{Changed: !r.DryRun, FromBytes: 50 << 30, ToBytes: max(r.ToBytes, 50<<30+r.ByBytes), Text: "grew"}, nil
+		},
+		migrate: func(_ context.Context, r api.MigrateRequest) (api.Migration, error) {
+			return api.Migration{Store: "media", Path: "/srv/media_store", Begun: !r.DryRun, Text: "move it"}, nil
+		},
+		works: func() ([]api.Operation, error) {
+			return []api.Operation{{Action: api.OperationActionMigrate, State: api.OperationStateRunning, Step: "copy", Text: "copying", Store: "media",
+				PID: 4711, DoneEntries: 7, LeftSeconds: 1.5}}, nil
 		},
 		runProbe: func(_ context.Context, name api.ProbeName) (api.ProbeResult, error) {
 			return api.ProbeResult{Name: name, Status: api.ConditionStatusFailed, Reason: "timeout", Text: "too late", Started: began, DurationSeconds: 1.5}, nil
@@ -77,6 +90,18 @@ func (d *daemon) RunProbe(ctx context.Context, name api.ProbeName) (api.ProbeRes
 	return d.runProbe(ctx, name)
 }
 
+func (d *daemon) Operations(context.Context) ([]api.Operation, error) { return d.works() }
+
+func (d *daemon) Grow(ctx context.Context, r api.GrowRequest) (api.Growth, error) {
+	d.acted.Add(1)
+	return d.grow(ctx, r)
+}
+
+func (d *daemon) Migrate(ctx context.Context, r api.MigrateRequest) (api.Migration, error) {
+	d.acted.Add(1)
+	return d.migrate(ctx, r)
+}
+
 // makeHealthy reports every condition as holding.
 func (d *daemon) makeHealthy() {
 	for _, code := range health.Codes() {
@@ -89,7 +114,7 @@ func (d *daemon) server() *api.Server {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8; escaping=underscores")
 		_, _ = w.Write([]byte("luksmediad_ready 1\n"))
 	})
-	return api.New(api.Backend{Health: d.board, Metrics: metrics, Status: d, Control: d, Explain: explain}, slog.New(slog.DiscardHandler))
+	return api.New(api.Backend{Health: d.board, Metrics: metrics, Status: d, Control: d, Operate: d, Explain: explain}, slog.New(slog.DiscardHandler))
 }
 
 var (

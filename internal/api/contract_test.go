@@ -44,12 +44,16 @@ func TestEveryAnswerIsGiven(t *testing.T) {
 		} else {
 			d.board.Set(health.Mount, health.Fail, "foreign", "another filesystem is mounted")
 		}
-		for _, path := range []string{"/livez", "/readyz", "/healthz", "/metrics", "/v1/status", "/"} {
+		for _, path := range []string{"/livez", "/readyz", "/healthz", "/metrics", "/v1/status", "/v1/operations", "/"} {
 			ask("GET", path, "")
 			ask("GET", path+"?verbose", "")
 			ask("GET", path+"?verbose=no", "")
 		}
 	}
+	d.works = func() ([]api.Operation, error) { return nil, nil }
+	ask("GET", "/v1/operations", "")
+	d.works = func() ([]api.Operation, error) { return nil, errStrange }
+	ask("GET", "/v1/operations", "")
 	d.status = func(context.Context) (api.Status, error) { return api.Status{}, errStrange }
 	ask("GET", "/v1/status", "")
 	ask("GET", "/", "")
@@ -57,6 +61,9 @@ func TestEveryAnswerIsGiven(t *testing.T) {
 		d.fails(err)
 		ask("POST", "/v1/unlock", "")
 		ask("POST", "/v1/lock", `{"stop_services":true}`)
+		ask("POST", "/v1/grow", `{"by_bytes":1024}`)
+		ask("POST", "/v1/migrate", `{"store":"media"}`)
+		ask("POST", "/v1/migrate", `{"dry_run":true}`)
 		ask("POST", "/v1/probes/write/run", "")
 	}
 	var want []string
@@ -104,6 +111,8 @@ func (d *daemon) fails(err error) {
 	}
 	d.unlock = failing(err)
 	d.lock = func(context.Context, api.LockRequest) (api.Outcome, error) { return api.Outcome{}, err }
+	d.grow = func(context.Context, api.GrowRequest) (api.Growth, error) { return api.Growth{}, err }
+	d.migrate = func(context.Context, api.MigrateRequest) (api.Migration, error) { return api.Migration{}, err }
 	d.runProbe = func(context.Context, api.ProbeName) (api.ProbeResult, error) { return api.ProbeResult{}, err }
 }
 
@@ -139,7 +148,18 @@ type deadlines struct{ *httptest.ResponseRecorder }
 func (deadlines) SetReadDeadline(time.Time) error { return nil }
 
 func drawRequest(t *rapid.T) (method, target, body string) {
-	switch rapid.SampledFrom([]string{"health", "lock", "probe"}).Draw(t, "what") {
+	switch rapid.SampledFrom([]string{"health", "lock", "grow", "migrate", "probe"}).Draw(t, "what") {
+	case "grow":
+		return http.MethodPost, "/v1/grow", rapid.SampledFrom([]string{
+			"", "null", "{}", "[]", "1", `{"to_bytes":1}`, `{"to_bytes":0}`, `{"to_bytes":-1}`, `{"by_bytes":5,"dry_run":true}`, `{"to_bytes":5,"by_bytes":5}`,
+			`{"to_bytes":"5GiB"}`, `{"to_bytes":1.5}`, `{"by_bytes":null}`, `{"By_Bytes":5}`, `{"dry_run":1}`, `{"dry_run":false}`, `{"to":5}`,
+			`{"to_bytes":9223372036854775807}`, `{"to_bytes":1e30}`,
+		}).Draw(t, "body")
+	case "migrate":
+		return http.MethodPost, "/v1/migrate", rapid.SampledFrom([]string{
+			"", "null", "{}", "[]", `"media"`, `{"store":"media"}`, `{"store":1}`, `{"store":null}`, `{"Store":"media"}`, `{"store":"media","dry_run":true}`,
+			`{"dry_run":"true"}`, `{"store":"media","purge":true}`,
+		}).Draw(t, "body")
 	case "lock":
 		return http.MethodPost, "/v1/lock", rapid.SampledFrom([]string{
 			"", "null", "{}", "[]", "1", `""`, `{"stop_services":true}`, `{"stop_services":false}`, `{"stop_services":null}`, `{"stop_services":1}`,
@@ -164,7 +184,7 @@ func drawRequest(t *rapid.T) (method, target, body string) {
 func TestRandomRequestsAddNoSeries(t *testing.T) {
 	d := newDaemon()
 	registry := health.NewRegistry(health.NewCollector(d.board))
-	server := api.New(api.Backend{Health: d.board, Metrics: health.MetricsHandler(registry), Status: d, Control: d, Explain: explain},
+	server := api.New(api.Backend{Health: d.board, Metrics: health.MetricsHandler(registry), Status: d, Control: d, Operate: d, Explain: explain},
 		slog.New(slog.DiscardHandler))
 	random := rand.New(rand.NewPCG(1, 2))
 	ask := func(handler http.Handler, method, target string) {

@@ -2,13 +2,11 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -197,6 +195,11 @@ func withoutNulls(status Status) Status {
 	return status
 }
 
+func (o operations) GetOperations(ctx context.Context, _ GetOperationsRequestObject) (GetOperationsResponseObject, error) {
+	found, err := o.backend.Operate.Operations(ctx)
+	return GetOperations200JSONResponse{Operations: append([]Operation{}, found...)}, err
+}
+
 func (o operations) Unlock(ctx context.Context, _ UnlockRequestObject) (UnlockResponseObject, error) {
 	if err := refuseAnyBody(ctx); err != nil {
 		return nil, err
@@ -219,6 +222,19 @@ func (o operations) RunProbe(ctx context.Context, r RunProbeRequestObject) (RunP
 	}
 	result, err := o.backend.Control.RunProbe(ctx, r.Name)
 	return RunProbe200JSONResponse(result), err
+}
+
+func (o operations) Grow(ctx context.Context, r GrowRequestObject) (GrowResponseObject, error) {
+	grown, err := o.backend.Operate.Grow(ctx, *r.Body)
+	return Grow200JSONResponse(grown), err
+}
+
+func (o operations) Migrate(ctx context.Context, r MigrateRequestObject) (MigrateResponseObject, error) {
+	migration, err := o.backend.Operate.Migrate(ctx, *r.Body)
+	if migration.Begun {
+		return Migrate202JSONResponse(migration), err
+	}
+	return Migrate200JSONResponse(migration), err
 }
 
 // refuseAnyBody keeps a passphrase out that someone sends along in good faith.
@@ -245,37 +261,5 @@ func checkHealthQuery(verbose Flag, exclude []string) error {
 			return &refusal{http.StatusBadRequest, classBadRequest, fmt.Sprintf("cannot exclude %q: not a condition's code", code)}
 		}
 	}
-	return nil
-}
-
-// checkMembers takes an object with no other members than these. encoding/json would take Stop_Services for stop_services.
-func checkMembers(data []byte, known ...string) error {
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(data, &members); err != nil {
-		return err
-	}
-	for name := range members {
-		if !slices.Contains(known, name) {
-			return fmt.Errorf("unknown member %q", name)
-		}
-	}
-	return nil
-}
-
-// UnmarshalJSON takes exactly what the description allows: a misspelt member must not mean "false".
-func (r *LockRequest) UnmarshalJSON(data []byte) error {
-	var request struct {
-		StopServices *bool `json:"stop_services"`
-	}
-	if err := checkMembers(data, "stop_services"); err != nil {
-		return err
-	}
-	if err := json.Unmarshal(data, &request); err != nil {
-		return err
-	}
-	if request.StopServices == nil {
-		return errors.New("stop_services is missing")
-	}
-	r.StopServices = *request.StopServices
 	return nil
 }

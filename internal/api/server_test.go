@@ -71,6 +71,7 @@ func TestReadOnlyRoutes(t *testing.T) {
 				{"/healthz?exclude=nonsense", want, "nonsense"},
 				{"/metrics", 200, "luksmediad_ready"},
 				{"/v1/status", 200, `"volume":"synapse-media"`},
+				{"/v1/operations", 200, `"action":"migrate"`},
 			} {
 				response, text := do(t, client, http.MethodGet, "http://localhost"+c.path, "")
 				if response.StatusCode != c.want || !strings.Contains(text, c.mark) {
@@ -152,6 +153,14 @@ func TestActions(t *testing.T) {
 		{"lock with two values", "/v1/lock", `{"stop_services":true}{}`, 0, want{400, 2, "bad_request", ""}},
 		{"lock with broken JSON", "/v1/lock", `{"stop_services":`, 0, want{400, 2, "bad_request", ""}},
 		{"lock with too much", "/v1/lock", `{"stop_services":true` + strings.Repeat(" ", 64<<10) + `}`, 0, want{413, 2, "body_too_large", ""}},
+		{"grow", "/v1/grow", `{"by_bytes":1024}`, 0, want{status: 200}},
+		{"grow as far as a device", "/v1/grow", `{}`, 0, want{status: 200}},
+		{"grow twice as much", "/v1/grow", `{"by_bytes":1024,"to_bytes":1024}`, 0, want{400, 2, "bad_request", ""}},
+		{"grow by nothing", "/v1/grow", `{"by_bytes":0}`, 0, want{400, 2, "bad_request", ""}},
+		{"grow with a key", "/v1/grow", `{"passphrase":"correct horse"}`, 0, want{400, 2, "bad_request", ""}},
+		{"migrate", "/v1/migrate", `{"store":"media"}`, 0, want{status: 202}},
+		{"migrate as a rehearsal", "/v1/migrate", `{"dry_run":true}`, 0, want{status: 200}},
+		{"migrate and remove", "/v1/migrate", `{"purge":true}`, 0, want{400, 2, "bad_request", ""}},
 		{"probe", "/v1/probes/write/run", "", 0, want{status: 200}},
 		{"probe with a body", "/v1/probes/write/run", "{}", 0, want{400, 2, "bad_request", ""}},
 		{"probe that does not exist", "/v1/probes/gate/run", "", 0, want{404, 2, "not_found", ""}},
@@ -164,7 +173,7 @@ func TestActions(t *testing.T) {
 			if response.StatusCode != c.want.status {
 				t.Fatalf("%s, want %d\n%s", response.Status, c.want.status, text)
 			}
-			if c.want.status == http.StatusOK {
+			if c.want.status < http.StatusMultipleChoices {
 				return
 			}
 			p := problem(t, text)
@@ -239,6 +248,8 @@ func TestReadOnlySideRefuses(t *testing.T) {
 		{"preflight", "OPTIONS", "localhost", "/v1/lock", []string{"Access-Control-Request-Method", "POST"}, 403, "read_only"},
 		{"unlock", "POST", "localhost", "/v1/unlock", nil, 403, "read_only"},
 		{"lock", "POST", "localhost", "/v1/lock", nil, 403, "read_only"},
+		{"grow", "POST", "localhost", "/v1/grow", nil, 403, "read_only"},
+		{"migrate", "POST", "localhost", "/v1/migrate", nil, 403, "read_only"},
 		{"probe", "POST", "localhost", "/v1/probes/write/run", nil, 403, "read_only"},
 		{"what does not exist", "DELETE", "localhost", "/v2", nil, 403, "read_only"},
 		{"method in disguise", "GET", "localhost", "/v1/lock", []string{"X-HTTP-Method-Override", "POST"}, 405, "method_not_allowed"},

@@ -51,8 +51,8 @@ type Mover interface {
 	Pending() (undecided, stopped bool, err error)
 	// Restart starts what was left stopped.
 	Restart(ctx context.Context, observer volume.Observer) error
-	// Progress is how far the move that is under way is, and what it does; empty if there is none.
-	Progress() (move health.Move, doing string)
+	// Progress is how far the move is that is under way, or how the last one ended; nil if there is none.
+	Progress() *api.Operation
 }
 
 // Notifier tells the service manager how far the daemon is (sd_notify(3)).
@@ -67,18 +67,18 @@ type Journal interface {
 
 // Parts are what a daemon is made of. All are required.
 type Parts struct {
-	Config     *config.Config
-	Operations Operations
-	Assessor   Assessor
-	Sources    []unlock.Source
-	Board      *health.Board
-	Prober     *health.Prober
-	Collector  *health.Collector
-	Gate       Gate
-	Mover      Mover
-	Grower     Grower
-	Notifier   Notifier
-	Journal    Journal
+	Config    *config.Config
+	Volume    Operations
+	Assessor  Assessor
+	Sources   []unlock.Source
+	Board     *health.Board
+	Prober    *health.Prober
+	Collector *health.Collector
+	Gate      Gate
+	Mover     Mover
+	Grower    Grower
+	Notifier  Notifier
+	Journal   Journal
 	// Live is where the daemon publishes the open volume, for the probes; nil while there is none.
 	Live *atomic.Pointer[volume.Opened]
 	// Explain gives the class of an error and what follows from it.
@@ -96,6 +96,8 @@ type Daemon struct {
 	verdicts chan verdict
 	// delays say who keeps an operation from beginning.
 	delays chan error
+	// tasks are what callers want done as long as the daemon runs, whether they wait for it or not.
+	tasks chan func(context.Context)
 	// yields ask for what is to be known of this daemon in the one that the process becomes.
 	yields chan chan<- yielded
 	// ended is closed when requests are no longer taken.
@@ -157,6 +159,8 @@ type request struct {
 	event event
 	// byHand: a person wants the volume locked, not merely the gate's unit as it stops.
 	byHand bool
+	// unlessLocked: what has been locked meanwhile is not opened.
+	unlessLocked bool
 	// left is closed when the caller does not wait any longer.
 	left <-chan struct{}
 	// reply has room for the one answer, so that a caller who left does not hold up the daemon.
@@ -197,6 +201,7 @@ func New(parts Parts) *Daemon {
 		outcomes: make(chan outcome, 1),
 		verdicts: make(chan verdict, 1),
 		delays:   make(chan error),
+		tasks:    make(chan func(context.Context)),
 		yields:   make(chan chan<- yielded),
 		ended:    make(chan struct{}),
 		settled:  make(chan struct{}),
@@ -238,6 +243,8 @@ func (d *Daemon) Run(ctx context.Context) {
 			d.followMove()
 		case <-patrol.C:
 			d.patrol(operations)
+		case task := <-d.tasks:
+			go task(operations)
 		case busy := <-d.delays:
 			d.turnAway(busy)
 		case verdict := <-d.verdicts:
@@ -255,6 +262,10 @@ func (d *Daemon) Run(ctx context.Context) {
 
 // serve answers a request at once or when the operation that it starts or joins has ended.
 func (d *Daemon) serve(ctx context.Context, r *request) {
+	if r.unlessLocked && (d.phase == locked || d.phase == closing) {
+		r.reply <- outcome{phase: d.phase}
+		return
+	}
 	if r.event == open && d.kept {
 		d.late, d.kept = true, false
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -428,14 +429,21 @@ func TestMoveIsShown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
 		s.start(t)
-		s.after(5 * time.Second)
-		s.mover.doing.set("moves a store: copy")
+		s.after(time.Second)
+		s.requireOperations(t, api.Operation{Action: api.OperationActionUnlock, State: api.OperationStateRunning, Text: string(volume.StepUnlock), PID: os.Getpid()})
+		s.after(4 * time.Second)
+		move := api.Operation{Action: api.OperationActionRollback, State: api.OperationStateRunning, Store: "media", Text: "carry back"}
+		s.mover.doing.set(&move)
 		s.after(10 * time.Second)
-		if said := s.record.having("notify STATUS=serving; moves a store: copy"); len(said) == 0 {
+		if said := s.record.having("notify STATUS=serving; rollback media: carry back"); len(said) == 0 {
 			t.Errorf("not shown:\n%s", s.record)
 		}
-		s.mover.doing.set("")
+		s.requireOperations(t, move)
+		ended := move
+		ended.State = api.OperationStateFailed
+		s.mover.doing.set(&ended)
 		s.after(10 * time.Second)
+		s.requireOperations(t, ended)
 		if said := s.record.having("notify STATUS="); !strings.HasSuffix(said[len(said)-1], "STATUS=serving") {
 			t.Errorf("still shown: %s", said[len(said)-1])
 		}

@@ -94,7 +94,7 @@ func (d *Daemon) openLocked(ctx context.Context, observer volume.Observer) (*vol
 		return nil, err
 	}
 	defer release()
-	return d.Operations.Open(ctx, d.Sources, observer)
+	return d.Volume.Open(ctx, d.Sources, observer)
 }
 
 // close closes the volume if no service uses it.
@@ -113,7 +113,7 @@ func (d *Daemon) close(ctx context.Context) outcome {
 	defer release()
 	d.Live.Store(nil)
 	d.restProbes(ctx)
-	if err := d.Operations.Close(ctx, &observer{Daemon: d}); err != nil {
+	if err := d.Volume.Close(ctx, &observer{Daemon: d}); err != nil {
 		return outcome{err: err}
 	}
 	d.lookAtStores()
@@ -149,7 +149,7 @@ func (d *Daemon) lock(ctx context.Context) (release func() error, err error) {
 	began := time.Now()
 	for {
 		waiting, cancel := context.WithTimeout(ctx, lockPause)
-		release, err = d.Operations.Lock(waiting)
+		release, err = d.Volume.Lock(waiting)
 		cancel()
 		if !errors.Is(err, state.ErrBusy) || ctx.Err() != nil {
 			break

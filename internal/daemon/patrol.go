@@ -40,18 +40,6 @@ func (d *Daemon) mendMoves(ctx context.Context) {
 	}
 }
 
-// followMove shows how far a move is, which another process does.
-func (d *Daemon) followMove() {
-	move, doing := d.Mover.Progress()
-	d.Collector.SetMove(move)
-	if doing != "" {
-		d.Notifier.Notify("STATUS=" + string(d.phase) + "; " + doing)
-	} else if d.moving != "" {
-		d.reportStatus()
-	}
-	d.moving = doing
-}
-
 const (
 	// restartPatience is how long Docker may take to answer, which at boot starts only when the gate is open.
 	restartPatience = 2 * time.Minute

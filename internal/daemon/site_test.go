@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"luksmediad/internal/api"
@@ -99,7 +100,7 @@ type scriptedMover struct {
 	record *record
 	pends  script[pending]
 	starts script[error]
-	doing  script[string]
+	doing  script[*api.Operation]
 }
 
 type pending struct{ undecided, stopped bool }
@@ -118,20 +119,20 @@ func (m *scriptedMover) Restart(_ context.Context, observer volume.Observer) err
 	return nil
 }
 
-func (m *scriptedMover) Progress() (health.Move, string) {
-	doing := m.doing.get()
-	return health.Move{Running: doing != ""}, doing
-}
+func (m *scriptedMover) Progress() *api.Operation { return m.doing.get() }
 
-// scriptedGrower grows by nothing unless it is told otherwise.
+// scriptedGrower has room enough unless it is told otherwise.
 type scriptedGrower struct {
 	record *record
-	grows  script[func() (*volume.Growth, error)]
+	low    script[*volume.GrowOptions]
+	grows  script[func(context.Context, volume.GrowOptions, volume.Observer) (*volume.Growth, error)]
 }
 
-func (g *scriptedGrower) GrowIfLow(context.Context, volume.Observer) (*volume.Growth, error) {
+func (g *scriptedGrower) LowGrowth() (*volume.GrowOptions, error) { return g.low.get(), nil }
+
+func (g *scriptedGrower) GrowUnattended(ctx context.Context, options volume.GrowOptions, observer volume.Observer) (*volume.Growth, error) {
 	g.record.add("volume grow")
-	return g.grows.get()()
+	return g.grows.get()(ctx, options, observer)
 }
 
 // adopted is what finding the volume open gives.
@@ -180,10 +181,10 @@ func newSiteAfter(before *Handover) *site {
 	var levels []string
 	board := health.NewBoard(health.Options{Advise: func(health.Code, health.Reason) string { return "luksmediad status" }})
 	s.Daemon = New(Parts{
-		Config:     settings(),
-		Operations: s.volume,
-		Assessor:   s.keys,
-		Board:      board,
+		Config:   settings(),
+		Volume:   s.volume,
+		Assessor: s.keys,
+		Board:    board,
 		Prober: health.NewProber(board, health.ProberOptions{Interval: time.Minute, Deadline: 15 * time.Second},
 			s.write, &scriptedProbe{name: health.Ciphertext}, s.thumb, &scriptedProbe{name: health.Containers}, &scriptedProbe{name: health.Space},
 			&scriptedProbe{name: health.Keys}),
@@ -244,6 +245,14 @@ func (s *site) phaseNow(t *testing.T) api.Phase {
 		t.Fatal(err)
 	}
 	return status.Phase
+}
+
+func (s *site) requireOperations(t *testing.T, want ...api.Operation) {
+	t.Helper()
+	found, err := s.Operations(t.Context())
+	if diff := cmp.Diff(want, found); diff != "" || err != nil {
+		t.Errorf("operations (%v):\n%s", err, diff)
+	}
 }
 
 // record is the order in which everything happened, each line with the seconds since the start.

@@ -17,7 +17,9 @@ type view struct {
 	started time.Time
 	phase   phase
 	// doing is the step that runs, or what it waits for.
-	doing  string
+	doing string
+	// growth is nil while the volume is not made larger.
+	growth *api.Operation
 	opened *volume.Opened
 	// stores are as they were last seen.
 	stores []volume.StoreStatus
@@ -46,6 +48,12 @@ func (v *view) setDoing(doing string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.doing = doing
+}
+
+func (v *view) setGrowth(growth *api.Operation) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.growth = growth
 }
 
 // setOpened takes the end of an Open and keeps how each key source fared. mapped: it failed, and the container is open.
@@ -98,6 +106,6 @@ func (v *view) setProtection(p volume.Protection) bool {
 func (v *view) snapshot() view {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return view{started: v.started, phase: v.phase, doing: v.doing, opened: v.opened, stores: v.stores, openedBy: v.openedBy, mapped: v.mapped,
+	return view{started: v.started, phase: v.phase, doing: v.doing, growth: v.growth, opened: v.opened, stores: v.stores, openedBy: v.openedBy, mapped: v.mapped,
 		bytes: v.bytes, tried: maps.Clone(v.tried), protection: v.protection}
 }

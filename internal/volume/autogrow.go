@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -12,41 +11,18 @@ import (
 	"luksmediad/pkg/mount"
 )
 
-// growPatience is short: who asks whether the volume is to grow asks again.
-const growPatience = time.Second
-
-// GrowIfLow makes the open volume larger by the configured step when less is left in it than configured. It gives nil where there is
-// nothing to do. Only key sources that ask nobody are used. It fails with [state.ErrBusy] while somebody else works on the volume, and as
-// [Volume.Grow] does.
-func (v *Volume) GrowIfLow(ctx context.Context, observer Observer) (*Growth, error) {
-	if options, err := v.lowGrowth(); options == nil || err != nil {
-		return nil, err
-	}
-	waiting, cancel := context.WithTimeout(ctx, growPatience)
-	defer cancel()
-	release, err := v.Lock(waiting)
-	if err != nil {
-		return nil, err
-	}
-	grown, err := v.growLocked(ctx, observer)
-	return grown, errors.Join(err, release())
+// GrowUnattended is [Volume.Grow] by key sources that ask nobody.
+func (v *Volume) GrowUnattended(ctx context.Context, options GrowOptions, observer Observer) (*Growth, error) {
+	return v.Grow(ctx, v.SourcesUnattended(), options, observer)
 }
 
 // Final says that a growth that has failed so must not be tried again by itself: after a sync that has failed another one would tell that all
 // is well, of blocks that may not be on the disk.
 func Final(err error) bool { return errors.Is(err, mount.ErrSync) }
 
-// growLocked looks once more: somebody may have made the volume larger meanwhile.
-func (v *Volume) growLocked(ctx context.Context, observer Observer) (*Growth, error) {
-	options, err := v.lowGrowth()
-	if options == nil || err != nil {
-		return nil, err
-	}
-	return v.Grow(ctx, v.SourcesUnattended(), *options, observer)
-}
-
-// lowGrowth is nil as long as there is room, and where the container has its largest size already. What was interrupted is finished first.
-func (v *Volume) lowGrowth() (*GrowOptions, error) {
+// LowGrowth says how the open volume is to grow by itself: by the configured step, where less is left in it than configured. It is nil as long
+// as there is room, and where the container has its largest size already. What was interrupted is finished first.
+func (v *Volume) LowGrowth() (*GrowOptions, error) {
 	auto := v.config.Volume.AutoGrow
 	if auto == nil {
 		return nil, nil

@@ -25,6 +25,12 @@ func (v *Volume) Migrate(ctx context.Context, options MoveOptions, observer Obse
 	return v.moveStore(ctx, options, observer, (*mover).migrate)
 }
 
+// PlanMigrate finds everything that would stop a Migrate, and changes nothing. Changed says whether there is something to do.
+func (v *Volume) PlanMigrate(ctx context.Context, options MoveOptions) (*Moved, error) {
+	options.DryRun = true
+	return v.Migrate(ctx, options, silent{})
+}
+
 // migrate goes on from wherever the journal says.
 func (m *mover) migrate(ctx context.Context) (changed bool, err error) {
 	if m.move != nil && m.move.Phase == phaseBack && !m.options.DryRun {
@@ -36,11 +42,12 @@ func (m *mover) migrate(ctx context.Context) (changed bool, err error) {
 	case m.move == nil && m.record.isEncrypted(m.store):
 		return false, nil
 	case m.move == nil || m.move.Phase == phaseCopying || m.move.Phase == phaseBack:
-		return !m.options.DryRun, m.moveIn(ctx)
-	case m.options.DryRun:
-		return false, nil
+		return true, m.moveIn(ctx)
 	}
 	unfinished := m.move.Phase == phaseTrial || m.move.Phase == phaseReturning || m.move.Stopped
+	if m.options.DryRun {
+		return unfinished, nil
+	}
 	return unfinished, m.underLock(ctx, m.finishIn)
 }
 

@@ -67,7 +67,7 @@ type Room struct{ Bytes, Inodes int64 }
 // Moved is what has become of a store.
 type Moved struct {
 	Store, Path string
-	// Changed: it was not so before.
+	// Changed: it was not so before. With DryRun: it would change.
 	Changed        bool
 	Entries, Bytes int64
 	// Old is where the old files still are, in clear text; empty if they are not there any more, or are the store again.

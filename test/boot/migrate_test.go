@@ -4,6 +4,7 @@ package boot
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -36,7 +37,7 @@ func TestMigrate(t *testing.T) {
 	m.Run("systemctl enable --now luksmediad.service && sync") // the configuration, too
 	m.checkStore("plaintext")
 
-	m.Run("systemd-run --unit=migrate --property=Restart=no luksmediad migrate --yes")
+	m.beginMove()
 	m.Eventually(2*time.Minute, "the copy is under way", func() error {
 		_, err := m.Try(`grep --quiet '"step":"copy".*"bytes":[1-9]' /run/luksmediad/synapse-media.migrate.json`)
 		return err
@@ -68,7 +69,17 @@ func TestMigrate(t *testing.T) {
 	m.checkStore("plaintext")
 	m.WaitForSynapse()
 	uploads.check("went back")
-	t.Logf("migrate: %s", m.long("luksmediad migrate --yes"))
+	m.beginMove()
+	m.Eventually(10*time.Minute, "the move has come to its end", func() error {
+		said := m.Run(curl + daemonURL + "/v1/operations")
+		if strings.Contains(said, `"failed"`) {
+			t.Fatal(said)
+		}
+		if !strings.Contains(said, `"done"`) {
+			return errors.New(said)
+		}
+		return nil
+	})
 	m.checkEncrypted()
 	uploads.check("moved in again")
 	t.Logf("purge: %s", m.long("luksmediad migrate purge --confirm synapse-media"))
@@ -89,6 +100,16 @@ func (m *Machine) comeBack() {
 	m.Boot()
 	m.WaitForSynapse()
 	m.startClient()
+}
+
+// beginMove asks the daemon, which begins the move in a unit of its own.
+func (m *Machine) beginMove() {
+	m.t.Helper()
+	said := m.Run(curl + `--unix-socket /run/luksmediad/control.sock --header 'Content-Type: application/json' --data '{"store":"media"}' http://localhost/v1/migrate`)
+	if !strings.Contains(said, `"unit":"luksmediad-migrate.service"`) {
+		m.t.Fatalf("the move has not begun: %s", said)
+	}
+	m.t.Logf("begun: %s", said)
 }
 
 // long runs what takes its time where nothing is accelerated.

@@ -37,6 +37,20 @@ func TestGrowUnderDaemon(t *testing.T) {
 	if n := d.count("READY=1"); n != 1 {
 		t.Errorf("READY=1 was said %d times", n)
 	}
+
+	if code, said := control(t, "/v1/grow", `{"by_bytes":67108864,"dry_run":true}`); code != 200 || !strings.Contains(said, "from 128MiB to 192MiB") {
+		t.Errorf("a rehearsal over the API: %d %s", code, said)
+	}
+	if code, said := control(t, "/v1/grow", `{"to_bytes":201326592}`); code != 200 || !strings.Contains(said, `"changed":true`) {
+		t.Errorf("over the API: %d %s", code, said)
+	}
+	if size := s.status().ContainerBytes; size != 192<<20 {
+		t.Errorf("status says %d bytes", size)
+	}
+	s.requireOpen()
+	if code, said := control(t, "/v1/grow", `{"to_bytes":67108864}`); code != 409 || !strings.Contains(said, `"class":"shrink"`) {
+		t.Errorf("smaller over the API: %d %s", code, said)
+	}
 	s.refuses("shrink", 15, "grow", "--to", "64MiB")
 	s.refuses("usage", 2, "grow", "--to", "64MB")
 	s.refuses("usage", 2, "grow", "--to", "1GiB", "--by", "1GiB")

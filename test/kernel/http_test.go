@@ -3,11 +3,15 @@
 package kernel
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
+
+	"luksmediad/internal/api"
 )
 
 const address = "http://127.0.0.1:10165"
@@ -28,6 +32,25 @@ func get(t *testing.T, path string) (int, string) {
 		t.Fatal(err)
 	}
 	return answer.StatusCode, string(body)
+}
+
+// control asks over the Unix socket, where what acts is.
+func control(t *testing.T, path, body string) (int, string) {
+	t.Helper()
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", api.ControlSocket)
+	}
+	transport := &http.Transport{DialContext: dial, DisableKeepAlives: true}
+	answer, err := (&http.Client{Transport: transport, Timeout: patience}).Post("http://localhost"+path, "application/json", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	content, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer.StatusCode, string(content)
 }
 
 // requireHealthy wants 200 from the three health routes, once the probes have run.

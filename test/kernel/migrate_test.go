@@ -31,9 +31,24 @@ func TestMigrateUnderDaemon(t *testing.T) {
 	if planned := s.succeed("migrate", "--dry-run").stdout; !strings.Contains(planned, "would move store media from "+s.store) {
 		t.Errorf("planned: %s", planned)
 	}
+	if code, said := control(t, "/v1/migrate", `{"store":"media","dry_run":true}`); code != 200 || !strings.Contains(said, "would move store media from "+s.store) {
+		t.Errorf("a rehearsal over the API: %d %s", code, said)
+	}
+	if code, said := control(t, "/v1/migrate", `{"store":"nowhere"}`); code != 400 || !strings.Contains(said, "which_store") {
+		t.Errorf("another store: %d %s", code, said)
+	}
+	if code, said := control(t, "/v1/migrate", `{}`); code != 503 || !strings.Contains(said, "no_systemd") { // which does not run here
+		t.Errorf("without systemd: %d %s", code, said)
+	}
 	s.requireStore("plaintext")
 
 	s.hangUp("migrate", "media", "--yes")
+	if code, said := get(t, "/v1/operations"); code != 200 || !strings.Contains(said, `"state":"done"`) || !strings.Contains(said, `"store":"media"`) {
+		t.Errorf("operations: %d %s", code, said)
+	}
+	if code, said := control(t, "/v1/migrate", `{}`); code != 200 || !strings.Contains(said, "already") {
+		t.Errorf("once more over the API: %d %s", code, said)
+	}
 	s.requireStore("encrypted")
 	s.requireContent(picture, "a picture")
 	requireHealthy(t)

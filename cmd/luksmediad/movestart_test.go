@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"luksmediad/internal/api"
+	"luksmediad/internal/synapse"
+	"luksmediad/internal/transfer"
+	"luksmediad/internal/volume"
+)
+
+// A move begins only where a rehearsal finds nothing against it, and with the words of a person who types it.
+func TestMoveStarter(t *testing.T) {
+	fresh := &volume.Plan{Store: "media", Path: "/srv/media_store", Found: transfer.Inventory{Totals: transfer.Totals{Entries: 9, Files: 7, Bytes: 1 << 20}}}
+	for name, test := range map[string]struct {
+		wanted  api.MigrateRequest
+		planned *volume.Moved
+		fails   error
+		begins  error
+		begun   bool
+		text    string
+	}{
+		"there is something to move": {planned: &volume.Moved{Store: "media", Changed: true, Plan: fresh}, begun: true, text: "has begun to move store media"},
+		"it was interrupted":         {planned: &volume.Moved{Store: "media", Changed: true, Plan: &volume.Plan{}}, begun: true, text: "has begun to finish the move of store media"},
+		"a rehearsal": {wanted: api.MigrateRequest{DryRun: true}, planned: &volume.Moved{Store: "media", Changed: true, Plan: fresh},
+			text: "would move store media"},
+		"it has moved in":  {planned: &volume.Moved{Store: "media", Plan: &volume.Plan{}}, text: "store media has moved in already"},
+		"something is off": {fails: volume.ErrVolumeFull},
+		"it does not begin": {planned: &volume.Moved{Store: "media", Changed: true, Plan: fresh}, begins: synapse.ErrJobFailed,
+			fails: synapse.ErrJobFailed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var started []synapse.Transient
+			starter := moveStarter{
+				plan: func(_ context.Context, options volume.MoveOptions) (*volume.Moved, error) {
+					if options.Store != "media" {
+						t.Errorf("plans store %q", options.Store)
+					}
+					if test.planned == nil {
+						return nil, test.fails
+					}
+					return test.planned, nil
+				},
+				start: func(_ context.Context, unit synapse.Transient) error {
+					started = append(started, unit)
+					return test.begins
+				},
+				configPath: "/etc/luksmediad/other.yaml",
+			}
+			test.wanted.Store = "media"
+			got, err := starter.Migrate(t.Context(), test.wanted)
+			if !errors.Is(err, test.fails) || got.Begun != test.begun || !strings.HasPrefix(got.Text, test.text) {
+				t.Errorf("%+v: %v", got, err)
+			}
+			if begins := test.begun || test.begins != nil; (len(started) == 1) != begins {
+				t.Fatalf("started %v", started)
+			}
+			if len(started) == 0 {
+				return
+			}
+			program, err := os.Executable()
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := []string{program, "--config", "/etc/luksmediad/other.yaml", "--yes", "migrate", "--", "media"}
+			if unit := started[0]; unit.Unit != "luksmediad-migrate.service" || !slices.Equal(unit.Command, want) {
+				t.Errorf("%+v", unit)
+			}
+		})
+	}
+}
+
+// What a move has written down is what the API shows of it.
+func TestMoveOperation(t *testing.T) {
+	status := moveStatus{PID: 7, Action: api.OperationActionRollback, Store: "media", Step: "carry back", Phase: "copied", Files: 3, TotalFiles: 4, LeftSeconds: 2}
+	running := status.operation()
+	if running.State != api.OperationStateRunning || running.Text != "carry back: copied, 3 of 4 entries, 0B, 2s left" || running.DoneEntries != 3 {
+		t.Errorf("%+v", running)
+	}
+	failed := status
+	failed.end(volume.ErrVolumeFull, explain)
+	if o := failed.operation(); o.State != api.OperationStateFailed || o.Reason != "volume_full" || o.Next != "luksmediad grow --by SIZE" {
+		t.Errorf("%+v", o)
+	}
+	status.end(nil, explain)
+	if o := status.operation(); o.State != api.OperationStateDone || o.Action != api.OperationActionRollback || o.Reason != "" {
+		t.Errorf("%+v", o)
+	}
+}
