@@ -24,8 +24,7 @@ func processMetrics() []prometheus.Collector {
 	return []prometheus.Collector{
 		gauge("start_time_seconds", "Start time of the process since unix epoch in seconds.", func() float64 { return sinceBoot(started, time.Now()) }),
 		prometheus.NewCounterFunc(cpu, cpuSeconds),
-		gauge("virtual_memory_bytes", "Virtual memory size in bytes.", func() float64 { return memoryBytes(0) }),
-		gauge("resident_memory_bytes", "Resident memory size in bytes.", func() float64 { return memoryBytes(1) }),
+		newMemoryMetrics(),
 		gauge("open_fds", "Number of open file descriptors.", openFiles),
 		gauge("max_fds", "Maximum number of open file descriptors.", maxFiles),
 	}
@@ -65,14 +64,39 @@ func cpuSeconds() float64 {
 	return (time.Duration(used.Utime.Nano()) + time.Duration(used.Stime.Nano())).Seconds()
 }
 
-// memoryBytes takes a field of proc_pid_statm(5), in pages: 0 is the size, 1 what is resident.
-func memoryBytes(field int) float64 {
+// memoryMetrics are both of one reading of the file that has them.
+type memoryMetrics struct{ virtual, resident *prometheus.Desc }
+
+func newMemoryMetrics() memoryMetrics {
+	return memoryMetrics{
+		prometheus.NewDesc("process_virtual_memory_bytes", "Virtual memory size in bytes.", nil, nil),
+		prometheus.NewDesc("process_resident_memory_bytes", "Resident memory size in bytes.", nil, nil),
+	}
+}
+
+func (m memoryMetrics) Describe(descs chan<- *prometheus.Desc) {
+	descs <- m.virtual
+	descs <- m.resident
+}
+
+func (m memoryMetrics) Collect(metrics chan<- prometheus.Metric) {
+	virtual, resident := memoryBytes()
+	metrics <- prometheus.MustNewConstMetric(m.virtual, prometheus.GaugeValue, virtual)
+	metrics <- prometheus.MustNewConstMetric(m.resident, prometheus.GaugeValue, resident)
+}
+
+// memoryBytes takes the first two fields of proc_pid_statm(5), which are in pages.
+func memoryBytes() (virtual, resident float64) {
 	statm, err := os.ReadFile("/proc/self/statm")
 	fields := bytes.Fields(statm)
-	if err != nil || len(fields) <= field {
-		return math.NaN()
+	if err != nil || len(fields) < 2 {
+		return math.NaN(), math.NaN()
 	}
-	pages, err := strconv.ParseFloat(string(fields[field]), 64)
+	return pagesToBytes(fields[0]), pagesToBytes(fields[1])
+}
+
+func pagesToBytes(field []byte) float64 {
+	pages, err := strconv.ParseFloat(string(field), 64)
 	if err != nil {
 		return math.NaN()
 	}
