@@ -33,10 +33,28 @@ type Collector struct {
 	reloaded   prometheus.Gauge
 }
 
+// flag is a series that is 1 or 0. Both samples are made once, and a scrape chooses.
+type flag struct{ off, on prometheus.Metric }
+
+func newFlag(desc *prometheus.Desc, labels ...string) flag {
+	return flag{
+		prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, 0, labels...),
+		prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, 1, labels...),
+	}
+}
+
+func (f flag) sample(on bool) prometheus.Metric {
+	if on {
+		return f.on
+	}
+	return f.off
+}
+
 // conditionGauge is 1 for each condition of which it is true.
 type conditionGauge struct {
 	desc  *prometheus.Desc
 	value func(Condition) bool
+	flags map[Code]flag
 }
 
 // droppedMetric counts what a logger has dropped.
@@ -90,6 +108,7 @@ func (c *Collector) SetMove(m Move) {
 type boardGauge struct {
 	desc  *prometheus.Desc
 	value func(snapshot []Condition) bool
+	flag  flag
 }
 
 type probeMetrics struct {
@@ -110,8 +129,13 @@ type unlockMetrics struct {
 // protectionMetrics has the levels from the weakest, and which of them it is; none while that is not known.
 type protectionMetrics struct {
 	desc    *prometheus.Desc
-	levels  []string
+	levels  []levelFlag
 	present atomic.Pointer[string]
+}
+
+type levelFlag struct {
+	name string
+	flag flag
 }
 
 type containerMetrics struct {
@@ -129,7 +153,7 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 	c := &Collector{
 		board:      board,
 		gauges:     boardGauges(),
-		conditions: conditionGauges(),
+		conditions: conditionGauges(board.Snapshot()),
 		staleAfter: prometheus.NewDesc(namespace+"_probe_stale_after_seconds", "How old the last result of the probe may get before it counts as a failure.",
 			[]string{"probe"}, nil),
 		probes:    newProbeMetrics(),
@@ -163,9 +187,14 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 	return c
 }
 
-func conditionGauges() []conditionGauge {
+func conditionGauges(conditions []Condition) []conditionGauge {
 	gauge := func(name, help string, value func(Condition) bool) conditionGauge {
-		return conditionGauge{prometheus.NewDesc(namespace+"_"+name, help, []string{"code"}, nil), value}
+		desc := prometheus.NewDesc(namespace+"_"+name, help, []string{"code"}, nil)
+		flags := map[Code]flag{}
+		for _, condition := range conditions {
+			flags[condition.Code] = newFlag(desc, string(condition.Code))
+		}
+		return conditionGauge{desc, value, flags}
 	}
 	return []conditionGauge{
 		gauge("condition", "Whether the condition holds, as of its last report; 0 also if it only degrades or is unknown.",
@@ -179,7 +208,8 @@ func conditionGauges() []conditionGauge {
 
 func boardGauges() []boardGauge {
 	gauge := func(name, help string, value func([]Condition) bool) boardGauge {
-		return boardGauge{prometheus.NewDesc(namespace+"_"+name, help, nil, nil), value}
+		desc := prometheus.NewDesc(namespace+"_"+name, help, nil, nil)
+		return boardGauge{desc, value, newFlag(desc)}
 	}
 	holds := func(code Code) func([]Condition) bool {
 		return func(snapshot []Condition) bool {
@@ -325,11 +355,11 @@ func (c *Collector) Describe(descs chan<- *prometheus.Desc) {
 func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
 	snapshot := c.board.Snapshot()
 	for _, g := range c.gauges {
-		metrics <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, number01(g.value(snapshot)))
+		metrics <- g.flag.sample(g.value(snapshot))
 	}
 	for _, condition := range snapshot {
 		for _, g := range c.conditions {
-			metrics <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, number01(g.value(condition)), string(condition.Code))
+			metrics <- g.flags[condition.Code].sample(g.value(condition))
 		}
 	}
 	for code, age := range c.board.staleAfter() {
@@ -463,7 +493,11 @@ func (c *Collector) SetReload(taken bool) { c.reloaded.Set(number01(taken)) }
 func (c *Collector) CountStarts(starts int) { c.starts.Add(float64(starts)) }
 
 // ExpectProtection gives the closed set of levels that SetProtection may be given. It is called before the first scrape.
-func (c *Collector) ExpectProtection(levels ...string) { c.protection.levels = levels }
+func (c *Collector) ExpectProtection(levels ...string) {
+	for _, level := range levels {
+		c.protection.levels = append(c.protection.levels, levelFlag{level, newFlag(c.protection.desc, level)})
+	}
+}
 
 // SetProtection says what the keys protect the container against.
 func (c *Collector) SetProtection(level string) { c.protection.present.Store(&level) }
@@ -471,7 +505,7 @@ func (c *Collector) SetProtection(level string) { c.protection.present.Store(&le
 func (m *protectionMetrics) collect(metrics chan<- prometheus.Metric) {
 	present := m.present.Load()
 	for _, level := range m.levels {
-		metrics <- prometheus.MustNewConstMetric(m.desc, prometheus.GaugeValue, number01(present != nil && *present == level), level)
+		metrics <- level.flag.sample(present != nil && *present == level.name)
 	}
 }
 

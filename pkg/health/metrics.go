@@ -22,8 +22,8 @@ func NewRegistry(c *Collector) *prometheus.Registry {
 		c,
 		version.NewCollector(namespace),
 		collectors.NewGoCollector(collectors.WithGoCollectorMemStatsMetricsDisabled()),
+		newProcessMetrics(),
 	)
-	registry.MustRegister(processMetrics()...)
 	return registry
 }
 

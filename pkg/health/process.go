@@ -15,18 +15,59 @@ import (
 // collector also reads the boot time and all network counters of the machine at each scrape, which takes longer than all else of it.
 //
 // Source: Prometheus, "Writing client libraries", process metrics.
-func processMetrics() []prometheus.Collector {
-	gauge := func(name, help string, value func() float64) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "process_" + name, Help: help}, value)
+type processMetrics struct {
+	gauges []processGauge
+	cpu    *prometheus.Desc
+	// started is in seconds after the boot.
+	started float64
+	// memory stays open, because to open it takes longer than to read it; nil where that was not possible.
+	memory *os.File
+}
+
+type processGauge struct {
+	desc  *prometheus.Desc
+	value func(processMetrics, processMemory) float64
+}
+
+func newProcessMetrics() processMetrics {
+	desc := func(name, help string) *prometheus.Desc { return prometheus.NewDesc("process_"+name, help, nil, nil) }
+	memory, err := os.Open("/proc/self/statm")
+	if err != nil {
+		memory = nil
 	}
-	cpu := prometheus.CounterOpts{Name: "process_cpu_seconds_total", Help: "Total user and system CPU time spent in seconds."}
-	started := startedAfter()
-	return []prometheus.Collector{
-		gauge("start_time_seconds", "Start time of the process since unix epoch in seconds.", func() float64 { return sinceBoot(started, time.Now()) }),
-		prometheus.NewCounterFunc(cpu, cpuSeconds),
-		newMemoryMetrics(),
-		gauge("open_fds", "Number of open file descriptors.", openFiles),
-		gauge("max_fds", "Maximum number of open file descriptors.", maxFiles),
+	return processMetrics{
+		gauges: []processGauge{
+			{desc("start_time_seconds", "Start time of the process since unix epoch in seconds."),
+				func(p processMetrics, _ processMemory) float64 { return sinceBoot(p.started, time.Now()) }},
+			{desc("virtual_memory_bytes", "Virtual memory size in bytes."),
+				func(_ processMetrics, m processMemory) float64 { return m.virtual }},
+			{desc("resident_memory_bytes", "Resident memory size in bytes."),
+				func(_ processMetrics, m processMemory) float64 { return m.resident }},
+			{desc("open_fds", "Number of open file descriptors."),
+				func(processMetrics, processMemory) float64 { return openFiles() }},
+			{desc("max_fds", "Maximum number of open file descriptors."),
+				func(processMetrics, processMemory) float64 { return maxFiles() }},
+		},
+		cpu:     desc("cpu_seconds_total", "Total user and system CPU time spent in seconds."),
+		started: startedAfter(),
+		memory:  memory,
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (p processMetrics) Describe(descs chan<- *prometheus.Desc) {
+	descs <- p.cpu
+	for _, gauge := range p.gauges {
+		descs <- gauge.desc
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (p processMetrics) Collect(metrics chan<- prometheus.Metric) {
+	metrics <- prometheus.MustNewConstMetric(p.cpu, prometheus.CounterValue, cpuSeconds())
+	memory := p.readMemory()
+	for _, gauge := range p.gauges {
+		metrics <- prometheus.MustNewConstMetric(gauge.desc, prometheus.GaugeValue, gauge.value(p, memory))
 	}
 }
 
@@ -64,35 +105,25 @@ func cpuSeconds() float64 {
 	return (time.Duration(used.Utime.Nano()) + time.Duration(used.Stime.Nano())).Seconds()
 }
 
-// memoryMetrics are both of one reading of the file that has them.
-type memoryMetrics struct{ virtual, resident *prometheus.Desc }
+// processMemory is in bytes.
+type processMemory struct{ virtual, resident float64 }
 
-func newMemoryMetrics() memoryMetrics {
-	return memoryMetrics{
-		prometheus.NewDesc("process_virtual_memory_bytes", "Virtual memory size in bytes.", nil, nil),
-		prometheus.NewDesc("process_resident_memory_bytes", "Resident memory size in bytes.", nil, nil),
+// readMemory takes the first two fields of proc_pid_statm(5), which are in pages.
+func (p processMetrics) readMemory() processMemory {
+	unknown := processMemory{math.NaN(), math.NaN()}
+	if p.memory == nil {
+		return unknown
 	}
-}
-
-func (m memoryMetrics) Describe(descs chan<- *prometheus.Desc) {
-	descs <- m.virtual
-	descs <- m.resident
-}
-
-func (m memoryMetrics) Collect(metrics chan<- prometheus.Metric) {
-	virtual, resident := memoryBytes()
-	metrics <- prometheus.MustNewConstMetric(m.virtual, prometheus.GaugeValue, virtual)
-	metrics <- prometheus.MustNewConstMetric(m.resident, prometheus.GaugeValue, resident)
-}
-
-// memoryBytes takes the first two fields of proc_pid_statm(5), which are in pages.
-func memoryBytes() (virtual, resident float64) {
-	statm, err := os.ReadFile("/proc/self/statm")
-	fields := bytes.Fields(statm)
-	if err != nil || len(fields) < 2 {
-		return math.NaN(), math.NaN()
+	var statm [256]byte
+	n, err := unix.Pread(int(p.memory.Fd()), statm[:], 0)
+	if err != nil {
+		return unknown
 	}
-	return pagesToBytes(fields[0]), pagesToBytes(fields[1])
+	fields := bytes.Fields(statm[:n])
+	if len(fields) < 2 {
+		return unknown
+	}
+	return processMemory{pagesToBytes(fields[0]), pagesToBytes(fields[1])}
 }
 
 func pagesToBytes(field []byte) float64 {
@@ -103,8 +134,17 @@ func pagesToBytes(field []byte) float64 {
 	return pages * float64(os.Getpagesize())
 }
 
-// openFiles does not count the descriptor that it counts by.
+// openFiles is what the kernel says since Linux 6.2 without a look at each (fs/proc/fd.c, proc_fd_getattr).
 func openFiles() float64 {
+	var folder unix.Stat_t
+	if unix.Stat("/proc/self/fd", &folder) == nil && folder.Size > 0 {
+		return float64(folder.Size)
+	}
+	return countFiles()
+}
+
+// countFiles does not count the descriptor that it counts by.
+func countFiles() float64 {
 	folder, err := os.Open("/proc/self/fd")
 	if err != nil {
 		return math.NaN()
