@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -122,15 +124,19 @@ func private(t *testing.T, path string) {
 	t.Fatalf("no socket at %s", path)
 }
 
-// freeAddress is a port that nobody has now.
+// freeAddress is a port that nobody has now. It is below those that the kernel gives to whoever takes any (ip(7), ip_local_port_range),
+// which somebody else may have a moment later.
 func freeAddress(t *testing.T, host string) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		port := strconv.Itoa(10000 + rand.IntN(20000))
+		if listener, err := net.Listen("tcp", net.JoinHostPort(host, port)); err == nil {
+			defer listener.Close()
+			return listener.Addr().String()
+		}
 	}
-	defer listener.Close()
-	return listener.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // requireLive wants an answer over TCP, and leaves no connection open.
