@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,9 +19,11 @@ type client struct {
 	fd      int
 	host    string
 	answers *bufio.Reader
+	// wait is read(2).
+	wait func(fd int, buffer []byte) (int, error)
 }
 
-func dial(address string) (*client, error) {
+func dial(address string, wait func(fd int, buffer []byte) (int, error)) (*client, error) {
 	server, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return nil, err
@@ -36,7 +39,7 @@ func dial(address string) (*client, error) {
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
-	c := &client{fd: fd, host: address}
+	c := &client{fd: fd, host: address, wait: wait}
 	c.answers = bufio.NewReaderSize(c, 64<<10)
 	return c, nil
 }
@@ -44,7 +47,7 @@ func dial(address string) (*client, error) {
 // Read is for the reader of answers.
 func (c *client) Read(buffer []byte) (int, error) {
 	for {
-		n, err := unix.Read(c.fd, buffer)
+		n, err := c.wait(c.fd, buffer)
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
@@ -55,6 +58,16 @@ func (c *client) Read(buffer []byte) (int, error) {
 			return n, nil
 		}
 	}
+}
+
+// readAlone is read(2) for a client beside which no other goroutine has anything to do. The scheduler is not told that it waits: else another
+// thread is woken, on the processor of the server, to take over what this one might have run.
+func readAlone(fd int, buffer []byte) (int, error) {
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(buffer))), uintptr(len(buffer)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // get reads the whole answer.

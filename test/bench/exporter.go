@@ -116,8 +116,10 @@ func (e exporter) awaitListening() error {
 }
 
 // ask sends requests one after the other over one connection, and gives the milliseconds that each took.
-func (e exporter) ask(path string, times int) (took []float64, err error) {
-	c, err := dial(e.address)
+func (e exporter) ask(path string, times int) ([]float64, error) { return e.askOver(path, times, readAlone) }
+
+func (e exporter) askOver(path string, times int, wait func(fd int, buffer []byte) (int, error)) (took []float64, err error) {
+	c, err := dial(e.address, wait)
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +145,7 @@ func (e exporter) askByMany(path string) ([]float64, error) {
 	var clients sync.WaitGroup
 	for range manyClients {
 		clients.Go(func() {
-			took, err := e.ask(path, manyScrapes)
+			took, err := e.askOver(path, manyScrapes, unix.Read)
 			mu.Lock()
 			defer mu.Unlock()
 			all, faults = append(all, took...), errors.Join(faults, err)
