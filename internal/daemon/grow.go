@@ -108,11 +108,13 @@ func (d *Daemon) growByItself(ctx context.Context) error {
 	if options != nil && err == nil {
 		_, err = d.grow(ctx, growPatience, d.Grower.LowGrowth) // somebody may have made it larger meanwhile
 	}
-	if err == nil || errors.Is(err, state.ErrBusy) || errors.Is(err, ErrHandover) || ctx.Err() != nil {
-		return nil
+	if errors.Is(err, state.ErrBusy) || errors.Is(err, ErrHandover) || err != nil && ctx.Err() != nil {
+		err = nil
 	}
-	why := d.Explain(err)
-	d.Journal.Emit(journal.GrowFailed, journal.F("REASON", why.Class), journal.F("ERROR", err.Error()), journal.F("NEXT", why.Next))
+	if err != nil {
+		why := d.Explain(err)
+		d.Journal.Emit(journal.GrowFailed, journal.F("REASON", why.Class), journal.F("ERROR", err.Error()), journal.F("NEXT", why.Next))
+	}
 	return err
 }
 
