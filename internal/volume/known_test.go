@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/command"
+	"luksmediad/internal/state"
+	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/pkg/unlock/secret"
 )
@@ -112,6 +114,29 @@ func TestBackupIsNotWritten(t *testing.T) {
 		t.Error(err)
 	}
 	r.requireBackup(before)
+}
+
+// What a cryptsetup has begun that was stopped takes no room.
+func TestBackupIsBegun(t *testing.T) {
+	r := newRing(t)
+	r.backUp()
+	before := r.header()
+	if _, err := openRing(r.dir, begun{}).BackUpHeader(t.Context()); !errors.Is(err, unlock.ErrCryptsetup) || errors.Is(err, state.ErrNoSpace) {
+		t.Error(err)
+	}
+	r.requireBackup(before)
+}
+
+// begun makes copies of the header that end in the middle.
+type begun struct{ command.Runner }
+
+func (b begun) Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error) {
+	out, err := b.Runner.Run(ctx, stdin, extra, name, args...)
+	if err == nil && args[0] == "luksHeaderBackup" {
+		err = os.Truncate(args[slices.Index(args, "--header-backup-file")+1], 4096)
+		return nil, errors.Join(err, errors.New("signal: terminated"))
+	}
+	return out, err
 }
 
 // unwritten makes copies of the header that cannot be synced.

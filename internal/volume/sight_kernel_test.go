@@ -50,9 +50,9 @@ func inNamespace(t *testing.T, script string) apart {
 	return apart{pid: cmd.Process.Pid, end: end}
 }
 
-func mountUntilEnd(t *testing.T, source, target, kind string, flags uintptr) {
+func mountUntilEnd(t *testing.T, source, target, kind string, flags uintptr, options string) {
 	t.Helper()
-	if err := unix.Mount(source, target, kind, flags, ""); err != nil {
+	if err := unix.Mount(source, target, kind, flags, options); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -70,7 +70,7 @@ func TestBlindsOfRealProcesses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	mountUntilEnd(t, "blinds", filepath.Join(dir, "volume"), "tmpfs", 0)
+	mountUntilEnd(t, "blinds", filepath.Join(dir, "volume"), "tmpfs", 0, "")
 	folder := filepath.Join(dir, "volume/stores/media")
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		t.Fatal(err)
@@ -78,7 +78,7 @@ func TestBlindsOfRealProcesses(t *testing.T) {
 	bind := "mount --rbind " + filepath.Join(dir, "data") + " "
 	early := inNamespace(t, bind+filepath.Join(dir, "early")).pid
 	store := filepath.Join(dir, "data/media_store")
-	mountUntilEnd(t, folder, store, "", unix.MS_BIND)
+	mountUntilEnd(t, folder, store, "", unix.MS_BIND, "")
 	var stat unix.Stat_t
 	if err := unix.Stat(store, &stat); err != nil {
 		t.Fatal(err)
