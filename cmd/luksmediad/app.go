@@ -26,6 +26,8 @@ const runtimeDir = "/run/luksmediad"
 type app struct {
 	stdin, stdout, stderr *os.File
 
+	places places
+
 	configPath string
 	json       bool
 	yes        bool
@@ -39,6 +41,18 @@ type app struct {
 
 	// started: the command line was understood and its command runs.
 	started bool
+}
+
+// places are what all commands and the daemon meet at.
+type places struct {
+	volume.Paths
+	// socket is the daemon's.
+	socket string
+}
+
+// onMachine are the only ones of a machine.
+func onMachine() places {
+	return places{Paths: volume.Paths{State: config.StateDir, Runtime: runtimeDir}, socket: api.ControlSocket}
 }
 
 func newRootCommand(a *app) *cobra.Command {
@@ -195,7 +209,7 @@ func (a *app) load() (*config.Config, *volume.Volume, error) {
 		return nil, nil, err
 	}
 	a.config = loaded
-	return loaded, volumeOf(loaded), nil
+	return loaded, volume.New(loaded, a.places.Paths, command.Runner{}), nil
 }
 
 func (a *app) readConfig() (*config.Config, error) {
@@ -203,10 +217,6 @@ func (a *app) readConfig() (*config.Config, error) {
 		return config.Parse(a.configPath, a.configText)
 	}
 	return config.Load(a.configPath)
-}
-
-func volumeOf(loaded *config.Config) *volume.Volume {
-	return volume.New(loaded, volume.Paths{State: config.StateDir, Runtime: runtimeDir}, command.Runner{})
 }
 
 // loadAsRoot is load for whatever opens or closes something: it needs to be root on the host and to have the folder of the locks.
@@ -227,8 +237,8 @@ func (a *app) loadForHeader() (*config.Config, *volume.Volume, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil, fmt.Errorf("cannot work on volume %s: %w", vol.Name(), errNotRoot)
 	}
-	if err := os.MkdirAll(runtimeDir, 0o750); err != nil {
-		return nil, nil, fmt.Errorf("cannot make %s: %w", runtimeDir, err)
+	if err := os.MkdirAll(a.places.Runtime, 0o750); err != nil {
+		return nil, nil, fmt.Errorf("cannot make %s: %w", a.places.Runtime, err)
 	}
 	return loaded, vol, nil
 }
@@ -236,7 +246,7 @@ func (a *app) loadForHeader() (*config.Config, *volume.Volume, error) {
 var errNotRoot = errors.New("not root")
 
 // client talks to the daemon.
-func (a *app) client() *api.ControlClient { return api.NewControlClient(api.ControlSocket) }
+func (a *app) client() *api.ControlClient { return api.NewControlClient(a.places.socket) }
 
 // lockPatience is how long a command waits for another one that works on the volume, beside what the key sources may
 // wait for: opening takes seconds.

@@ -21,6 +21,7 @@ import (
 	"luksmediad/internal/config"
 	"luksmediad/internal/daemon"
 	"luksmediad/internal/journal"
+	"luksmediad/internal/volume"
 )
 
 // handover is what the process tells the program that it becomes by a reload: the same one, begun anew.
@@ -183,6 +184,6 @@ func checkedConfig(path string) (text []byte, loaded *config.Config, err error) 
 	if err := checkWebConfig(loaded); err != nil {
 		return nil, nil, err
 	}
-	vol := volumeOf(loaded)
+	vol := volume.New(loaded, onMachine().Paths, command.Runner{})
 	return text, loaded, errors.Join(vol.CheckHost(), vol.CheckSettings())
 }

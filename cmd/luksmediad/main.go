@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr, onMachine())) }
 
 // run is main with everything it touches handed in; it returns the exit code.
-func run(args []string, stdin, stdout, stderr *os.File) int {
+func run(args []string, stdin, stdout, stderr *os.File, places places) int {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, places: places}
 	root := newRootCommand(a)
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"luksmediad/internal/volume"
 	"luksmediad/test/golden"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -20,7 +21,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"luksmediad": asOrdinaryUser})
 }
 
-// asOrdinaryUser is the program, without root's rights also where the tests have them.
+// asOrdinaryUser is the program, without root's rights also where the tests have them, on a machine where it was never used: whatever a
+// daemon of this one has, ordinary users may not even look at.
 func asOrdinaryUser() {
 	const nobody = 65534
 	if os.Geteuid() == 0 {
@@ -30,7 +32,11 @@ func asOrdinaryUser() {
 			}
 		}
 	}
-	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	machine := filepath.Join(os.Getenv("WORK"), "machine")
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr, places{
+		Paths:  volume.Paths{State: filepath.Join(machine, "state"), Runtime: machine},
+		socket: filepath.Join(machine, "control.sock"),
+	}))
 }
 
 // The commands as they are typed: testdata/script.
@@ -110,13 +116,13 @@ func TestHelp(t *testing.T) {
 	var text strings.Builder
 	for _, path := range paths(newRootCommand(&app{})) {
 		s := newSession(t)
-		if code := run(append(path, "--help"), s.in, s.out, s.err); code != exitDone || written(t, s.err) != "" {
+		if code := run(append(path, "--help"), s.in, s.out, s.err, places{}); code != exitDone || written(t, s.err) != "" {
 			t.Errorf("%v: exit code %d, %s", path, code, written(t, s.err))
 		}
 		help := written(t, s.out)
 		text.WriteString("$ luksmediad " + strings.Join(append(path, "--help"), " ") + "\n" + help + "\n")
 		other := newSession(t)
-		if run(append([]string{"help"}, path...), other.in, other.out, other.err); written(t, other.out) != help {
+		if run(append([]string{"help"}, path...), other.in, other.out, other.err, places{}); written(t, other.out) != help {
 			t.Errorf("%v: help and --help differ", path)
 		}
 		for line := range strings.Lines(help) {
