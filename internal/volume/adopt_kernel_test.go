@@ -20,11 +20,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"luksmediad/internal/command"
 	"luksmediad/internal/config"
 	"luksmediad/internal/journal"
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/pkg/unlock/secret"
+	"luksmediad/pkg/unlock/tpm2"
 	"luksmediad/test/extents"
 	"luksmediad/test/swtpm"
 )
@@ -568,6 +570,44 @@ func requirePolicies(t *testing.T, fields []journal.Field) {
 			t.Errorf("no %s in %s", policy, text)
 		}
 	}
+}
+
+// A sealing anew that was stopped behind its record is ended by the next opening, be it of what is open already.
+func TestResealIsEnded(t *testing.T) {
+	for name, end := range map[string]func(*site) *Opened{
+		"at the next boot":   func(s *site) *Opened { opened, _ := s.reopen(); return opened },
+		"by the next daemon": (*site).open,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, tpm := newSite(t), swtpm.Start(t)
+			s.withReseal(tpm)
+			tpm.Extend(7, "boot")
+			s.create()
+			tpm.Extend(7, "update")
+			s.cryptsetup.Runner = unkilling{}
+			if tokens := s.open().Header.Tokens(tpm2.TokenType); len(tokens) != 1 {
+				t.Fatalf("the opening has %d TPM tokens", len(tokens))
+			}
+			s.cryptsetup.Runner = s.runner
+			tokens := end(s).Header.Tokens(tpm2.TokenType)
+			if record, err := s.loadRecord(); err != nil || len(tokens) != 1 || len(record.Keyslots) != 3 || !record.has(tokens[0].Keyslots[0]) {
+				t.Errorf("tokens %v, recorded %v, %v", tokens, record, err)
+			}
+			if opened, _ := s.reopen(); opened.Source != sourceTPM2 {
+				t.Errorf("opened by %s", opened.Source)
+			}
+		})
+	}
+}
+
+// unkilling removes no keyslot.
+type unkilling struct{ command.Runner }
+
+func (u unkilling) Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error) {
+	if args[0] == "luksKillSlot" {
+		return nil, errors.New("signal: killed")
+	}
+	return u.Runner.Run(ctx, stdin, extra, name, args...)
 }
 
 // By hand as well: the passphrase opens the mapping in a process of its own.

@@ -31,7 +31,7 @@ type AddedKey struct {
 }
 
 // AddKey gives the container one more key: journal, keyslot, proof, token, proof by what the token gives, record, backup of the
-// header. What an interruption leaves is taken back by the next change. It fails with a [StepError].
+// header. What an interruption leaves is taken back by the next change, or ended by the next opening. It fails with a [StepError].
 func (v *Volume) AddKey(ctx context.Context, wanted Enrolment, options AddOptions, observer Observer) (*AddedKey, error) {
 	k := &keyChanging{Volume: v, observer: observer, dry: options.DryRun}
 	added := &AddedKey{Source: wanted.Kind()}
@@ -105,6 +105,7 @@ func (k *keyChanging) add(ctx context.Context, wanted Enrolment, added *AddedKey
 	k.journal = &keyChange{UUID: k.header.UUID, Added: &addedKeyslot{
 		Keyslot: added.Keyslot, Source: wanted.Kind(), Sequence: k.header.SequenceID,
 	}}
+	k.noteRemovals(added.Replaced)
 	if err := k.saveJournal(); err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ type keyChange struct {
 	Added *addedKeyslot `json:"added,omitempty"`
 	// KeyFile is the key file that was made for it.
 	KeyFile *ownFile `json:"key_file,omitempty"`
-	// Removed are the keyslots that are being removed.
+	// Removed are the keyslots that are being removed, or will be as soon as Added is recorded.
 	Removed []removedKeyslot `json:"removed,omitempty"`
 }
 
@@ -281,9 +281,7 @@ func (k *keyChanging) takeBack(ctx context.Context) error {
 
 // removeKeyslots removes keyslots and the tokens that speak for them alone. way must open another one.
 func (k *keyChanging) removeKeyslots(ctx context.Context, way *unlock.Way, keyslots ...int) error {
-	for _, keyslot := range keyslots {
-		k.journal.Removed = append(k.journal.Removed, removedKeyslot{keyslot, tokensOnlyOf(k.header, keyslot)})
-	}
+	k.noteRemovals(keyslots)
 	if err := k.saveJournal(); err != nil {
 		return err
 	}
@@ -293,6 +291,13 @@ func (k *keyChanging) removeKeyslots(ctx context.Context, way *unlock.Way, keysl
 		}
 	}
 	return k.endRemovals(ctx)
+}
+
+func (k *keyChanging) noteRemovals(keyslots []int) {
+	k.journal.Removed = slices.DeleteFunc(k.journal.Removed, func(noted removedKeyslot) bool { return slices.Contains(keyslots, noted.Keyslot) })
+	for _, keyslot := range keyslots {
+		k.journal.Removed = append(k.journal.Removed, removedKeyslot{keyslot, tokensOnlyOf(k.header, keyslot)})
+	}
 }
 
 func tokensOnlyOf(header *luks2.Header, keyslot int) []int {

@@ -227,6 +227,9 @@ func (r *ring) crashOnceAnywhere(words string, check func(left int)) {
 	r.t.Helper()
 	restore := r.snapshot()
 	points := crashPoints(r.t, words, r.dir)
+	if len(points) == 0 {
+		r.t.Errorf("%s does nothing", words)
+	}
 	for point := max(1, slices.Index(points, string(StepKeys))+1); point <= len(points); point++ {
 		restore()
 		place, err := crashChild(r.t, words, r.dir, strconv.Itoa(point))
@@ -312,8 +315,8 @@ func TestReplaceAfterCrash(t *testing.T) {
 	})
 }
 
-// Nobody is there when a key is sealed anew at an opening. Where the crash came after the new one was recorded the TPM opens the next time,
-// so that nothing is sealed, and the copy of the header ends what was begun.
+// Nobody is there when a key is sealed anew at an opening: the next one ends what was begun, also where the TPM gives the new key then, so
+// that nothing is sealed.
 func TestResealAfterCrash(t *testing.T) {
 	r, tpm := newRing(t), swtpm.Start(t)
 	r.backUp()
@@ -321,14 +324,76 @@ func TestResealAfterCrash(t *testing.T) {
 	r.add(EnrolTPM2{Device: tpm.TCTI(), SealOptions: tpm2.SealOptions{PCRs: []int{7}}})
 	tpm.Extend(7, "update")
 	r.crashOnceAnywhere("reseal "+tpm.TCTI(), func(left int) {
-		if err := r.look(); errors.Is(err, ErrBackupOld) {
-			r.backUp()
+		made := r.madeTPM2()
+		if len(made) != 1 {
+			t.Fatalf("TPM keyslots %v", made)
 		}
+		r.requireKeyslots("0 recovery", strconv.Itoa(made[0])+" tpm2")
+		r.requireLeft(left, 0, 1, made[0])
 		r.requireKnown(left)
-		if !slices.ContainsFunc(r.madeTPM2(), func(keyslot int) bool { return r.unseals(tpm, keyslot, nil) == nil }) {
-			t.Error("the TPM opens nothing")
-		}
+		r.must(r.unseals(tpm, made[0], nil))
 	})
+}
+
+// What ends an interrupted change may be interrupted as well.
+func TestResealAfterTwoCrashes(t *testing.T) {
+	r, tpm := newRing(t), swtpm.Start(t)
+	r.backUp()
+	tpm.Extend(7, "boot")
+	r.add(EnrolTPM2{Device: tpm.TCTI(), SealOptions: tpm2.SealOptions{PCRs: []int{7}}})
+	tpm.Extend(7, "update")
+	r.crashAt("reseal "+tpm.TCTI(), "before cryptsetup luksKillSlot")
+	r.crashOnceAnywhere("reseal "+tpm.TCTI(), func(int) {
+		r.requireKnown(0)
+		r.requireKeyslots("0 recovery", "3 tpm2")
+		r.requireInHeader(0, 1, 3)
+		r.must(r.unseals(tpm, 3, nil))
+	})
+}
+
+// An opening removes what an interrupted change was to replace only if luksmediad made it and the TPM gives the new key.
+func TestResumeLeaves(t *testing.T) {
+	for name, test := range map[string]struct {
+		since       func(*ring, *swtpm.TPM)
+		ended, said bool
+	}{
+		"foreign in its place": {func(r *ring, _ *swtpm.TPM) {
+			r.run("luksKillSlot", "--key-file="+r.path("passphrase"), r.container(), "2")
+			r.addForeign(2, "in its place")
+		}, true, false},
+		"PCRs changed again": {func(_ *ring, tpm *swtpm.TPM) { tpm.Extend(7, "another") }, false, true},
+		"TPM is gone":        {func(_ *ring, tpm *swtpm.TPM) { tpm.PowerCut() }, false, true},
+		"new one is gone": {func(r *ring, _ *swtpm.TPM) {
+			r.run("luksKillSlot", "--key-file="+r.path("passphrase"), r.container(), "3")
+		}, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, tpm := newRing(t), swtpm.Start(t)
+			r.backUp()
+			tpm.Extend(7, "boot")
+			r.add(EnrolTPM2{Device: tpm.TCTI(), SealOptions: tpm2.SealOptions{PCRs: []int{7}}})
+			tpm.Extend(7, "update")
+			r.crashAt("reseal "+tpm.TCTI(), "before cryptsetup luksKillSlot")
+			test.since(r, tpm)
+			before := r.header()
+
+			w := &watcher{}
+			o, err := r.opening(tpm.TCTI(), w)
+			r.must(err)
+			defer o.container.Close()
+			o.endKeyChange(t.Context())
+			if after := r.header(); after.SequenceID != before.SequenceID || !r.madeIn(2) {
+				t.Errorf("header %d, before %d", after.SequenceID, before.SequenceID)
+			}
+			if said := slices.Contains(w.events, journal.Failed); said != test.said {
+				t.Errorf("events %v", w.events)
+			}
+			err = r.states.Load(r.keyChangeName(), keyChangeVersion, new(keyChange))
+			if ended := errors.Is(err, fs.ErrNotExist); ended != test.ended {
+				t.Errorf("ended: %t, %v", ended, err)
+			}
+		})
+	}
 }
 
 // A recovery key that was recorded before the crash stays beside that of the next run, with its token.

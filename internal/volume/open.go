@@ -214,6 +214,7 @@ func (o *opening) unlock(ctx context.Context) error {
 	}
 	o.opened.Mapping = mapping
 	o.observer.Event(journal.Adopted, journal.F("MAPPING", mapping.Name), journal.F("DEVICE", mapping.Path))
+	o.endKeyChange(ctx)
 	return nil
 }
 
@@ -236,6 +237,7 @@ func (o *opening) openMapping(ctx context.Context) error {
 	o.noteProof(o.opened.Header, opened.Keyslot, opened.Source)
 	o.observer.Event(journal.Unlocked, journal.F("MAPPING", o.MappingName()),
 		journal.F("SOURCE", opened.Source), journal.F("KEYSLOT", opened.Keyslot))
+	o.endKeyChange(ctx)
 	o.reseal(ctx, opened.Key)
 	return nil
 }

@@ -84,15 +84,20 @@ func (o *opening) madeByTPM(token luks2.Token) bool {
 	return ours && made.Source == sourceTPM2
 }
 
+// keyChanging changes the keys of what is open.
+func (o *opening) keyChanging() *keyChanging {
+	return &keyChanging{Volume: o.Volume, observer: o.observer, record: o.opened.Record, container: o.container,
+		header: o.opened.Header, before: o.opened.Header, device: o.backing.path}
+}
+
 // resealToken puts a new keyslot with the same PCRs in place of the token's.
 func (o *opening) resealToken(ctx context.Context, device string, old refusedToken, key *secret.Key) error {
 	copied, err := key.Copy()
 	if err != nil {
 		return err
 	}
-	k := &keyChanging{Volume: o.Volume, observer: o.observer, record: o.opened.Record, container: o.container,
-		header: o.opened.Header, before: o.opened.Header, device: o.backing.path,
-		ways: []*unlock.Way{{Source: o.opened.Source, Keyslots: []int{o.opened.Keyslot}, Key: copied}}}
+	k := o.keyChanging()
+	k.ways = []*unlock.Way{{Source: o.opened.Source, Keyslots: []int{o.opened.Keyslot}, Key: copied}}
 	defer unlock.WipeWays(k.ways)
 	if err := k.loadJournal(); err != nil {
 		return err

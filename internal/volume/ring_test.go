@@ -326,24 +326,33 @@ func reliveKeys(words, folder string, c *crasher) error {
 
 // reseal does what an opening by the passphrase does once the container is open.
 func (r *ring) reseal(socket string, key *secret.Key, observer Observer) error {
+	o, err := r.opening(socket, observer)
+	if err != nil {
+		return err
+	}
+	defer o.container.Close()
+	o.endKeyChange(context.Background())
+	o.reseal(context.Background(), key)
+	return nil
+}
+
+// opening is one by the passphrase, with a TPM at socket that has refused.
+func (r *ring) opening(socket string, observer Observer) (*opening, error) {
 	r.config.Unlock = append(r.config.Unlock, config.KeySource{TPM2: &config.TPM2{Device: socket, Reseal: true}})
 	record, err := r.loadRecord()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	container, err := openContainer(r.container(), os.O_RDONLY)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer container.Close()
 	header, err := readValid(container)
 	if err != nil {
-		return err
+		return nil, errors.Join(err, container.Close())
 	}
-	o := &opening{Volume: r.Volume, observer: observer, container: container, backing: &backing{path: r.container()},
-		opened: Opened{Record: record, Header: header, Source: sourcePassphrase, Keyslot: 0}}
-	o.reseal(context.Background(), key)
-	return nil
+	return &opening{Volume: r.Volume, observer: observer, container: container, backing: &backing{path: r.container()},
+		opened: Opened{Record: record, Header: header, Source: sourcePassphrase, Keyslot: 0}}, nil
 }
 
 func newSecret(t *testing.T, text string) *secret.Key {
