@@ -268,7 +268,7 @@ func writeEntries(path string, kind byte, from Identity, entries stream, sync fu
 		err = stateError(pending.CloseAtomicallyReplace())
 	}
 	if err == nil {
-		err = syncFolder(filepath.Dir(path))
+		err = stateError(syncFolder(filepath.Dir(path)))
 	}
 	return errors.Join(err, pending.Cleanup())
 }
