@@ -116,7 +116,9 @@ func (e exporter) awaitListening() error {
 }
 
 // ask sends requests one after the other over one connection, and gives the milliseconds that each took.
-func (e exporter) ask(path string, times int) ([]float64, error) { return e.askOver(path, times, readAlone) }
+func (e exporter) ask(path string, times int) ([]float64, error) {
+	return e.askOver(path, times, readAlone)
+}
 
 func (e exporter) askOver(path string, times int, wait func(fd int, buffer []byte) (int, error)) (took []float64, err error) {
 	c, err := dial(e.address, wait)
