@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
-	chimiddleware "github.com/go-chi/chi/v5/middleware"
 
 	"luksmediad/pkg/health"
 )
@@ -43,7 +42,7 @@ func New(backend Backend, logger *slog.Logger) *Server {
 
 func newRouter(backend Backend, logger *slog.Logger) http.Handler {
 	router := chi.NewRouter()
-	router.Use(chimiddleware.GetHead)
+	router.Use(headAsGet)
 	router.NotFound(notFound)
 	router.MethodNotAllowed(methodNotAllowed)
 	strict := NewStrictHandlerWithOptions(operations{backend, newPage(backend.Status, failWith(backend.Explain))}, []StrictMiddlewareFunc{withRequest, logActions(logger)}, StrictHTTPServerOptions{
@@ -51,6 +50,17 @@ func newRouter(backend Backend, logger *slog.Logger) http.Handler {
 		ResponseErrorHandlerFunc: failWith(backend.Explain),
 	})
 	return HandlerWithOptions(strict, ChiServerOptions{BaseRouter: router, ErrorHandlerFunc: badRequest})
+}
+
+// headAsGet has whatever answers GET answer HEAD. chi's own middleware of that kind comes with net/http/pprof, which has the runtime keep a
+// profile of the memory.
+func headAsGet(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodHead {
+			chi.RouteContext(r.Context()).RouteMethod = http.MethodGet
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 func notFound(w http.ResponseWriter, r *http.Request) {

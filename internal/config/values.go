@@ -31,7 +31,11 @@ func parseDocker(text string) (string, error) {
 
 // parseUnit takes unit names as systemd.unit(5) has them, of the kinds that can be stopped and started.
 func parseUnit(text string) (string, error) {
-	return match(text, `[a-zA-Z0-9:_.\\@-]{1,200}\.(service|target)`, "is not the name of a systemd service or target")
+	const longest = 200
+	if len(text) > longest {
+		return "", fmt.Errorf("%s is longer than %d characters", quote(text), longest)
+	}
+	return match(text, `[a-zA-Z0-9:_.\\@-]+\.(service|target)`, "is not the name of a systemd service or target")
 }
 
 func parseTPMDevice(text string) (string, error) {

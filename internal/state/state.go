@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 	"syscall"
 
 	"github.com/google/renameio/v2"
@@ -138,9 +139,14 @@ func makeDir(path string) error {
 	return errors.Join(syncDir(parent), parent.Close())
 }
 
+// nameForm is what the name of a state may consist of; a bound there would take a program that is as long to match it.
+var nameForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*$`) })
+
+const maxName = 128
+
 // open opens the directory and returns the file's name in it.
 func (s Store) open(name string) (*os.Root, string, error) {
-	if !regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,127}$`).MatchString(name) {
+	if len(name) > maxName || !nameForm().MatchString(name) {
 		return nil, "", fmt.Errorf("%q is no name for a state", name)
 	}
 	root, err := os.OpenRoot(s.Dir)

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"luksmediad/pkg/mount"
 )
@@ -135,10 +136,12 @@ func (l *looking) wrong(table mount.Table, path string) string {
 	return fmt.Sprintf("the directory %s of %s at %s, outside the volume", filepath.Join(seen.Root, below), seen.Source, path)
 }
 
+var containerID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\b[0-9a-f]{64}\b`) })
+
 // namesOfCgroup are the container or the unit of a cgroup: /system.slice/docker-ID.scope or /docker/ID, and /system.slice/NAME.service. An
 // engine takes the first twelve digits of an ID for a name.
 func namesOfCgroup(cgroup string) (container, unit string) {
-	if id := regexp.MustCompile(`\b[0-9a-f]{64}\b`).FindString(cgroup); id != "" {
+	if id := containerID().FindString(cgroup); id != "" {
 		return id[:12], ""
 	}
 	for part := range strings.SplitSeq(cgroup, "/") {

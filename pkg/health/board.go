@@ -74,8 +74,9 @@ func (c Condition) cost() Status {
 
 // Options of a Board. All may be left zero.
 type Options struct {
-	Now    func() time.Time                      // time.Now by default
-	Advise func(code Code, reason Reason) string // the next command to type for a condition that does not hold
+	Now func() time.Time // time.Now by default
+	// Advise is the next command to type for a condition that does not hold. It is asked once for each pair, which are few.
+	Advise func(code Code, reason Reason) string
 	// OnChange is called in order with each report that differs, by its status or reason, from what it was last called with, and with
 	// each outcome that has become stale. before is the status of the last call, Unknown at first. It is not called with what is hidden
 	// by its cause: what a probe says of a volume that is not open is no news, neither then nor later. It must not call Set.
@@ -102,6 +103,7 @@ type entry struct {
 	maxAge    time.Duration // 0: the outcome never gets stale
 	awaited   time.Time     // since when outcomes are expected
 	told      outcome       // what OnChange was last called with
+	advice    map[Reason]string
 }
 
 // NewBoard returns a Board on which every condition is Unknown.
@@ -118,7 +120,8 @@ func NewBoard(options Options) *Board {
 	b := &Board{options: options}
 	for _, d := range conditions {
 		if !slices.Contains(options.Without, d.code) {
-			b.entries = append(b.entries, &entry{definition: d, allCauses: slices.Concat(d.dependsOn, d.follows), since: options.Now()})
+			b.entries = append(b.entries, &entry{definition: d, allCauses: slices.Concat(d.dependsOn, d.follows), since: options.Now(),
+				advice: map[Reason]string{}})
 		}
 	}
 	return b
@@ -234,7 +237,7 @@ func (b *Board) snapshot() []Condition {
 	for _, e := range b.entries {
 		c := e.condition(now)
 		if c.Status == Warn || c.Status == Fail {
-			c.Next = strings.ReplaceAll(b.options.Advise(c.Code, c.Reason), subjectPlace, c.Subject)
+			c.Next = strings.ReplaceAll(b.advise(e, c.Reason), subjectPlace, c.Subject)
 		}
 		for _, on := range e.causes(c.Status) {
 			cause, wrong := causes[on]
@@ -252,6 +255,15 @@ func (b *Board) snapshot() []Condition {
 		snapshot = append(snapshot, c)
 	}
 	return snapshot
+}
+
+func (b *Board) advise(e *entry, reason Reason) string {
+	next, asked := e.advice[reason]
+	if !asked {
+		next = b.options.Advise(e.code, reason)
+		e.advice[reason] = next
+	}
+	return next
 }
 
 // causes are the conditions whose failure explains the status.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 const (
@@ -289,12 +290,17 @@ func (w *walk) disk(device blockDevice) Carrier {
 	return Carrier{
 		Medium: OnDisk, Name: name, wwid: wwid, hardware: hardware,
 		Removable: device.read("removable") == "1" || device.read("device/type") == "SD" || onUSB(hardware),
-		Virtual:   w.virtual || regexp.MustCompile(`^(vd|xvd)[a-z]`).MatchString(name),
+		Virtual:   w.virtual || virtualName().MatchString(name),
 	}
 }
 
+var (
+	virtualName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(vd|xvd)[a-z]`) })
+	usbBus      = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`/usb[0-9]+/`) })
+)
+
 // onUSB: whole disks on USB do not call themselves removable, only sticks do.
-func onUSB(hardware string) bool { return regexp.MustCompile(`/usb[0-9]+/`).MatchString(hardware) }
+func onUSB(hardware string) bool { return usbBus().MatchString(hardware) }
 
 // blockDevice is the directory of a block device in sysfs.
 type blockDevice struct{ directory string }
