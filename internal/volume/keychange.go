@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -185,8 +186,18 @@ func (k *keyChanging) read() (*luks2.Header, error) {
 	return header, k.CheckPin(k.record, header, k.container.bytes)
 }
 
+// readValid keeps a private copy of the header, from which the container may be opened.
 func readValid(container *container) (*luks2.Header, error) {
-	header, err := luks2.Read(container, container.bytes)
+	return readWith(luks2.Read, container)
+}
+
+// inspectValid is readValid without the copy.
+func inspectValid(container *container) (*luks2.Header, error) {
+	return readWith(luks2.Inspect, container)
+}
+
+func readWith(read func(io.ReaderAt, int64) (*luks2.Header, error), container *container) (*luks2.Header, error) {
+	header, err := read(container, container.bytes)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the header of %s: %w", container.Name(), err)
 	}

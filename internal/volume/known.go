@@ -136,7 +136,7 @@ func (v *Volume) CheckHeader(r io.ReaderAt, size int64) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	header, err := luks2.Read(r, size)
+	header, err := luks2.Inspect(r, size)
 	if err != nil {
 		return "", fmt.Errorf("cannot read the header of %s: %w", record.Container, err)
 	}
@@ -255,7 +255,7 @@ func (v *Volume) checkBackup(header *luks2.Header) error {
 	if err != nil {
 		return err
 	}
-	backup, err := luks2.Read(file, info.Size())
+	backup, err := luks2.Inspect(file, info.Size())
 	switch {
 	case err != nil:
 		return fmt.Errorf("%w: cannot read %s: %w", ErrBackupMissing, path, err)

@@ -19,7 +19,7 @@ type Opened struct {
 	Record *Record
 	// Root is where the volume is mounted, PrivateDir a root-only folder in it.
 	Root, PrivateDir string
-	// Header is the validated header, with what is damaged of it.
+	// Header is the validated header, with what is damaged of it, and without its private copy.
 	Header *luks2.Header
 	// Mapping is the open container, Backing the device that carries it.
 	Mapping *unlock.Mapping
@@ -78,6 +78,7 @@ func (v *Volume) Open(ctx context.Context, sources []unlock.Source, observer Obs
 		return nil, errors.Join(err, o.undo(context.WithoutCancel(ctx)))
 	}
 	o.opened.Root, o.opened.PrivateDir = o.Root(), o.PrivateDir()
+	o.opened.Header = o.opened.Header.WithoutCopy() // it is kept for as long as the volume is open
 	return &o.opened, nil
 }
 

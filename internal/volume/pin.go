@@ -41,7 +41,7 @@ func (v *Volume) ComparePin() (*PinReport, error) {
 		return nil, err
 	}
 	defer container.Close()
-	header, err := readValid(container)
+	header, err := inspectValid(container)
 	if err != nil {
 		return nil, err
 	}

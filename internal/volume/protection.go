@@ -88,7 +88,7 @@ func (v *Volume) peekHeader() *luks2.Header {
 		return nil
 	}
 	defer container.Close()
-	header, err := readValid(container)
+	header, err := inspectValid(container)
 	if err != nil {
 		return nil
 	}

@@ -27,6 +27,7 @@ func FuzzHeader(f *testing.F) {
 		if err == nil {
 			checkAccepted(t, h, b.size)
 		}
+		requireInspected(t, sparse{head, b.size}, b.size, h, err)
 	})
 }
 

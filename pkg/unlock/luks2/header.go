@@ -27,7 +27,7 @@ type Header struct {
 	// damage works, until the other copy is damaged too.
 	Damage []*Damage
 
-	image []byte // from byte 0 to the end of the last keyslot
+	image []byte // from byte 0 to the end of the last keyslot; nil if it is not kept
 }
 
 // Read reads the header of a container of size bytes. Both copies are
@@ -37,7 +37,13 @@ type Header struct {
 // Errors: ErrNotLUKS2 (also ErrLUKS1), ErrDamaged if neither copy is intact,
 // and ErrRefused if both are, with equal sequence numbers but different
 // contents: no crash leaves that.
-func Read(r io.ReaderAt, size int64) (*Header, error) {
+func Read(r io.ReaderAt, size int64) (*Header, error) { return read(r, size, true) }
+
+// Inspect is Read for who opens nothing with the header: it also finds what cannot be read, but keeps no private copy, which is some
+// hundred KiB for each keyslot: [Header.WriteTo] fails.
+func Inspect(r io.ReaderAt, size int64) (*Header, error) { return read(r, size, false) }
+
+func read(r io.ReaderAt, size int64, keep bool) (*Header, error) {
 	primary, damage := readCopy(r, size, 0)
 	if errors.Is(asError(damage), ErrLUKS1) {
 		return nil, ErrLUKS1
@@ -63,8 +69,19 @@ func Read(r io.ReaderAt, size int64) (*Header, error) {
 			h.Damage = append(h.Damage, d)
 		}
 	}
-	h.readImage(r, size, chosen, primary, secondary)
+	if keep {
+		h.readImage(r, size, chosen, primary, secondary)
+	} else {
+		h.tryKeyslots(r, size)
+	}
 	return h, nil
+}
+
+// WithoutCopy is the same header without the private copy, like one that Inspect has read.
+func (h *Header) WithoutCopy() *Header {
+	without := *h
+	without.image = nil
+	return &without
 }
 
 // ReadUUID reads the UUID out of the first bytes of a container. Nothing but magic and version is verified: the rest of the header may be

@@ -415,11 +415,13 @@ func TestUnreadable(t *testing.T) {
 		"secondary":     {16384, 16896, Secondary, 16384},
 		"first keyslot": {40960, 41472, Keyslots, 32768},
 	} {
-		h, err := Read(broken{sparse{b.head, b.size}, test.from, test.to}, b.size)
+		disk := broken{sparse{b.head, b.size}, test.from, test.to}
+		h, err := Read(disk, b.size)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
+		requireInspected(t, disk, b.size, h, err)
 		if len(h.Damage) != 1 || h.Damage[0].Part != test.part || h.Damage[0].Offset != test.offset ||
 			h.Damage[0].Reason != ReasonUnreadable || !errors.Is(h.Damage[0], errBadSector) {
 			t.Errorf("%s: damage %v", name, h.Damage)

@@ -2,6 +2,7 @@ package luks2
 
 import (
 	"bytes"
+	"errors"
 	"io"
 )
 
@@ -46,9 +47,31 @@ func (h *Header) holds(a Area) bool {
 		a.Size > 0 && a.Offset >= start && a.Size <= length && a.Offset-start <= length-a.Size
 }
 
-// readKeyslots reads each area on its own, so that an unreadable one takes no
-// other along. Areas which together exceed the limit overlap, and are refused later.
+// readKeyslots reads each area into its place in the image.
 func (h *Header) readKeyslots(r io.ReaderAt, size int64) {
+	h.eachKeyslot(func(a Area) (Reason, error) {
+		return readAt(r, size, h.image[a.Offset:][:a.Size], a.Offset)
+	})
+}
+
+const pieceBytes = 64 << 10
+
+// tryKeyslots reads each area and keeps nothing.
+func (h *Header) tryKeyslots(r io.ReaderAt, size int64) {
+	piece := make([]byte, pieceBytes)
+	h.eachKeyslot(func(a Area) (Reason, error) {
+		for offset, end := a.Offset, a.Offset+a.Size; offset < end; offset += pieceBytes {
+			if reason, err := readAt(r, size, piece[:min(pieceBytes, end-offset)], offset); err != nil {
+				return reason, err
+			}
+		}
+		return "", nil
+	})
+}
+
+// eachKeyslot has each area read on its own, so that an unreadable one takes no
+// other along. Areas which together exceed the limit overlap, and are refused later.
+func (h *Header) eachKeyslot(read func(Area) (Reason, error)) {
 	var budget int64 = maxKeyslotsBytes
 	for _, id := range sortedKeys(h.Metadata.Keyslots) {
 		a := h.Metadata.Keyslots[id].Area
@@ -56,7 +79,7 @@ func (h *Header) readKeyslots(r io.ReaderAt, size int64) {
 			continue
 		}
 		budget -= a.Size
-		if reason, err := readAt(r, size, h.image[a.Offset:][:a.Size], a.Offset); err != nil {
+		if reason, err := read(a); err != nil {
 			h.Damage = append(h.Damage, &Damage{Part: Keyslots, Offset: a.Offset, Reason: reason, Err: err})
 		}
 	}
@@ -76,7 +99,10 @@ func (h *Header) ImageSize() int64 {
 // more than that, truncated to ImageSize. It has both header copies and all
 // keyslots as read, except that the header in force also stands in place of a
 // damaged or stale copy, and that space without a keyslot is zero. The header
-// must have passed Validate.
+// must have passed Validate. It is a mistake to ask for a copy that was not kept.
 func (h *Header) WriteTo(w io.Writer) (int64, error) {
+	if h.image == nil {
+		return 0, errors.New("no private copy of the LUKS2 header was kept")
+	}
 	return bytes.NewReader(h.image).WriteTo(w)
 }

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -101,6 +103,29 @@ func mustOpen(t testing.TB, path string) *Header {
 		t.Fatal(err)
 	}
 	return h
+}
+
+// requireInspected wants Inspect to find what Read has found, and to keep nothing.
+func requireInspected(t *testing.T, r io.ReaderAt, size int64, read *Header, readErr error) {
+	t.Helper()
+	inspected, err := Inspect(r, size)
+	if fmt.Sprint(err) != fmt.Sprint(readErr) {
+		t.Fatalf("inspected: %v, read: %v", err, readErr)
+	}
+	if err != nil {
+		return
+	}
+	if fmt.Sprint(read.Damage) != fmt.Sprint(inspected.Damage) {
+		t.Fatalf("inspected %v, read %v", inspected.Damage, read.Damage)
+	}
+	want, got := *read.WithoutCopy(), *inspected
+	want.Damage, got.Damage = nil, nil
+	if !reflect.DeepEqual(want, got) {
+		t.Fatalf("inspected %+v, read %+v", got, want)
+	}
+	if n, err := inspected.WriteTo(io.Discard); err == nil {
+		t.Fatalf("it has a copy of %d bytes", n)
+	}
 }
 
 // sparse is the beginning of a container whose rest is zero.
