@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -72,11 +73,17 @@ func (p *keysProbe) Run(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", reasoned(err, p.explain)
 	}
-	header, err := p.header()
+	header, err := p.header(luks2.Inspect)
 	if err != nil {
 		return "", err
 	}
-	findings := append(p.compareTPMs(ctx, header), p.try(ctx, header)...)
+	due := p.due(header)
+	if len(due) > 0 {
+		if header, err = p.header(luks2.Read); err != nil { // cryptsetup wants all of it
+			return "", err
+		}
+	}
+	findings := append(p.compareTPMs(ctx, header), p.try(ctx, header, due)...)
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
@@ -98,13 +105,13 @@ func (p *keysProbe) Run(ctx context.Context) (string, error) {
 }
 
 // header is that on the disk.
-func (p *keysProbe) header() (*luks2.Header, error) {
+func (p *keysProbe) header(read func(io.ReaderAt, int64) (*luks2.Header, error)) (*luks2.Header, error) {
 	container, err := health.OpenRaw(p.container)
 	if err != nil {
 		return nil, err
 	}
 	defer container.Close()
-	header, err := luks2.Read(container, container.Bytes)
+	header, err := read(container, container.Bytes)
 	if err == nil {
 		err = header.Validate(container.Bytes)
 	}
@@ -189,17 +196,26 @@ func movedPCRs(drifts []keys.Drift) string {
 	return text
 }
 
-// try proves what the sources give, each of them once a day.
-func (p *keysProbe) try(ctx context.Context, header *luks2.Header) []finding {
+// due are the places of the sources that were not proven for a day.
+func (p *keysProbe) due(header *luks2.Header) (due []int) {
 	if p.tried == nil {
 		p.tried = p.triedBefore(header)
 	}
-	var findings []finding
-	rehearsal := boot.Rehearsal{Cryptsetup: p.cryptsetup, Container: p.container, Header: header}
-	for i, source := range p.ring.SourcesUnattended() {
-		if last, ok := p.tried[i]; ok && time.Since(last) < p.settings.Interval {
-			continue
+	for i := range p.ring.SourcesUnattended() {
+		if last, ok := p.tried[i]; !ok || time.Since(last) >= p.settings.Interval {
+			due = append(due, i)
 		}
+	}
+	return due
+}
+
+// try proves what the sources that are due give.
+func (p *keysProbe) try(ctx context.Context, header *luks2.Header, due []int) []finding {
+	var findings []finding
+	sources := p.ring.SourcesUnattended()
+	rehearsal := boot.Rehearsal{Cryptsetup: p.cryptsetup, Container: p.container, Header: header}
+	for _, i := range due {
+		source := sources[i]
 		delete(p.tried, i)
 		attempts, err := rehearsal.Try(ctx, []unlock.Source{source})
 		if err != nil {
