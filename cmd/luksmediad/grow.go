@@ -66,12 +66,13 @@ func (c *growCommand) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	told := daemon.GrowthOf(vol.Name(), grown, c.dryRun)
 	if !c.dryRun {
-		if err := tellDaemon(ctx, c.client()); err != nil {
-			return err
+		if err := tellDaemon(ctx, c.client()); err != nil { // it has grown all the same, and must not grow again by the same command
+			told.Text += fmt.Sprintf("\nthe daemon does not know it yet: %v: type luksmediad unlock", err)
 		}
 	}
-	return c.answer(vol, grown)
+	return c.succeedWith(growResult{Type: "result", Text: told.Text, From: told.FromBytes, To: told.ToBytes, Changed: told.Changed}, told.Text)
 }
 
 func (c *growCommand) options() (volume.GrowOptions, error) {
@@ -103,9 +104,4 @@ type growResult struct {
 	From     int64  `json:"from_bytes"`
 	To       int64  `json:"to_bytes"`
 	Changed  bool   `json:"changed"`
-}
-
-func (c *growCommand) answer(vol *volume.Volume, grown *volume.Growth) error {
-	told := daemon.GrowthOf(vol.Name(), grown, c.dryRun)
-	return c.succeedWith(growResult{Type: "result", Text: told.Text, From: told.FromBytes, To: told.ToBytes, Changed: told.Changed}, told.Text)
 }

@@ -42,6 +42,7 @@ func hints() []hint {
 		{errNotRoot, "not_root", exitFailed, "sudo luksmediad …"},
 		{errGateClosed, "gate_closed", exitGateClosed, "curl -s 'http://127.0.0.1:10165/healthz?verbose'"},
 
+		{errMoveNotBegun, "move_not_begun", exitFailed, "journalctl -u luksmediad-migrate --since -5min"},
 		{daemon.ErrReloadLater, "reload_later", exitBusy, "luksmediad status; systemctl reload luksmediad"},
 		{daemon.ErrVolumeOpen, "volume_open", exitRefused, "luksmediad lock; systemctl reload luksmediad; luksmediad unlock"},
 		{errNoReload, "no_reload", exitFailed, "systemctl restart luksmediad"},
@@ -118,6 +119,7 @@ func hints() []hint {
 		{volume.ErrNothingOld, "nothing_old", exitRefused, "luksmediad status"},
 		{volume.ErrLeftOver, "left_over", exitRefused, "look at what is left, and luksmediad migrate purge {store_name} once more"},
 		{volume.ErrWhichStore, "which_store", exitUsage, "luksmediad status"},
+		{errConfigChanged, "config_changed", exitRefused, "systemctl reload luksmediad"},
 		{errMoveGone, "move_gone", exitFailed, "luksmediad migrate"},
 		{transfer.ErrMismatch, "copy_differs", exitVerify, "luksmediad migrate {store_name}"},
 		{transfer.ErrChanging, "store_changes", exitBusy, "fuser -vm {store}"},

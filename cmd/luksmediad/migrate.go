@@ -112,13 +112,13 @@ func (c *migrateCommand) run(ctx context.Context, action api.OperationAction, ar
 	transfer.OwnProcess()
 	progress := newProgress(c.app, vol.MappingName())
 	defer progress.close()
-	job := newMoveJob(progress, vol.Name(), action, storeOf(loaded, args))
+	job := newMoveJob(progress, moveStatusPath(c.places.Runtime, vol.Name()), action, storeOf(loaded, args))
 	options := moveOptions(loaded)
 	options.DryRun, options.Deadline, options.Progress = c.dryRun, c.deadline, job.progressed
 	options.Accept = func(plan *volume.Plan) error { return accept(ctx, plan) }
 	options.Store = storeOf(loaded, args)
+	options.Ended = job.end
 	moved, err := choose(vol)(ctx, options, job)
-	job.end(err)
 	if c.dryRun {
 		return moved, err
 	}
@@ -173,6 +173,8 @@ func moveOptions(loaded *config.Config) volume.MoveOptions {
 type moveKeeper struct {
 	*volume.Volume
 	options volume.MoveOptions
+	// status is where a move writes down how far it is.
+	status string
 }
 
 func (k moveKeeper) Pending() (undecided, stopped bool, err error) { return k.PendingMoves() }
@@ -183,15 +185,25 @@ func (k moveKeeper) Restart(ctx context.Context, observer volume.Observer) error
 
 // Progress is what the process that moves a store has last written down.
 func (k moveKeeper) Progress() *api.Operation {
-	seen, err := readMoveStatus(k.Name())
+	seen, err := readMoveStatus(k.status)
 	if err != nil {
 		return nil
 	}
 	if !seen.Ended && !seen.alive(k.Volume) {
 		seen.end(errMoveGone, explain)
+		seen.Next = onceMore(seen.Action)
 	}
 	operation := seen.operation()
 	return &operation
+}
+
+// onceMore is the command that goes on with what was interrupted.
+func onceMore(action api.OperationAction) string {
+	switch action {
+	case api.OperationActionRollback, api.OperationActionPurge:
+		return "luksmediad migrate " + string(action)
+	}
+	return "luksmediad migrate"
 }
 
 // serviceOf is nil where the configuration names no service.
@@ -339,7 +351,7 @@ func (c *migrateCommand) attachToMove(ctx context.Context) error {
 	defer progress.close()
 	gone := 0
 	for seen := (moveStatus{}); ; {
-		now, err := readMoveStatus(vol.Name())
+		now, err := readMoveStatus(moveStatusPath(c.places.Runtime, vol.Name()))
 		if errors.Is(err, os.ErrNotExist) {
 			return c.succeed("nothing moves")
 		}

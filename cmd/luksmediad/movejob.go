@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -49,15 +50,18 @@ func (s *moveStatus) end(err error, explain func(error) api.Explanation) {
 	s.Error, s.Reason, s.Next, s.ExitCode = err.Error(), why.Class, why.Next, why.ExitCode
 }
 
-// operation is the same for the API.
+// operation is the same for the API, where everybody on the machine reads it: errors name files of the store.
 func (s moveStatus) operation() api.Operation {
-	o := api.Operation{Action: s.Action, State: api.OperationStateRunning, Step: s.Step, Text: s.Step, Store: s.Store, PID: s.PID, DoneEntries: s.Files,
+	action := cmp.Or(s.Action, api.OperationActionMigrate) // a process of the version before does not say it
+	o := api.Operation{Action: action, State: api.OperationStateRunning, Step: s.Step, Text: s.Step, Store: s.Store, PID: s.PID, DoneEntries: s.Files,
 		TotalEntries: s.TotalFiles, DoneBytes: s.Bytes, TotalBytes: s.TotalBytes, BytesPerSecond: s.Rate, LeftSeconds: s.LeftSeconds}
 	switch {
 	case s.Ended && s.Error != "":
-		o.State, o.Text, o.Reason, o.Next = api.OperationStateFailed, s.Error, s.Reason, s.Next
+		o.State, o.Text, o.Reason, o.Next = api.OperationStateFailed, fmt.Sprintf("has failed at %q", s.Step), s.Reason, s.Next
 	case s.Ended:
 		o.State, o.Text = api.OperationStateDone, "has come to its end"
+	case s.Phase == s.Step:
+		o.Text = describeMove(s.progress())
 	case s.Phase != "":
 		o.Text += ": " + describeMove(s.progress())
 	}
@@ -70,21 +74,21 @@ func (s moveStatus) progress() transfer.Progress {
 }
 
 // alive tells whether the process that has written this still moves a store.
-func (s moveStatus) alive(vol *volume.Volume) bool {
-	pid, moving := vol.Moving()
-	return moving && (pid == s.PID || pid == 0)
+func (s moveStatus) alive(vol *volume.Volume) bool { return vol.Moving() == s.PID }
+
+// moveStatusPath is in the folder of what is gone with the next boot.
+func moveStatusPath(runtime, volume string) string {
+	return filepath.Join(runtime, volume+".migrate.json")
 }
 
-func moveStatusPath(volume string) string { return filepath.Join(runtimeDir, volume+".migrate.json") }
-
-func readMoveStatus(volume string) (*moveStatus, error) {
-	content, err := os.ReadFile(moveStatusPath(volume))
+func readMoveStatus(path string) (*moveStatus, error) {
+	content, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
 	var status moveStatus
 	if err := json.Unmarshal(content, &status); err != nil {
-		return nil, fmt.Errorf("cannot read %s: %w", moveStatusPath(volume), err)
+		return nil, fmt.Errorf("cannot read %s: %w", path, err)
 	}
 	return &status, nil
 }
@@ -92,26 +96,28 @@ func readMoveStatus(volume string) (*moveStatus, error) {
 // moveJob shows a move here, and writes down how far it is for --attach and the daemon.
 type moveJob struct {
 	*progress
-	volume string
+	// path is where it is written down.
+	path   string
 	status moveStatus
 	last   time.Time
 	// begun: the lock is ours, since a step came after the one that takes it; a second migrate must not overwrite the first one's words.
 	begun bool
 }
 
-func newMoveJob(p *progress, volume string, action api.OperationAction, store string) *moveJob {
-	return &moveJob{progress: p, volume: volume, status: moveStatus{PID: os.Getpid(), Action: action, Store: store}}
+func newMoveJob(p *progress, path string, action api.OperationAction, store string) *moveJob {
+	return &moveJob{progress: p, path: path, status: moveStatus{PID: os.Getpid(), Action: action, Store: store}}
 }
 
 // Step is called with the lock of the moves held.
 func (j *moveJob) Step(step volume.Step) {
-	if !j.begun {
-		j.begun = true
-		serviceManager{}.Notify("READY=1") // for who has started it in a unit
-	}
+	first := !j.begun
+	j.begun = true
 	j.status = moveStatus{PID: j.status.PID, Action: j.status.Action, Store: j.status.Store, Step: string(step)}
 	j.progress.Step(step)
 	j.write()
+	if first {
+		serviceManager{}.Notify("READY=1") // for who has started it in a unit, and reads then what is written
+	}
 }
 
 func (j *moveJob) progressed(p transfer.Progress) {
@@ -123,18 +129,19 @@ func (j *moveJob) progressed(p transfer.Progress) {
 	}
 }
 
-// write gives up quietly: nothing of the move depends on it.
+// write gives up quietly: nothing of the move depends on it. A rehearsal is no move.
 func (j *moveJob) write() {
+	if j.app.dryRun {
+		return
+	}
 	j.last = time.Now()
 	if content, err := json.Marshal(j.status); err == nil {
-		_ = renameio.WriteFile(moveStatusPath(j.volume), content, 0o600)
+		_ = renameio.WriteFile(j.path, content, 0o600)
 	}
 }
 
+// end is called with the lock of the moves held: whoever finds it free finds the end, too.
 func (j *moveJob) end(err error) {
-	if !j.begun {
-		return
-	}
 	j.status.end(err, func(err error) api.Explanation { return explainFor(j.app.config, err) })
 	j.write()
 }

@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"reflect"
 	"strings"
+	"time"
 
 	"luksmediad/internal/api"
 	"luksmediad/internal/config"
-	"luksmediad/internal/daemon"
 	"luksmediad/internal/synapse"
 	"luksmediad/internal/volume"
 )
@@ -21,12 +24,14 @@ type moveStarter struct {
 	plan  func(context.Context, volume.MoveOptions) (*volume.Moved, error)
 	start func(context.Context, synapse.Transient) error
 
-	options    volume.MoveOptions
+	config     *config.Config
 	configPath string
+	options    volume.MoveOptions
 }
 
 func newMoveStarter(loaded *config.Config, vol *volume.Volume, configPath string) moveStarter {
-	return moveStarter{plan: vol.PlanMigrate, start: func(ctx context.Context, t synapse.Transient) error { return t.Start(ctx) }, options: moveOptions(loaded), configPath: configPath}
+	return moveStarter{plan: vol.PlanMigrate, start: func(ctx context.Context, t synapse.Transient) error { return t.Start(ctx) },
+		config: loaded, configPath: configPath, options: moveOptions(loaded)}
 }
 
 // Migrate begins a move if nothing would stop it; see [api.Operator].
@@ -53,24 +58,43 @@ func (s moveStarter) Migrate(ctx context.Context, wanted api.MigrateRequest) (ap
 	return migration, nil
 }
 
-// begin waits until the process has the lock of the moves. It is not told to keep a copy of the configuration: like the one that a person
-// starts it reads the file.
+var (
+	// errConfigChanged: what would be moved is not what was looked at.
+	errConfigChanged = errors.New("the configuration has changed since it was read")
+	// errMoveNotBegun: the process that was to move a store has ended before it could begin.
+	errMoveNotBegun = errors.New("its process has ended")
+)
+
+// moveStopTimeout is more than stopping the service, which is waited for, may take.
+const moveStopTimeout = 5 * time.Minute
+
+// begin waits until the process has the lock of the moves. Like the one that a person starts it reads the configuration's file.
 func (s moveStarter) begin(ctx context.Context, store string) error {
+	now, err := config.Load(s.configPath)
+	if err != nil {
+		return err
+	}
+	if !reflect.DeepEqual(now, s.config) {
+		return fmt.Errorf("cannot move store %s: %s: %w", store, s.configPath, errConfigChanged)
+	}
+	path, err := filepath.Abs(s.configPath)
+	if err != nil {
+		return err
+	}
 	program, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("cannot find this program: %w", err)
 	}
 	program = strings.TrimSuffix(program, " (deleted)") // proc_pid_exe(5): an upgrade has replaced it
-	return s.start(ctx, synapse.Transient{
+	err = s.start(ctx, synapse.Transient{
 		Unit:        moveUnit,
 		Description: "Move of store " + store + " into the volume",
-		Command:     []string{program, "--config", s.configPath, "--yes", "migrate", "--", store},
-		After:       []string{daemonUnit, gateUnit}, // so that it ends first when the machine does
+		Command:     []string{program, "--config", path, "--yes", "migrate", "--", store},
+		After:       []string{daemonUnit, gateUnit, "docker.service"}, // so that it ends first when the machine does, and can start the service again
+		StopTimeout: moveStopTimeout,
 	})
-}
-
-// operator is everything that takes its time.
-type operator struct {
-	*daemon.Daemon
-	moveStarter
+	if errors.Is(err, synapse.ErrJobFailed) {
+		return fmt.Errorf("cannot move store %s: %w: %w", store, errMoveNotBegun, err)
+	}
+	return err
 }

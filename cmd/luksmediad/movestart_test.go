@@ -3,12 +3,15 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"luksmediad/internal/api"
+	"luksmediad/internal/config"
 	"luksmediad/internal/synapse"
 	"luksmediad/internal/transfer"
 	"luksmediad/internal/volume"
@@ -17,6 +20,8 @@ import (
 // A move begins only where a rehearsal finds nothing against it, and with the words of a person who types it.
 func TestMoveStarter(t *testing.T) {
 	fresh := &volume.Plan{Store: "media", Path: "/srv/media_store", Found: transfer.Inventory{Totals: transfer.Totals{Entries: 9, Files: 7, Bytes: 1 << 20}}}
+	path := filepath.Join(t.TempDir(), "other.yaml")
+	loaded := writeConfig(t, path, "/srv/media_store")
 	for name, test := range map[string]struct {
 		wanted  api.MigrateRequest
 		planned *volume.Moved
@@ -32,7 +37,7 @@ func TestMoveStarter(t *testing.T) {
 		"it has moved in":  {planned: &volume.Moved{Store: "media", Plan: &volume.Plan{}}, text: "store media has moved in already"},
 		"something is off": {fails: volume.ErrVolumeFull},
 		"it does not begin": {planned: &volume.Moved{Store: "media", Changed: true, Plan: fresh}, begins: synapse.ErrJobFailed,
-			fails: synapse.ErrJobFailed},
+			fails: errMoveNotBegun},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var started []synapse.Transient
@@ -50,7 +55,7 @@ func TestMoveStarter(t *testing.T) {
 					started = append(started, unit)
 					return test.begins
 				},
-				configPath: "/etc/luksmediad/other.yaml",
+				config: loaded, configPath: path,
 			}
 			test.wanted.Store = "media"
 			got, err := starter.Migrate(t.Context(), test.wanted)
@@ -67,12 +72,48 @@ func TestMoveStarter(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := []string{program, "--config", "/etc/luksmediad/other.yaml", "--yes", "migrate", "--", "media"}
+			want := []string{program, "--config", path, "--yes", "migrate", "--", "media"}
 			if unit := started[0]; unit.Unit != "luksmediad-migrate.service" || !slices.Equal(unit.Command, want) {
 				t.Errorf("%+v", unit)
 			}
 		})
 	}
+}
+
+// The process reads the file: what the daemon runs by and has looked at must be the same.
+func TestMoveStarterConfigChanged(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	loaded := writeConfig(t, path, "/srv/media_store")
+	starter := moveStarter{
+		plan: func(context.Context, volume.MoveOptions) (*volume.Moved, error) {
+			return &volume.Moved{Store: "media", Changed: true, Plan: &volume.Plan{}}, nil
+		},
+		start:  func(context.Context, synapse.Transient) error { t.Error("started"); return nil },
+		config: loaded, configPath: path,
+	}
+	writeConfig(t, path, "/srv/another_store")
+	if _, err := starter.Migrate(t.Context(), api.MigrateRequest{}); !errors.Is(err, errConfigChanged) {
+		t.Errorf("got %v", err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := starter.Migrate(t.Context(), api.MigrateRequest{}); !errors.Is(err, config.ErrMissing) {
+		t.Errorf("without the file: %v", err)
+	}
+}
+
+func writeConfig(t *testing.T, path, store string) *config.Config {
+	t.Helper()
+	text := fmt.Sprintf("volume: {name: media, container: /srv/media.luks, size: 1GiB}\nstores: [{name: media, path: %s}]\n", store)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	loaded, err := config.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return loaded
 }
 
 // What a move has written down is what the API shows of it.
@@ -82,9 +123,14 @@ func TestMoveOperation(t *testing.T) {
 	if running.State != api.OperationStateRunning || running.Text != "carry back: copied, 3 of 4 entries, 0B, 2s left" || running.DoneEntries != 3 {
 		t.Errorf("%+v", running)
 	}
+	copying := status
+	copying.Step, copying.Phase = "copy", "copy"
+	if o := copying.operation(); o.Text != "copy, 3 of 4 entries, 0B, 2s left" {
+		t.Errorf("%+v", o)
+	}
 	failed := status
 	failed.end(volume.ErrVolumeFull, explain)
-	if o := failed.operation(); o.State != api.OperationStateFailed || o.Reason != "volume_full" || o.Next != "luksmediad grow --by SIZE" {
+	if o := failed.operation(); o.State != api.OperationStateFailed || o.Text != `has failed at "carry back"` || o.Reason != "volume_full" || o.Next != "luksmediad grow --by SIZE" {
 		t.Errorf("%+v", o)
 	}
 	status.end(nil, explain)

@@ -77,13 +77,13 @@ func (a *app) runDaemon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	release, err := state.Lock(filepath.Join(runtimeDir, "daemon.lock"))
+	release, err := state.Lock(filepath.Join(a.places.Runtime, "daemon.lock"))
 	if err != nil {
 		return err
 	}
 	log := journal.New(journal.Detect(), vol.MappingName())
 	log.Emit(startOf(before), journal.F("VERSION", version.Version))
-	s := newService(loaded, vol, log, before, a.configPath)
+	s := a.newService(loaded, vol, log, before)
 	next, err := s.serve(ctx, a.configPath, hangups)
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
@@ -116,7 +116,7 @@ type service struct {
 }
 
 // newService is the composition root of the daemon.
-func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger, before *handover, configPath string) *service {
+func (a *app) newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger, before *handover) *service {
 	live := new(atomic.Pointer[volume.Opened])
 	options := health.Options{Advise: adviceFor(loaded), OnChange: func(c health.Condition, before health.Status) { reportCondition(log, c, before) }}
 	var media health.MediaServer
@@ -155,7 +155,8 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger, 
 		Prober:    prober,
 		Collector: collector,
 		Gate:      synapse.Gate{Unit: gateUnit},
-		Mover:     moveKeeper{vol, moveOptions(loaded)},
+		Mover:     moveKeeper{vol, moveOptions(loaded), moveStatusPath(a.places.Runtime, vol.Name())},
+		Migrator:  newMoveStarter(loaded, vol, a.configPath),
 		Grower:    vol,
 		Notifier:  serviceManager{},
 		Journal:   log,
@@ -169,7 +170,7 @@ func newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger, 
 		Metrics: health.MetricsHandler(health.NewRegistry(collector)),
 		Status:  d,
 		Control: d,
-		Operate: operator{d, newMoveStarter(loaded, vol, configPath)},
+		Operate: d,
 		Explain: explained,
 	}
 	return &service{config: loaded, daemon: d, prober: prober, server: api.New(backend, slog.New(journalHandler{log})), log: log, before: before}

@@ -1136,7 +1136,8 @@ type ClientInterface interface {
 	//
 	// Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
 	// own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
-	// `/v1/operations` shows how far it is and how it ended.
+	// `/v1/operations` shows how far it is and how it ended. One begins at a time, and none while the configuration's file is not what the daemon
+	// runs by (class `config_changed`).
 	//
 	// The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
 	// Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
@@ -1150,7 +1151,8 @@ type ClientInterface interface {
 	//
 	// Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
 	// own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
-	// `/v1/operations` shows how far it is and how it ended.
+	// `/v1/operations` shows how far it is and how it ended. One begins at a time, and none while the configuration's file is not what the daemon
+	// runs by (class `config_changed`).
 	//
 	// The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
 	// Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
@@ -1162,8 +1164,9 @@ type ClientInterface interface {
 
 	// GetOperations What works on the volume now, and how far it is
 	//
-	// Openings, closings, growths, and the moves of stores, also those that a command does: a move that has ended stays in the list until the
-	// next one or the next boot, so that whoever has started it learns how it ended. Empty while nothing works on the volume.
+	// Openings, closings and growths by the daemon, and the moves of stores, whoever does them. A move that has ended stays in the list until the
+	// next one or the next boot, so that whoever has begun it learns how it ended; nothing else does. `/v1/status` knows of it a moment later. Files
+	// are not named here, which everybody on the machine may read: the journal and `luksmediad migrate --attach` do that.
 	//
 	// Corresponds with GET /v1/operations (the `GetOperations` operationId).
 	GetOperations(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1378,7 +1381,8 @@ func (c *Client) Lock(ctx context.Context, body LockJSONRequestBody, reqEditors 
 //
 // Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
 // own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
-// `/v1/operations` shows how far it is and how it ended.
+// `/v1/operations` shows how far it is and how it ended. One begins at a time, and none while the configuration's file is not what the daemon
+// runs by (class `config_changed`).
 //
 // The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
 // Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
@@ -1402,7 +1406,8 @@ func (c *Client) MigrateWithBody(ctx context.Context, contentType string, body i
 //
 // Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
 // own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
-// `/v1/operations` shows how far it is and how it ended.
+// `/v1/operations` shows how far it is and how it ended. One begins at a time, and none while the configuration's file is not what the daemon
+// runs by (class `config_changed`).
 //
 // The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
 // Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
@@ -1424,8 +1429,9 @@ func (c *Client) Migrate(ctx context.Context, body MigrateJSONRequestBody, reqEd
 
 // GetOperations What works on the volume now, and how far it is
 //
-// Openings, closings, growths, and the moves of stores, also those that a command does: a move that has ended stays in the list until the
-// next one or the next boot, so that whoever has started it learns how it ended. Empty while nothing works on the volume.
+// Openings, closings and growths by the daemon, and the moves of stores, whoever does them. A move that has ended stays in the list until the
+// next one or the next boot, so that whoever has begun it learns how it ended; nothing else does. `/v1/status` knows of it a moment later. Files
+// are not named here, which everybody on the machine may read: the journal and `luksmediad migrate --attach` do that.
 //
 // Corresponds with GET /v1/operations (the `GetOperations` operationId).
 func (c *Client) GetOperations(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2118,7 +2124,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
 	// own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
-	// `/v1/operations` shows how far it is and how it ended.
+	// `/v1/operations` shows how far it is and how it ended. One begins at a time, and none while the configuration's file is not what the daemon
+	// runs by (class `config_changed`).
 	//
 	// The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
 	// Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
@@ -2132,7 +2139,8 @@ type ClientWithResponsesInterface interface {
 	//
 	// Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
 	// own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
-	// `/v1/operations` shows how far it is and how it ended.
+	// `/v1/operations` shows how far it is and how it ended. One begins at a time, and none while the configuration's file is not what the daemon
+	// runs by (class `config_changed`).
 	//
 	// The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
 	// Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
@@ -2144,8 +2152,9 @@ type ClientWithResponsesInterface interface {
 
 	// GetOperationsWithResponse What works on the volume now, and how far it is
 	//
-	// Openings, closings, growths, and the moves of stores, also those that a command does: a move that has ended stays in the list until the
-	// next one or the next boot, so that whoever has started it learns how it ended. Empty while nothing works on the volume.
+	// Openings, closings and growths by the daemon, and the moves of stores, whoever does them. A move that has ended stays in the list until the
+	// next one or the next boot, so that whoever has begun it learns how it ended; nothing else does. `/v1/status` knows of it a moment later. Files
+	// are not named here, which everybody on the machine may read: the journal and `luksmediad migrate --attach` do that.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2666,7 +2675,8 @@ func (c *ClientWithResponses) LockWithResponse(ctx context.Context, body LockJSO
 //
 // Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
 // own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
-// `/v1/operations` shows how far it is and how it ended.
+// `/v1/operations` shows how far it is and how it ended. One begins at a time, and none while the configuration's file is not what the daemon
+// runs by (class `config_changed`).
 //
 // The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
 // Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
@@ -2686,7 +2696,8 @@ func (c *ClientWithResponses) MigrateWithBodyWithResponse(ctx context.Context, c
 //
 // Finds everything that would stop the move, as `luksmediad migrate --dry-run` does. If there is nothing, the move begins in a unit of its
 // own, `luksmediad-migrate.service`, which outlives a restart of the daemon, and which `systemctl stop` interrupts; the next one goes on.
-// `/v1/operations` shows how far it is and how it ended.
+// `/v1/operations` shows how far it is and how it ended. One begins at a time, and none while the configuration's file is not what the daemon
+// runs by (class `config_changed`).
 //
 // The way back and the removal of the old files are not offered: the one puts clear text on a disk again, the other cannot be undone.
 // Root types `luksmediad migrate rollback` and `luksmediad migrate purge`.
@@ -2704,8 +2715,9 @@ func (c *ClientWithResponses) MigrateWithResponse(ctx context.Context, body Migr
 
 // GetOperationsWithResponse What works on the volume now, and how far it is
 //
-// Openings, closings, growths, and the moves of stores, also those that a command does: a move that has ended stays in the list until the
-// next one or the next boot, so that whoever has started it learns how it ended. Empty while nothing works on the volume.
+// Openings, closings and growths by the daemon, and the moves of stores, whoever does them. A move that has ended stays in the list until the
+// next one or the next boot, so that whoever has begun it learns how it ended; nothing else does. `/v1/status` knows of it a moment later. Files
+// are not named here, which everybody on the machine may read: the journal and `luksmediad migrate --attach` do that.
 //
 // Returns a wrapper object for the known response body format(s).
 //

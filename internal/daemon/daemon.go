@@ -76,6 +76,7 @@ type Parts struct {
 	Collector *health.Collector
 	Gate      Gate
 	Mover     Mover
+	Migrator  Migrator
 	Grower    Grower
 	Notifier  Notifier
 	Journal   Journal
@@ -119,7 +120,11 @@ type Daemon struct {
 	ready atomic.Bool
 	// yielding: this daemon is about to end for one with another configuration, and begins nothing.
 	yielding atomic.Bool
-	// growing: the volume is being made larger, or that has failed a while ago.
+	// working counts the tasks of callers that are under way.
+	working atomic.Int32
+	// migrating: a move is about to begin.
+	migrating atomic.Bool
+	// growing: the volume is being made larger by itself, or that has failed a while ago.
 	growing atomic.Bool
 	// verify and mapped look at the kernel's tables.
 	verify func(*volume.Opened) error
@@ -244,7 +249,7 @@ func (d *Daemon) Run(ctx context.Context) {
 		case <-patrol.C:
 			d.patrol(operations)
 		case task := <-d.tasks:
-			go task(operations)
+			d.beginTask(operations, task)
 		case busy := <-d.delays:
 			d.turnAway(busy)
 		case verdict := <-d.verdicts:
@@ -266,7 +271,7 @@ func (d *Daemon) serve(ctx context.Context, r *request) {
 		r.reply <- outcome{phase: d.phase}
 		return
 	}
-	if r.event == open && d.kept {
+	if r.event == open && d.kept && !r.unlessLocked {
 		d.late, d.kept = true, false
 	}
 	if err := d.advance(ctx, r.event); err != nil {

@@ -22,40 +22,16 @@ type Grower interface {
 	GrowUnattended(ctx context.Context, options volume.GrowOptions, observer volume.Observer) (*volume.Growth, error)
 }
 
-// grown is the end of a growth that somebody has asked for.
-type grown struct {
-	*volume.Growth
-	err error
-}
-
 // Grow makes the volume larger; see [api.Operator].
 func (d *Daemon) Grow(ctx context.Context, wanted api.GrowRequest) (api.Growth, error) {
 	options := volume.GrowOptions{To: wanted.ToBytes, By: wanted.ByBytes, DryRun: wanted.DryRun}
-	grow := d.grow
-	if wanted.DryRun {
-		grow = d.growLocked
+	growth, err := do(ctx, d, func(ctx context.Context) (*volume.Growth, error) {
+		return d.grow(ctx, busyPatience, func() (*volume.GrowOptions, error) { return &options, nil })
+	})
+	if err != nil {
+		return api.Growth{}, err
 	}
-	reply := make(chan grown, 1) // buffered: whoever has asked may be gone
-	task := func(ctx context.Context) {
-		growth, err := grow(ctx, busyPatience, func() (*volume.GrowOptions, error) { return &options, nil })
-		reply <- grown{growth, err}
-	}
-	select {
-	case d.tasks <- task:
-	case <-d.ended:
-		return api.Growth{}, d.errEnded()
-	case <-ctx.Done():
-		return api.Growth{}, context.Cause(ctx)
-	}
-	select {
-	case g := <-reply:
-		if g.err != nil {
-			return api.Growth{}, g.err
-		}
-		return GrowthOf(d.Config.Volume.Name, g.Growth, wanted.DryRun), nil
-	case <-ctx.Done():
-		return api.Growth{}, context.Cause(ctx)
-	}
+	return GrowthOf(d.Config.Volume.Name, growth, wanted.DryRun), nil
 }
 
 // GrowthOf says what has become of the container of the named volume.
@@ -119,40 +95,44 @@ func (d *Daemon) growByItself(ctx context.Context) error {
 }
 
 // grow makes the volume larger as choose says with the lock held; nil is not at all. Probes and status see the new size by an opening,
-// which finds everything open.
+// which finds everything open, and says itself why it fails: the volume has grown all the same.
 func (d *Daemon) grow(ctx context.Context, patience time.Duration, choose func() (*volume.GrowOptions, error)) (*volume.Growth, error) {
-	growth, err := d.growLocked(ctx, patience, choose)
-	if growth == nil || growth.From == growth.To || err != nil {
-		return growth, err
+	options, growth, err := d.growLocked(ctx, patience, choose)
+	if growth != nil && err == nil && !options.DryRun {
+		_, _ = d.ask(ctx, request{event: open, unlessLocked: true})
 	}
-	if _, err := d.ask(ctx, request{event: open, unlessLocked: true}); err != nil && !errors.Is(err, ErrHandover) { // the next daemon looks anyway
-		return nil, err
-	}
-	return growth, nil
+	return growth, err
 }
 
-func (d *Daemon) growLocked(ctx context.Context, patience time.Duration, choose func() (*volume.GrowOptions, error)) (growth *volume.Growth, err error) {
+func (d *Daemon) growLocked(ctx context.Context, patience time.Duration, choose func() (*volume.GrowOptions, error)) (options *volume.GrowOptions, growth *volume.Growth, err error) {
 	waiting, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	release, err := d.Volume.Lock(waiting)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, release()) }()
 	if d.yielding.Load() { // which is decided with the lock held
-		return nil, errBeginsAnew
+		return nil, nil, errBeginsAnew
 	}
-	options, err := choose()
-	if options == nil || err != nil {
-		return nil, err
+	if options, err = choose(); options == nil || err != nil {
+		return nil, nil, err
 	}
-	observer := &growthObserver{observer: &observer{Daemon: d, quiet: true}}
-	observer.seen = api.Operation{Action: api.OperationActionGrow, State: api.OperationStateRunning, Text: "begins", PID: os.Getpid()}
-	defer d.view.setGrowth(nil)
-	return d.Grower.GrowUnattended(ctx, *options, observer)
+	growth, err = d.Grower.GrowUnattended(ctx, *options, d.growthObserver(options.DryRun))
+	d.view.setGrowth(nil)
+	return options, growth, err
 }
 
-// growthObserver shows how far a growth is.
+// growthObserver shows how far a growth is; a rehearsal is none.
+func (d *Daemon) growthObserver(rehearsal bool) volume.Observer {
+	quiet := &observer{Daemon: d, quiet: true}
+	if rehearsal {
+		return quiet
+	}
+	return &growthObserver{observer: quiet,
+		seen: api.Operation{Action: api.OperationActionGrow, State: api.OperationStateRunning, PID: os.Getpid()}}
+}
+
 type growthObserver struct {
 	*observer
 	seen api.Operation

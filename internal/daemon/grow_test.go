@@ -146,6 +146,30 @@ func TestGrow(t *testing.T) {
 	})
 }
 
+// What has grown has grown, also if the volume cannot be looked at then: who asks once more would have it grow twice.
+func TestGrowThatIsNotSeen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.Config.Volume.AutoGrow = &config.AutoGrow{Below: 15, Step: config.GiB, Max: 100 * config.GiB}
+		s.start(t)
+		s.after(5 * time.Second)
+		s.grower.low.set(&volume.GrowOptions{To: 2 << 30})
+		s.grower.grows.set(func(context.Context, volume.GrowOptions, volume.Observer) (*volume.Growth, error) {
+			s.grower.low.set(nil)
+			return &volume.Growth{From: 1 << 30, To: 2 << 30}, nil
+		})
+		s.volume.failsAt(volume.StepHeader, errBroken)
+		if answer, err := s.Grow(t.Context(), api.GrowRequest{ByBytes: 1 << 30}); err != nil || !answer.Changed {
+			t.Errorf("%+v: %v", answer, err)
+		}
+		s.after(2 * time.Minute)
+		if said := s.record.having("grow_failed"); len(said) != 0 {
+			t.Errorf("%s", said)
+		}
+		s.stopDaemon()
+	})
+}
+
 // What is locked while it grows is not opened by that.
 func TestGrowDoesNotUnlock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

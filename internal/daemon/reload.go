@@ -173,6 +173,8 @@ func (d *Daemon) underWay() string {
 		return "the phase " + string(d.phase)
 	case d.lockIsWanted():
 		return "a lock"
+	case d.working.Load() > 0:
+		return "a growth, or the beginning of a move"
 	case d.resuming.Load(), d.restarting.Load():
 		return "the start of services"
 	case d.verifying:

@@ -41,8 +41,10 @@ type site struct {
 	mapping script[bool]
 	mover   *scriptedMover
 	grower  *scriptedGrower
-	end     context.CancelCauseFunc
-	done    chan struct{}
+	// migrator looks at a store and begins to move it.
+	migrator *scriptedMigrator
+	end      context.CancelCauseFunc
+	done     chan struct{}
 }
 
 // opened is what an opening of the volume by its TPM gives.
@@ -135,6 +137,15 @@ func (g *scriptedGrower) GrowUnattended(ctx context.Context, options volume.Grow
 	return g.grows.get()(ctx, options, observer)
 }
 
+// scriptedMigrator begins moves.
+type scriptedMigrator struct {
+	begins script[func(context.Context, api.MigrateRequest) (api.Migration, error)]
+}
+
+func (m *scriptedMigrator) Migrate(ctx context.Context, wanted api.MigrateRequest) (api.Migration, error) {
+	return m.begins.get()(ctx, wanted)
+}
+
 // adopted is what finding the volume open gives.
 func adopted() *volume.Opened {
 	o := opened()
@@ -171,8 +182,8 @@ func newSiteAfter(before *Handover) *site {
 		record: record,
 		keys:   &scriptedKeys{},
 		mover:  &scriptedMover{record: record},
-		grower: &scriptedGrower{record: record},
-		done:   make(chan struct{}),
+		grower: &scriptedGrower{record: record}, migrator: &scriptedMigrator{},
+		done: make(chan struct{}),
 	}
 	s.keys.found.set(func() volume.Protection { return sealed() })
 	s.volume.opens.set(func(ctx context.Context, observer volume.Observer) (*volume.Opened, error) {
@@ -191,6 +202,7 @@ func newSiteAfter(before *Handover) *site {
 		Collector: health.NewCollector(board, "some_class"),
 		Gate:      s.gate,
 		Mover:     s.mover,
+		Migrator:  s.migrator,
 		Grower:    s.grower,
 		Notifier:  record,
 		Journal:   record,

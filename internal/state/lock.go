@@ -71,7 +71,7 @@ func outcome(lock *flock.Flock, taken bool, err error) (func() error, error) {
 	case taken:
 		return lock.Unlock, nil
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		busy := &BusyError{Path: lock.Path(), PID: holder(lock.Path()), Err: err}
+		busy := &BusyError{Path: lock.Path(), PID: Holder(lock.Path()), Err: err}
 		busy.Command = commandLine(busy.PID)
 		return nil, busy
 	default:
@@ -79,9 +79,10 @@ func outcome(lock *flock.Flock, taken bool, err error) (func() error, error) {
 	}
 }
 
-// holder finds the lock's owner in /proc/locks (proc_locks(5)): the kernel's word, where a pid written into the file
-// may be stale or reused. It returns 0 if the owner is not visible.
-func holder(path string) int {
+// Holder is the process that holds the lock on path; 0 if there is none, or one that is not visible here, as in another pid namespace. It is
+// the kernel's word (proc_locks(5)), where a pid written into the file may be stale or reused. It takes nothing, so that nobody who tries at
+// that moment finds the lock busy.
+func Holder(path string) int {
 	info, err := os.Stat(path)
 	if err != nil {
 		return 0

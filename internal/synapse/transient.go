@@ -3,6 +3,8 @@ package synapse
 import (
 	"context"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/dbus"
 	godbus "github.com/godbus/dbus/v5"
@@ -17,6 +19,8 @@ type Transient struct {
 	Command []string
 	// After are units that stop only when it has stopped.
 	After []string
+	// StopTimeout is how long it may take to end.
+	StopTimeout time.Duration
 }
 
 // Start waits until the process says READY=1. It fails with ErrUnitExists while a process of that unit runs, with ErrJobFailed if it ends
@@ -34,12 +38,18 @@ func (t Transient) Start(ctx context.Context) error {
 
 // properties are in the words of org.freedesktop.systemd1(5).
 func (t Transient) properties() []dbus.Property {
+	command := make([]string, len(t.Command))
+	for i, word := range t.Command {
+		command[i] = strings.ReplaceAll(word, "$", "$$") // systemd.service(5), "Command lines"
+	}
 	return []dbus.Property{
 		dbus.PropDescription(t.Description),
 		dbus.PropType("notify"),
-		dbus.PropExecStart(t.Command, true),
+		// false, whatever the parameter is called: true is "-", which ignores how it ends (dbus-execute.c, bus_set_transient_exec_command).
+		dbus.PropExecStart(command, false),
 		dbus.PropAfter(t.After...),
 		{Name: "CollectMode", Value: godbus.MakeVariant("inactive-or-failed")},
-		{Name: "TimeoutStartUSec", Value: godbus.MakeVariant(^uint64(0))}, // infinity: it waits for locks, and says so itself
+		{Name: "TimeoutStartUSec", Value: godbus.MakeVariant(^uint64(0))}, // infinity: whoever waits has a context
+		{Name: "TimeoutStopUSec", Value: godbus.MakeVariant(uint64(t.StopTimeout.Microseconds()))},
 	}
 }

@@ -138,9 +138,13 @@ func (g *growing) open(context.Context) (err error) {
 	return g.container.checkAllocated()
 }
 
-// before is the size that the container had before this growth, and before an interrupted one that this one goes on with.
+// before is the size that the container had before this growth, and before an interrupted one that this one goes on with. A block device has
+// grown already.
 func (g *growing) before() int64 {
-	if g.interrupted != nil && !g.container.block {
+	switch {
+	case g.container.block:
+		return g.record.Pin.ContainerBytes
+	case g.interrupted != nil:
 		return g.interrupted.From
 	}
 	return g.container.bytes

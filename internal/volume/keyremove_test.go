@@ -374,13 +374,13 @@ func TestResumeLeaves(t *testing.T) {
 			r.add(EnrolTPM2{Device: tpm.TCTI(), SealOptions: tpm2.SealOptions{PCRs: []int{7}}})
 			tpm.Extend(7, "update")
 			r.crashAt("reseal "+tpm.TCTI(), "before cryptsetup luksKillSlot")
-			test.since(r, tpm)
-			before := r.header()
-
 			w := &watcher{}
 			o, err := r.opening(tpm.TCTI(), w)
 			r.must(err)
 			defer o.container.Close()
+			test.since(r, tpm) // while a key source waited for a person
+			before := r.header()
+
 			o.endKeyChange(t.Context())
 			if after := r.header(); after.SequenceID != before.SequenceID || !r.madeIn(2) {
 				t.Errorf("header %d, before %d", after.SequenceID, before.SequenceID)

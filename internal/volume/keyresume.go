@@ -27,7 +27,10 @@ func (o *opening) endKeyChange(ctx context.Context) {
 }
 
 func (k *keyChanging) resume(ctx context.Context) error {
-	if err := k.loadJournal(); err != nil || !k.isRecorded() {
+	if err := k.loadJournal(); err != nil || k.journal == nil {
+		return err
+	}
+	if err := k.refresh(); err != nil || !k.isRecorded() {
 		return err
 	}
 	if err := k.checkWhole(); err != nil {
@@ -44,7 +47,7 @@ func (k *keyChanging) resume(ctx context.Context) error {
 
 // isRecorded tells whether there is an interrupted change of which nothing has to be taken back.
 func (k *keyChanging) isRecorded() bool {
-	if k.journal == nil || k.journal.UUID != k.header.UUID {
+	if k.journal.UUID != k.header.UUID {
 		return false
 	}
 	added := k.journal.Added

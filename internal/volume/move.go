@@ -188,20 +188,8 @@ func (v *Volume) lockMoves(ctx context.Context) (release func() error, err error
 
 func (v *Volume) movesLock() string { return filepath.Join(v.paths.Runtime, v.Name()+".migrate.lock") }
 
-// Moving tells whether a process works on the moves of the volume, and which one; 0 if that cannot be seen. The kernel knows it, where the
-// number of a process may be another one's by now.
-func (v *Volume) Moving() (pid int, moving bool) {
-	release, err := state.Lock(v.movesLock())
-	if err == nil {
-		_ = release() // nothing was done under it
-		return 0, false
-	}
-	busy, ok := errors.AsType[*state.BusyError](err)
-	if !ok {
-		return 0, false
-	}
-	return busy.PID, true
-}
+// Moving is the process that works on the moves of the volume; 0 if there is none.
+func (v *Volume) Moving() int { return state.Holder(v.movesLock()) }
 
 // lockPatience is how long a move waits for another operation on the volume.
 const lockPatience = 2 * time.Minute

@@ -45,6 +45,8 @@ type MoveOptions struct {
 	Accept func(*Plan) error
 	// Progress, if it is there, is told how far a copy is.
 	Progress func(transfer.Progress)
+	// Ended, if it is there, is told how the move has ended before another one may begin.
+	Ended func(error)
 }
 
 // Plan is what a move, or the way back, is going to do.
@@ -98,7 +100,7 @@ type mover struct {
 
 // moveStore does something with a store while no other process does.
 func (v *Volume) moveStore(ctx context.Context, options MoveOptions, observer Observer, do func(*mover, context.Context) (changed bool, err error),
-) (*Moved, error) {
+) (moved *Moved, err error) {
 	m := v.newMover(options, observer)
 	defer m.close()
 	release, err := v.lockMoves(ctx)
@@ -106,6 +108,9 @@ func (v *Volume) moveStore(ctx context.Context, options MoveOptions, observer Ob
 		return nil, err
 	}
 	defer release()
+	if options.Ended != nil {
+		defer func() { options.Ended(err) }()
+	}
 	if err := runSteps(ctx, observer, []step{{StepRecord, m.begin}}); err != nil {
 		return nil, err
 	}

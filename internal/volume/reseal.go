@@ -90,6 +90,13 @@ func (o *opening) keyChanging() *keyChanging {
 		header: o.opened.Header, before: o.opened.Header, device: o.backing.path}
 }
 
+// refresh looks at the header again: somebody may have changed it by other means while a key source waited for a person.
+func (k *keyChanging) refresh() (err error) {
+	k.header, err = k.read()
+	k.before = k.header
+	return err
+}
+
 // resealToken puts a new keyslot with the same PCRs in place of the token's.
 func (o *opening) resealToken(ctx context.Context, device string, old refusedToken, key *secret.Key) error {
 	copied, err := key.Copy()
@@ -99,8 +106,11 @@ func (o *opening) resealToken(ctx context.Context, device string, old refusedTok
 	k := o.keyChanging()
 	k.ways = []*unlock.Way{{Source: o.opened.Source, Keyslots: []int{o.opened.Keyslot}, Key: copied}}
 	defer unlock.WipeWays(k.ways)
-	if err := k.loadJournal(); err != nil {
+	if err := errors.Join(k.loadJournal(), k.refresh()); err != nil {
 		return err
+	}
+	if made, ours := k.record.keyslot(k.header, old.Keyslots[0]); !ours || made.Source != sourceTPM2 {
+		return nil
 	}
 	if err := k.checkWhole(); err != nil {
 		return err

@@ -31,6 +31,9 @@ func TestMigrateUnderDaemon(t *testing.T) {
 	if planned := s.succeed("migrate", "--dry-run").stdout; !strings.Contains(planned, "would move store media from "+s.store) {
 		t.Errorf("planned: %s", planned)
 	}
+	if code, said := get(t, "/v1/operations"); code != 200 || said != "{\"operations\":[]}\n" {
+		t.Errorf("operations after a rehearsal: %d %s", code, said)
+	}
 	if code, said := control(t, "/v1/migrate", `{"store":"media","dry_run":true}`); code != 200 || !strings.Contains(said, "would move store media from "+s.store) {
 		t.Errorf("a rehearsal over the API: %d %s", code, said)
 	}
