@@ -528,6 +528,33 @@ func TestRollbackFailsInTheMiddle(t *testing.T) {
 	s.requireNothingAside()
 }
 
+// A probe that has a file of the store open at the very moment in which the store is unmounted does not stop the way back.
+func TestRollbackBesideProbe(t *testing.T) {
+	s := newPlaintext(t)
+	s.migrate()
+	s.expect()
+	held := 0
+	s.failpoint = func(point string) error {
+		if point != "before unbind" {
+			return nil
+		}
+		store, err := os.Open(s.store)
+		if err != nil {
+			return err
+		}
+		held++
+		time.AfterFunc(time.Second, func() { _ = store.Close() })
+		return nil
+	}
+	s.rollback()
+	s.failpoint = nil
+	if held != 1 {
+		t.Errorf("held %d times", held)
+	}
+	s.requireServing("went back")
+	s.requirePlain()
+}
+
 // failCarrying has the way back fail behind some of what it has to carry, and the service change all of that afterwards.
 func (s *site) failCarrying() {
 	s.t.Helper()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -161,7 +162,7 @@ func (m *mover) unbind(ctx context.Context) error {
 		if !isStore(mounted, m.store.Name, m.mapping.Device) {
 			return wrongf(ErrMountForeign, "cannot unbind store %s at %s: %s is mounted there", m.store.Name, m.store.Path, mounted.Source)
 		}
-		if err := m.unbindStore(m.store.Name, mounted, m.observer); err != nil {
+		if err := m.unbindPatiently(ctx, mounted); err != nil {
 			return err
 		}
 	}
@@ -173,6 +174,27 @@ func (m *mover) unbind(ctx context.Context) error {
 	}
 	return m.fail("after unguard")
 }
+
+// unbindPatiently waits for who has a file of the store open for a moment, as the daemon's probes do.
+func (m *mover) unbindPatiently(ctx context.Context, mounted *mount.Info) error {
+	if err := m.fail("before unbind"); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(settling); ; {
+		err := m.unbindStore(m.store.Name, mounted, m.observer)
+		if !errors.Is(err, mount.ErrBusy) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(unbindPause):
+		}
+	}
+}
+
+// unbindPause is the time between two tries to unmount a store.
+const unbindPause = 100 * time.Millisecond
 
 // swapBack puts the old directory in its place again. The journal says first that both copies are complete.
 func (m *mover) swapBack(context.Context) error {

@@ -64,8 +64,8 @@ func TestMigrate(t *testing.T) {
 	m.cutAt("luksmediad migrate rollback --yes", "carry back", "verify all", "unbind", "swap back")
 	m.comeBack()
 	uploads.check("after a power cut on the way back")
-	said, _ := m.Try("luksmediad migrate rollback --yes") // or there is none any more
-	t.Logf("rollback: %s", said)
+	said, err := m.Try("luksmediad migrate rollback --yes") // or there is none any more
+	t.Logf("rollback: %s (%v)", said, err)
 	m.checkStore("plaintext")
 	m.WaitForSynapse()
 	uploads.check("went back")
