@@ -185,11 +185,12 @@ func (k moveKeeper) Restart(ctx context.Context, observer volume.Observer) error
 
 // Progress is what the process that moves a store has last written down.
 func (k moveKeeper) Progress() *api.Operation {
+	moving := k.Moving() // before the file is read: who lets go of the lock has written down its end
 	seen, err := readMoveStatus(k.status)
 	if err != nil {
 		return nil
 	}
-	if !seen.Ended && !seen.alive(k.Volume) {
+	if !seen.Ended && seen.PID != moving && !seen.alive(k.Volume) { // nor has it begun just now
 		seen.end(errMoveGone, explain)
 		seen.Next = onceMore(seen.Action)
 	}

@@ -245,7 +245,9 @@ func (b *Board) snapshot() []Condition {
 				c.Cause = cause
 			}
 		}
-		failed[c.Code] = c.Status == Fail
+		if c.Status == Fail {
+			failed[c.Code] = true
+		}
 		switch {
 		case c.Hidden():
 			causes[c.Code] = c.Cause

@@ -36,7 +36,7 @@ func (b *Board) Report(endpoint Endpoint, exclude ...string) Report {
 }
 
 func (e Endpoint) report(snapshot []Condition, exclude ...string) Report {
-	r := Report{Endpoint: e, Status: OK}
+	r := Report{Endpoint: e, Status: OK, Conditions: make([]Condition, 0, len(snapshot))}
 	matched := map[string]bool{}
 	for _, c := range snapshot {
 		if !e.covers(c) && !e.explains(c, snapshot) {
