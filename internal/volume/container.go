@@ -129,19 +129,28 @@ func (c *container) attach(ctx context.Context, blockBytes int) (*backing, bool,
 	if c.block {
 		return &backing{path: c.Name(), number: deviceNumber(c.device), release: noRelease}, true, nil
 	}
-	loops, err := mount.FindLoops(c.File)
-	if err != nil {
-		return nil, false, err
+	for {
+		loops, err := mount.FindLoops(c.File)
+		if err != nil {
+			return nil, false, err
+		}
+		switch len(loops) {
+		case 0:
+			return c.attachLoop(ctx, blockBytes)
+		case 1:
+			backing, err := c.adoptLoop(loops[0], blockBytes)
+			if isGone(err) && ctx.Err() == nil {
+				continue
+			}
+			return backing, true, err
+		}
+		return nil, false, wrongf(ErrContainerForeign, "cannot use container %s: %d loop devices carry it", c.Name(), len(loops))
 	}
-	switch len(loops) {
-	case 0:
-		return c.attachLoop(ctx, blockBytes)
-	case 1:
-		backing, err := c.adoptLoop(loops[0], blockBytes)
-		return backing, true, err
-	}
-	return nil, false, wrongf(ErrContainerForeign, "cannot use container %s: %d loop devices carry it", c.Name(), len(loops))
 }
+
+// isGone tells whether a loop device was freed since it was found: with autoclear it is when the last one closes it who had it open, which
+// may be udev, or whoever has found it.
+func isGone(err error) bool { return errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOENT) }
 
 func (c *container) attachLoop(ctx context.Context, blockBytes int) (*backing, bool, error) {
 	loop, err := mount.AttachLoop(ctx, c.File, mount.LoopOptions{BlockBytes: blockBytes, DirectIO: true, AutoClear: true})
