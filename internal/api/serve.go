@@ -144,14 +144,19 @@ func peerOf(conn *net.UnixConn) (Peer, error) {
 
 // limitConns makes Accept wait while n connections are open; the rest queue in the kernel's backlog.
 func limitConns(listener net.Listener, n int) *limitedListener {
-	return &limitedListener{Listener: listener, slots: make(chan struct{}, n), closed: make(chan struct{})}
+	closed := make(chan struct{})
+	return &limitedListener{Listener: listener, slots: make(chan struct{}, n), closed: closed, close: sync.OnceValue(func() error {
+		close(closed)
+		return listener.Close()
+	})}
 }
 
 type limitedListener struct {
 	net.Listener
 	slots  chan struct{}
 	closed chan struct{}
-	once   sync.Once
+	// close closes once: to drain closes first, and then [http.Server.Shutdown] does, unless Serve has seen the end before.
+	close func() error
 }
 
 func (l *limitedListener) Accept() (net.Conn, error) {
@@ -168,10 +173,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 	return &limitedConn{Conn: conn, release: sync.OnceFunc(func() { <-l.slots })}, nil
 }
 
-func (l *limitedListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return l.Listener.Close()
-}
+func (l *limitedListener) Close() error { return l.close() }
 
 const (
 	// drainPatience is for those who have connected and not said yet what they want.

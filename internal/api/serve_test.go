@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -268,5 +269,22 @@ func TestIsLoopbackName(t *testing.T) {
 		if got := isLoopbackName(host); got != want {
 			t.Errorf("%q: %v", host, got)
 		}
+	}
+}
+
+// To drain closes the listener, and to shut down does once more, perhaps before Serve has seen the end: that is no failure.
+func TestLimitedListenerClosesOnce(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	limited := limitConns(listener, 1)
+	for range 2 {
+		if err := limited.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := limited.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("accepted with %v", err)
 	}
 }
