@@ -248,25 +248,37 @@ func (m *mover) stopFully(ctx context.Context) error {
 	return m.service.Stop(ctx)
 }
 
-// settling is how long a process that was told to end may still be seen.
-const settling = 5 * time.Second
+const (
+	// settling is how long who was told to end, or does something for a moment, may be in the way.
+	settling = 5 * time.Second
+	// settlingPause is the time between two tries.
+	settlingPause = 100 * time.Millisecond
+)
 
-// requireUnused refuses to go on while anything could still write below path.
-func (m *mover) requireUnused(ctx context.Context, path string) error {
+// settle tries again what fails for a passing reason.
+func settle(ctx context.Context, passing error, try func() error) error {
 	for deadline := time.Now().Add(settling); ; {
-		holders, err := mount.TreeHolders(path)
-		if err != nil || len(holders) == 0 {
+		err := try()
+		if !errors.Is(err, passing) || time.Now().After(deadline) {
 			return err
-		}
-		if time.Now().After(deadline) {
-			return wrongf(ErrInUse, "cannot move store %s: %s", m.store.Name, holdersText(holders))
 		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(settlingPause):
 		}
 	}
+}
+
+// requireUnused refuses to go on while anything could still write below path.
+func (m *mover) requireUnused(ctx context.Context, path string) error {
+	return settle(ctx, ErrInUse, func() error {
+		holders, err := mount.TreeHolders(path)
+		if err != nil || len(holders) == 0 {
+			return err
+		}
+		return wrongf(ErrInUse, "cannot move store %s: %s", m.store.Name, holdersText(holders))
+	})
 }
 
 // maxHolders are named.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -180,21 +179,8 @@ func (m *mover) unbindPatiently(ctx context.Context, mounted *mount.Info) error 
 	if err := m.fail("before unbind"); err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(settling); ; {
-		err := m.unbindStore(m.store.Name, mounted, m.observer)
-		if !errors.Is(err, mount.ErrBusy) || time.Now().After(deadline) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(unbindPause):
-		}
-	}
+	return settle(ctx, mount.ErrBusy, func() error { return m.unbindStore(m.store.Name, mounted, m.observer) })
 }
-
-// unbindPause is the time between two tries to unmount a store.
-const unbindPause = 100 * time.Millisecond
 
 // swapBack puts the old directory in its place again. The journal says first that both copies are complete.
 func (m *mover) swapBack(context.Context) error {
