@@ -139,7 +139,7 @@ func (c *container) attach(ctx context.Context, blockBytes int) (*backing, bool,
 			return c.attachLoop(ctx, blockBytes)
 		case 1:
 			backing, err := c.adoptLoop(loops[0], blockBytes)
-			if isGone(err) && ctx.Err() == nil {
+			if mount.IsDetached(err) && ctx.Err() == nil {
 				continue
 			}
 			return backing, true, err
@@ -147,10 +147,6 @@ func (c *container) attach(ctx context.Context, blockBytes int) (*backing, bool,
 		return nil, false, wrongf(ErrContainerForeign, "cannot use container %s: %d loop devices carry it", c.Name(), len(loops))
 	}
 }
-
-// isGone tells whether a loop device was freed since it was found: with autoclear it is when the last one closes it who had it open, which
-// may be udev, or whoever has found it.
-func isGone(err error) bool { return errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOENT) }
 
 func (c *container) attachLoop(ctx context.Context, blockBytes int) (*backing, bool, error) {
 	loop, err := mount.AttachLoop(ctx, c.File, mount.LoopOptions{BlockBytes: blockBytes, DirectIO: true, AutoClear: true})

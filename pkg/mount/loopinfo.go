@@ -36,7 +36,7 @@ func FindLoops(container *os.File) ([]LoopInfo, error) {
 	var found []LoopInfo
 	for _, entry := range entries {
 		info, err := inspectLoop("/dev/" + strings.Split(entry, "/")[3])
-		if isDetached(err) {
+		if IsDetached(err) {
 			continue
 		}
 		if err != nil {
@@ -53,8 +53,9 @@ func FindLoops(container *os.File) ([]LoopInfo, error) {
 	return found, nil
 }
 
-// isDetached reports whether a device went away between being listed and being asked.
-func isDetached(err error) bool {
+// IsDetached tells from an error whether a loop device went away between being found and being asked: with autoclear it is freed when the
+// last one closes it who had it open, which may be udev, or whoever has found it.
+func IsDetached(err error) bool {
 	return errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOENT)
 }
 
