@@ -449,17 +449,9 @@ func (d *Daemon) stop(ctx context.Context) {
 // ask hands an event to the goroutine of Run and waits for what comes of it.
 func (d *Daemon) ask(ctx context.Context, r request) (outcome, error) {
 	r.reply, r.left = make(chan outcome, 1), ctx.Done()
-	select {
-	case d.requests <- &r:
-	case <-d.ended:
-		return outcome{}, d.errEnded()
-	case <-ctx.Done():
-		return outcome{}, context.Cause(ctx)
+	o, err := exchange(ctx, d, d.requests, &r, r.reply)
+	if err != nil {
+		return o, err
 	}
-	select {
-	case o := <-r.reply:
-		return o, o.err
-	case <-ctx.Done():
-		return outcome{}, context.Cause(ctx)
-	}
+	return o, o.err
 }

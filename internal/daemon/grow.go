@@ -25,8 +25,12 @@ type Grower interface {
 // Grow makes the volume larger; see [api.Operator].
 func (d *Daemon) Grow(ctx context.Context, wanted api.GrowRequest) (api.Growth, error) {
 	options := volume.GrowOptions{To: wanted.ToBytes, By: wanted.ByBytes, DryRun: wanted.DryRun}
+	grow := d.grow
+	if options.DryRun {
+		grow = d.growLocked
+	}
 	growth, err := do(ctx, d, func(ctx context.Context) (*volume.Growth, error) {
-		return d.grow(ctx, busyPatience, func() (*volume.GrowOptions, error) { return &options, nil })
+		return grow(ctx, busyPatience, func() (*volume.GrowOptions, error) { return &options, nil })
 	})
 	if err != nil {
 		return api.Growth{}, err
@@ -97,30 +101,30 @@ func (d *Daemon) growByItself(ctx context.Context) error {
 // grow makes the volume larger as choose says with the lock held; nil is not at all. Probes and status see the new size by an opening,
 // which finds everything open, and says itself why it fails: the volume has grown all the same.
 func (d *Daemon) grow(ctx context.Context, patience time.Duration, choose func() (*volume.GrowOptions, error)) (*volume.Growth, error) {
-	options, growth, err := d.growLocked(ctx, patience, choose)
-	if growth != nil && err == nil && !options.DryRun {
+	growth, err := d.growLocked(ctx, patience, choose)
+	if growth != nil && err == nil {
 		_, _ = d.ask(ctx, request{event: open, unlessLocked: true})
 	}
 	return growth, err
 }
 
-func (d *Daemon) growLocked(ctx context.Context, patience time.Duration, choose func() (*volume.GrowOptions, error)) (options *volume.GrowOptions, growth *volume.Growth, err error) {
+func (d *Daemon) growLocked(ctx context.Context, patience time.Duration, choose func() (*volume.GrowOptions, error)) (growth *volume.Growth, err error) {
 	waiting, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	release, err := d.Volume.Lock(waiting)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, release()) }()
 	if d.yielding.Load() { // which is decided with the lock held
-		return nil, nil, errBeginsAnew
+		return nil, errBeginsAnew
 	}
-	if options, err = choose(); options == nil || err != nil {
-		return nil, nil, err
+	options, err := choose()
+	if options == nil || err != nil {
+		return nil, err
 	}
-	growth, err = d.Grower.GrowUnattended(ctx, *options, d.growthObserver(options.DryRun))
-	d.view.setGrowth(nil)
-	return options, growth, err
+	defer d.view.setGrowth(nil)
+	return d.Grower.GrowUnattended(ctx, *options, d.growthObserver(options.DryRun))
 }
 
 // growthObserver shows how far a growth is; a rehearsal is none.

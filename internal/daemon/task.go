@@ -31,24 +31,32 @@ func do[T any](ctx context.Context, d *Daemon, work func(context.Context) (T, er
 		value T
 		err   error
 	}
-	var none T
 	reply := make(chan end, 1) // buffered: the caller may have left
 	task := func(ctx context.Context) {
 		value, err := work(ctx)
 		reply <- end{value, err}
 	}
+	got, err := exchange(ctx, d, d.tasks, task, reply)
+	if err != nil {
+		return got.value, err
+	}
+	return got.value, got.err
+}
+
+// exchange hands a question to the goroutine of Run and waits for the answer.
+func exchange[Q, A any](ctx context.Context, d *Daemon, questions chan<- Q, question Q, answers <-chan A) (answer A, err error) {
 	select {
-	case d.tasks <- task:
+	case questions <- question:
 	case <-d.ended:
-		return none, d.errEnded()
+		return answer, d.errEnded()
 	case <-ctx.Done():
-		return none, context.Cause(ctx)
+		return answer, context.Cause(ctx)
 	}
 	select {
-	case end := <-reply:
-		return end.value, end.err
+	case answer = <-answers:
+		return answer, nil
 	case <-ctx.Done():
-		return none, context.Cause(ctx)
+		return answer, context.Cause(ctx)
 	}
 }
 
