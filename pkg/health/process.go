@@ -16,18 +16,15 @@ import (
 //
 // Source: Prometheus, "Writing client libraries", process metrics.
 type processMetrics struct {
-	gauges []processGauge
 	cpu    *prometheus.Desc
+	gauges [processGauges]*prometheus.Desc
 	// started is in seconds after the boot.
 	started float64
 	// memory stays open, because to open it takes longer than to read it; nil where that was not possible.
 	memory *os.File
 }
 
-type processGauge struct {
-	desc  *prometheus.Desc
-	value func(processMetrics, processMemory) float64
-}
+const processGauges = 5
 
 func newProcessMetrics() processMetrics {
 	desc := func(name, help string) *prometheus.Desc { return prometheus.NewDesc("process_"+name, help, nil, nil) }
@@ -36,19 +33,14 @@ func newProcessMetrics() processMetrics {
 		memory = nil
 	}
 	return processMetrics{
-		gauges: []processGauge{
-			{desc("start_time_seconds", "Start time of the process since unix epoch in seconds."),
-				func(p processMetrics, _ processMemory) float64 { return sinceBoot(p.started, time.Now()) }},
-			{desc("virtual_memory_bytes", "Virtual memory size in bytes."),
-				func(_ processMetrics, m processMemory) float64 { return m.virtual }},
-			{desc("resident_memory_bytes", "Resident memory size in bytes."),
-				func(_ processMetrics, m processMemory) float64 { return m.resident }},
-			{desc("open_fds", "Number of open file descriptors."),
-				func(processMetrics, processMemory) float64 { return openFiles() }},
-			{desc("max_fds", "Maximum number of open file descriptors."),
-				func(processMetrics, processMemory) float64 { return maxFiles() }},
+		cpu: desc("cpu_seconds_total", "Total user and system CPU time spent in seconds."),
+		gauges: [processGauges]*prometheus.Desc{
+			desc("start_time_seconds", "Start time of the process since unix epoch in seconds."),
+			desc("virtual_memory_bytes", "Virtual memory size in bytes."),
+			desc("resident_memory_bytes", "Resident memory size in bytes."),
+			desc("open_fds", "Number of open file descriptors."),
+			desc("max_fds", "Maximum number of open file descriptors."),
 		},
-		cpu:     desc("cpu_seconds_total", "Total user and system CPU time spent in seconds."),
 		started: startedAfter(),
 		memory:  memory,
 	}
@@ -58,16 +50,16 @@ func newProcessMetrics() processMetrics {
 func (p processMetrics) Describe(descs chan<- *prometheus.Desc) {
 	descs <- p.cpu
 	for _, gauge := range p.gauges {
-		descs <- gauge.desc
+		descs <- gauge
 	}
 }
 
 // Collect implements prometheus.Collector.
 func (p processMetrics) Collect(metrics chan<- prometheus.Metric) {
 	metrics <- prometheus.MustNewConstMetric(p.cpu, prometheus.CounterValue, cpuSeconds())
-	memory := p.readMemory()
-	for _, gauge := range p.gauges {
-		metrics <- prometheus.MustNewConstMetric(gauge.desc, prometheus.GaugeValue, gauge.value(p, memory))
+	virtual, resident := p.memoryBytes()
+	for i, value := range [processGauges]float64{sinceBoot(p.started, time.Now()), virtual, resident, openFiles(), maxFiles()} {
+		metrics <- prometheus.MustNewConstMetric(p.gauges[i], prometheus.GaugeValue, value)
 	}
 }
 
@@ -105,25 +97,21 @@ func cpuSeconds() float64 {
 	return (time.Duration(used.Utime.Nano()) + time.Duration(used.Stime.Nano())).Seconds()
 }
 
-// processMemory is in bytes.
-type processMemory struct{ virtual, resident float64 }
-
-// readMemory takes the first two fields of proc_pid_statm(5), which are in pages.
-func (p processMetrics) readMemory() processMemory {
-	unknown := processMemory{math.NaN(), math.NaN()}
+// memoryBytes takes the first two fields of proc_pid_statm(5), which are in pages.
+func (p processMetrics) memoryBytes() (virtual, resident float64) {
 	if p.memory == nil {
-		return unknown
+		return math.NaN(), math.NaN()
 	}
 	var statm [256]byte
 	n, err := unix.Pread(int(p.memory.Fd()), statm[:], 0)
 	if err != nil {
-		return unknown
+		return math.NaN(), math.NaN()
 	}
 	fields := bytes.Fields(statm[:n])
 	if len(fields) < 2 {
-		return unknown
+		return math.NaN(), math.NaN()
 	}
-	return processMemory{pagesToBytes(fields[0]), pagesToBytes(fields[1])}
+	return pagesToBytes(fields[0]), pagesToBytes(fields[1])
 }
 
 func pagesToBytes(field []byte) float64 {
