@@ -50,6 +50,10 @@ type places struct {
 	socket string
 }
 
+func (p places) volumeOf(loaded *config.Config) *volume.Volume {
+	return volume.New(loaded, p.Paths, command.Runner{})
+}
+
 // onMachine are the only ones of a machine.
 func onMachine() places {
 	return places{Paths: volume.Paths{State: config.StateDir, Runtime: runtimeDir}, socket: api.ControlSocket}
@@ -209,7 +213,7 @@ func (a *app) load() (*config.Config, *volume.Volume, error) {
 		return nil, nil, err
 	}
 	a.config = loaded
-	return loaded, volume.New(loaded, a.places.Paths, command.Runner{}), nil
+	return loaded, a.places.volumeOf(loaded), nil
 }
 
 func (a *app) readConfig() (*config.Config, error) {

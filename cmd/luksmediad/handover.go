@@ -21,7 +21,6 @@ import (
 	"luksmediad/internal/config"
 	"luksmediad/internal/daemon"
 	"luksmediad/internal/journal"
-	"luksmediad/internal/volume"
 )
 
 // handover is what the process tells the program that it becomes by a reload: the same one, begun anew.
@@ -136,7 +135,7 @@ func (s *service) awaitReload(ctx context.Context, path string, hangups <-chan o
 		next := &handover{}
 		var err error
 		next.Daemon, err = s.daemon.Reload(ctx, func() (loaded *config.Config, err error) {
-			if next.Config, loaded, err = checkedConfig(path); err == nil && !activated.HandedTCP {
+			if next.Config, loaded, err = s.checkedConfig(path); err == nil && !activated.HandedTCP {
 				err = s.tryListening(ctx, loaded.HTTP)
 			}
 			return loaded, err
@@ -174,7 +173,7 @@ func (s *service) keepSockets(activated api.Activated) (api.Sockets, error) {
 }
 
 // checkedConfig is the configuration in a file with all that can be said against it before it is in force.
-func checkedConfig(path string) (text []byte, loaded *config.Config, err error) {
+func (s *service) checkedConfig(path string) (text []byte, loaded *config.Config, err error) {
 	if text, err = config.Read(path); err != nil {
 		return nil, nil, err
 	}
@@ -184,6 +183,6 @@ func checkedConfig(path string) (text []byte, loaded *config.Config, err error) 
 	if err := checkWebConfig(loaded); err != nil {
 		return nil, nil, err
 	}
-	vol := volume.New(loaded, onMachine().Paths, command.Runner{})
+	vol := s.places.volumeOf(loaded)
 	return text, loaded, errors.Join(vol.CheckHost(), vol.CheckSettings())
 }

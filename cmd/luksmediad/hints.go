@@ -257,6 +257,15 @@ func ahead(explained api.Explanation) string {
 	return "luksmediad key list"
 }
 
+// onceMore is the command that goes on with what was interrupted.
+func onceMore(action api.OperationAction) string {
+	switch action {
+	case api.OperationActionRollback, api.OperationActionPurge:
+		return "luksmediad migrate " + string(action)
+	}
+	return "luksmediad migrate"
+}
+
 const (
 	// unlockByHand is the advice wherever no key fits.
 	unlockByHand = "luksmediad unlock"

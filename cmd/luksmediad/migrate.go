@@ -198,15 +198,6 @@ func (k moveKeeper) Progress() *api.Operation {
 	return &operation
 }
 
-// onceMore is the command that goes on with what was interrupted.
-func onceMore(action api.OperationAction) string {
-	switch action {
-	case api.OperationActionRollback, api.OperationActionPurge:
-		return "luksmediad migrate " + string(action)
-	}
-	return "luksmediad migrate"
-}
-
 // serviceOf is nil where the configuration names no service.
 func serviceOf(store config.Store, docker *synapse.Docker) volume.Service {
 	service := store.Service

@@ -103,6 +103,7 @@ func startOf(before *handover) journal.Event {
 
 // service is everything that runs in the daemon.
 type service struct {
+	places places
 	config *config.Config
 	daemon *daemon.Daemon
 	prober *health.Prober
@@ -173,7 +174,7 @@ func (a *app) newService(loaded *config.Config, vol *volume.Volume, log *journal
 		Operate: d,
 		Explain: explained,
 	}
-	return &service{config: loaded, daemon: d, prober: prober, server: api.New(backend, slog.New(journalHandler{log})), log: log, before: before}
+	return &service{places: a.places, config: loaded, daemon: d, prober: prober, server: api.New(backend, slog.New(journalHandler{log})), log: log, before: before}
 }
 
 // levelWords are the levels of protection: a closed set for a metric's label.
