@@ -186,6 +186,13 @@ func (k *keyChanging) read() (*luks2.Header, error) {
 	return header, k.CheckPin(k.record, header, k.container.bytes)
 }
 
+// refresh looks at the header again: somebody may have changed it by other means while a key source waited for a person.
+func (k *keyChanging) refresh() (err error) {
+	k.header, err = k.read()
+	k.before = k.header
+	return err
+}
+
 // readValid keeps a private copy of the header, from which the container may be opened.
 func readValid(container *container) (*luks2.Header, error) {
 	return readWith(luks2.Read, container)

@@ -315,14 +315,21 @@ func TestReplaceAfterCrash(t *testing.T) {
 	})
 }
 
-// Nobody is there when a key is sealed anew at an opening: the next one ends what was begun, also where the TPM gives the new key then, so
-// that nothing is sealed.
-func TestResealAfterCrash(t *testing.T) {
+// newRefused has a TPM that refuses its key, since something was updated.
+func newRefused(t *testing.T) (*ring, *swtpm.TPM) {
+	t.Helper()
 	r, tpm := newRing(t), swtpm.Start(t)
 	r.backUp()
 	tpm.Extend(7, "boot")
 	r.add(EnrolTPM2{Device: tpm.TCTI(), SealOptions: tpm2.SealOptions{PCRs: []int{7}}})
 	tpm.Extend(7, "update")
+	return r, tpm
+}
+
+// Nobody is there when a key is sealed anew at an opening: the next one ends what was begun, also where the TPM gives the new key then, so
+// that nothing is sealed.
+func TestResealAfterCrash(t *testing.T) {
+	r, tpm := newRefused(t)
 	r.crashOnceAnywhere("reseal "+tpm.TCTI(), func(left int) {
 		made := r.madeTPM2()
 		if len(made) != 1 {
@@ -337,11 +344,7 @@ func TestResealAfterCrash(t *testing.T) {
 
 // What ends an interrupted change may be interrupted as well.
 func TestResealAfterTwoCrashes(t *testing.T) {
-	r, tpm := newRing(t), swtpm.Start(t)
-	r.backUp()
-	tpm.Extend(7, "boot")
-	r.add(EnrolTPM2{Device: tpm.TCTI(), SealOptions: tpm2.SealOptions{PCRs: []int{7}}})
-	tpm.Extend(7, "update")
+	r, tpm := newRefused(t)
 	r.crashAt("reseal "+tpm.TCTI(), "before cryptsetup luksKillSlot")
 	r.crashOnceAnywhere("reseal "+tpm.TCTI(), func(int) {
 		r.requireKnown(0)
@@ -368,11 +371,7 @@ func TestResumeLeaves(t *testing.T) {
 		}, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, tpm := newRing(t), swtpm.Start(t)
-			r.backUp()
-			tpm.Extend(7, "boot")
-			r.add(EnrolTPM2{Device: tpm.TCTI(), SealOptions: tpm2.SealOptions{PCRs: []int{7}}})
-			tpm.Extend(7, "update")
+			r, tpm := newRefused(t)
 			r.crashAt("reseal "+tpm.TCTI(), "before cryptsetup luksKillSlot")
 			w := &watcher{}
 			o, err := r.opening(tpm.TCTI(), w)

@@ -90,13 +90,6 @@ func (o *opening) keyChanging() *keyChanging {
 		header: o.opened.Header, before: o.opened.Header, device: o.backing.path}
 }
 
-// refresh looks at the header again: somebody may have changed it by other means while a key source waited for a person.
-func (k *keyChanging) refresh() (err error) {
-	k.header, err = k.read()
-	k.before = k.header
-	return err
-}
-
 // resealToken puts a new keyslot with the same PCRs in place of the token's.
 func (o *opening) resealToken(ctx context.Context, device string, old refusedToken, key *secret.Key) error {
 	copied, err := key.Copy()
