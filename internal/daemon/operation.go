@@ -29,15 +29,16 @@ func (d *Daemon) open(ctx context.Context) outcome {
 	if opened == nil {
 		d.lookAtStores()
 	}
-	d.assess()
 	if err != nil && ctx.Err() != nil {
 		return outcome{err: err} // the daemon ends: the volume has not failed
 	}
 	if err != nil {
 		d.reportFailure(err)
+		d.assess()
 		return outcome{err: err}
 	}
 	d.reportOpened(opened)
+	d.assess()
 	if err := d.proveWrite(ctx); err != nil {
 		d.emitFailure(journal.OpenFailed, string(health.Write), err)
 		d.Board.Set(health.Gate, health.Fail, reasonNotOpen, err.Error())
