@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/journal"
@@ -101,7 +102,7 @@ func (p *progress) Move(m transfer.Progress) {
 	switch {
 	case p.app.quiet || m.Phase == "":
 	case !p.app.json && term.IsTerminal(int(p.app.stderr.Fd())):
-		fmt.Fprintf(p.app.stderr, "\r\033[K%s: %s", p.step, describeMove(m))
+		fmt.Fprint(p.app.stderr, "\r\033[K"+fitting(p.app.stderr, p.describe(m)))
 		p.drawn = true
 	case time.Since(p.last) < progressInterval:
 	case p.app.json:
@@ -110,8 +111,25 @@ func (p *progress) Move(m transfer.Progress) {
 			Done: m.Bytes, Total: m.TotalBytes, Rate: m.Rate, LeftSeconds: m.Left.Seconds()})
 	default:
 		p.last = time.Now()
-		fmt.Fprintf(p.app.stderr, "%s: %s\n", p.step, describeMove(m))
+		fmt.Fprintln(p.app.stderr, p.describe(m))
 	}
+}
+
+// describe does not say the same word twice.
+func (p *progress) describe(m transfer.Progress) string {
+	if string(m.Phase) == string(p.step) {
+		return describeMove(m)
+	}
+	return fmt.Sprintf("%s: %s", p.step, describeMove(m))
+}
+
+// fitting cuts a line to the width of the terminal: of one that is wrapped only the last row would be taken back.
+func fitting(terminal *os.File, line string) string {
+	width, _, err := term.GetSize(int(terminal.Fd()))
+	if err != nil || width < 1 { // 0 where nobody has set it, as on a serial line
+		width = 80
+	}
+	return line[:min(len(line), width-1)]
 }
 
 // describeMove leaves out what is not known.

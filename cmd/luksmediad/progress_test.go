@@ -6,6 +6,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/transfer"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock"
 	"luksmediad/test/golden"
@@ -51,5 +54,34 @@ func TestProgressBar(t *testing.T) {
 	shown := seen(t, person, "format …\r\n")
 	if bar := strings.Index(shown, "100%"); bar < 0 || !strings.Contains(shown[bar:], "\r\nformat …") || !strings.Contains(shown, " 50% ") {
 		t.Errorf("shown: %q", shown)
+	}
+}
+
+// The line of a move stays one row of the terminal, whatever its width, and says no word twice.
+func TestProgressOfMove(t *testing.T) {
+	m := transfer.Progress{Phase: transfer.PhaseVerify, Files: 123456, TotalFiles: 1234567, Bytes: 123 << 30, TotalBytes: 456 << 30, Rate: 123 << 20, Left: 3*time.Hour + 4*time.Second}
+	for _, columns := range []uint16{0, 40, 80, 200} {
+		person, program := terminal(t)
+		if err := unix.IoctlSetWinsize(int(program.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: columns}); err != nil {
+			t.Fatal(err)
+		}
+		p := &progress{app: &app{stderr: program}, step: volume.StepVerifyAll}
+		p.Move(m)
+		p.Move(m)
+		p.finishBar()
+		lines := strings.Split(strings.TrimSuffix(seen(t, person, "\n"), "\r\n"), "\r\033[K")
+		width := int(columns)
+		if width == 0 {
+			width = 80
+		}
+		for _, line := range lines {
+			if len(line) >= width || line != "" && !strings.HasPrefix(line, "verify all: verify, 123456 of 1234567") {
+				t.Errorf("%d columns: %q", columns, line)
+			}
+		}
+	}
+	p := &progress{step: volume.StepCopy}
+	if said := p.describe(transfer.Progress{Phase: transfer.PhaseCopy, Files: 3}); said != "copy, 3 entries, 0B" {
+		t.Errorf("%q", said)
 	}
 }
