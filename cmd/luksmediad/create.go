@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"luksmediad/internal/config"
@@ -60,10 +61,8 @@ func (c *createCommand) run(ctx context.Context) error {
 	if err := secret.Harden(); err != nil {
 		return err
 	}
-	if c.size != "" {
-		if loaded.Volume.Size, err = config.ParseSize(c.size); err != nil {
-			return usageError{fmt.Errorf("cannot use --size %q: %w; for example 50GiB", c.size, err)}
-		}
+	if err := c.chooseSize(loaded, vol); err != nil {
+		return err
 	}
 	progress := newProgress(c.app, vol.MappingName())
 	defer progress.close()
@@ -75,6 +74,20 @@ func (c *createCommand) run(ctx context.Context) error {
 	})
 }
 
+// chooseSize is only for a file: a block device is as large as it is.
+func (c *createCommand) chooseSize(loaded *config.Config, vol *volume.Volume) (err error) {
+	switch {
+	case c.size == "":
+		return nil
+	case vol.OnDevice():
+		return usageError{fmt.Errorf("cannot use --size: %s is a block device, and has a size", loaded.Volume.Container)}
+	}
+	if loaded.Volume.Size, err = config.ParseSize(c.size); err != nil {
+		return usageError{fmt.Errorf("cannot use --size %q: %w; for example 50GiB", c.size, err)}
+	}
+	return nil
+}
+
 func (c *createCommand) plan(ctx context.Context, loaded *config.Config, vol *volume.Volume) error {
 	if err := vol.Preflight(ctx); err != nil {
 		return err
@@ -82,7 +95,11 @@ func (c *createCommand) plan(ctx context.Context, loaded *config.Config, vol *vo
 	if planned := vol.PlannedProtection(); planned.Level == volume.LevelNoneSameDisk {
 		c.warnOf(planned)
 	}
-	return c.succeed(fmt.Sprintf("would create volume %s: %s in %s with %s%s", vol.Name(), loaded.Volume.Size,
+	size, err := vol.PlannedSize()
+	if err != nil {
+		return err
+	}
+	return c.succeed(fmt.Sprintf("would create volume %s: %s in %s with %s%s", vol.Name(), units.BytesSize(float64(size)),
 		loaded.Volume.Container, loaded.Volume.Filesystem, withoutKeyslot(loaded)))
 }
 

@@ -40,6 +40,21 @@ type CreateOptions struct {
 	Deliver func(*secret.Key) error
 }
 
+// OnDevice tells whether the container is a block device, by its path.
+func (v *Volume) OnDevice() bool { return isDevicePath(v.config.Volume.Container) }
+
+// PlannedSize is how large, in bytes, a Create makes the container: a block device is as large as it is.
+func (v *Volume) PlannedSize() (int64, error) {
+	if !v.OnDevice() {
+		return int64(v.config.Volume.Size), nil
+	}
+	device, err := openContainer(v.config.Volume.Container, os.O_RDONLY)
+	if err != nil {
+		return 0, err
+	}
+	return device.bytes, device.Close()
+}
+
 // creating is what the steps of one Create have found out so far.
 type creating struct {
 	*Volume

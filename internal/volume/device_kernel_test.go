@@ -49,6 +49,9 @@ func onDevice(c *config.Config) {
 
 func TestRoundTripOnDevice(t *testing.T) {
 	s := newDeviceSite(t)
+	if size, err := s.PlannedSize(); size != 64<<20 || err != nil {
+		t.Errorf("planned %d bytes, %v", size, err)
+	}
 	s.create()
 	s.requireClosed()
 	s.requireError(s.tryCreate(t.Context(), &watcher{}), StepPreflight, ErrAlreadySetUp)
