@@ -95,6 +95,7 @@ func hints() []hint {
 		{volume.ErrEmergencyReadOnly, "emergency_ro", exitFailed, kernelLog},
 		{volume.ErrShutdown, "filesystem_shutdown", exitFailed, kernelLog},
 		{volume.ErrShrink, "shrink", exitRefused, "luksmediad status"},
+		{volume.ErrNoSize, "no_size", exitUsage, "luksmediad grow --by SIZE, or --to SIZE"},
 		{volume.ErrGrowDevice, "grow_device", exitUsage, "luksmediad grow"},
 		{volume.ErrStoreNotEmpty, "store_not_empty", exitRefused, "ls -la {store}"},
 		{volume.ErrMountForeign, "mount_foreign", exitRefused, "findmnt {store}"},
@@ -108,12 +109,13 @@ func hints() []hint {
 		{volume.ErrBackupMissing, "header_backup_missing", exitFailed, backUpHeader},
 		{volume.ErrBackupOld, "header_backup_old", exitFailed, backUpHeader},
 		{transfer.ErrSync, "writes_lost", exitVerify, kernelLog + "; luksmediad migrate {store_name}"},
-		{volume.ErrObstacles, "store_obstacles", exitRefused, "luksmediad migrate --dry-run {store_name}"},
+		{volume.ErrObstacles, "store_obstacles", exitRefused, findObstacles},
 		{volume.ErrVolumeFull, "volume_full", exitFailed, "luksmediad grow --by SIZE"},
 		{volume.ErrDiskFull, "disk_full", exitFailed, "df -h {store}/.."},
 		{volume.ErrUnhealthy, "service_unwell", exitFailed, "journalctl -u luksmediad --since -1h; docker logs --tail 50 synapse"},
-		{volume.ErrInUse, "store_in_use", exitBusy, "fuser -vm {store}"},
+		{volume.ErrInUse, "store_in_use", exitBusy, "docker ps; fuser -vm {store}"},
 		{volume.ErrMoveUnclear, "move_unclear", exitRefused, "ls -la {store}; luksmediad migrate rollback {store_name}"},
+		{volume.ErrTrial, "move_unfinished", exitRefused, "luksmediad migrate {store_name}"},
 		{volume.ErrReturning, "move_returning", exitRefused, "luksmediad migrate rollback {store_name}"},
 		{volume.ErrNoWayBack, "no_way_back", exitRefused, "luksmediad status"},
 		{volume.ErrNothingOld, "nothing_old", exitRefused, "luksmediad status"},
@@ -124,7 +126,7 @@ func hints() []hint {
 		{transfer.ErrMismatch, "copy_differs", exitVerify, "luksmediad migrate {store_name}"},
 		{transfer.ErrChanging, "store_changes", exitBusy, "fuser -vm {store}"},
 		{transfer.ErrForeign, "copy_foreign", exitRefused, "luksmediad migrate rollback {store_name}"},
-		{transfer.ErrRefused, "store_obstacles", exitRefused, "luksmediad migrate --dry-run {store_name}"},
+		{transfer.ErrRefused, "store_obstacles", exitRefused, findObstacles},
 		{transfer.ErrNoSpace, "volume_full", exitFailed, "luksmediad grow --by SIZE"},
 		{transfer.ErrUnsupported, "copy_unsupported", exitRefused, "getfattr -d -m - -R {store}"},
 		{transfer.ErrRead, "store_unreadable", exitFailed, kernelLog},
@@ -271,6 +273,10 @@ const (
 	unlockByHand = "luksmediad unlock"
 	// kernelLog is the advice wherever a disk or the kernel has failed.
 	kernelLog = "journalctl -k --priority warning --since -1h"
+	// findObstacles is the advice about a store that cannot be moved: what is no file, directory or link, runs as its owner or group, or has
+	// links outside; then what must not be renamed.
+	findObstacles = `find {store} -xdev \( ! -type f ! -type d ! -type l -o -type f -perm /6000 -o -type f -links +1 \) -ls; ` +
+		`lsattr -aR {store} | grep -E '^[^ ]*[ia][^ ]* '; findmnt --list --output TARGET | grep -F {store}`
 	// checkToken is the advice about a token that Synapse does not take, or that cannot be used.
 	checkToken = "chmod o= {token}; grep as_token the registration file; compare with {token}"
 	// lookAtFile is the advice about a file that is no key.

@@ -67,6 +67,8 @@ var (
 	ErrBackupOld = errors.New("copy of the header older than the header")
 	// ErrShrink: the wanted size is not larger than the present one.
 	ErrShrink = errors.New("volumes only grow")
+	// ErrNoSize: it has to be said how large the volume is to be.
+	ErrNoSize = errors.New("it is not said by how much, or to which size")
 	// ErrGrowDevice: a block device is as large as it is.
 	ErrGrowDevice = errors.New("a block device is enlarged by what made it, and then taken as it is")
 	// ErrObstacles: something in a store stands against moving it.
@@ -81,6 +83,8 @@ var (
 	ErrMoveUnclear = errors.New("interrupted move unclear")
 	// ErrReturning: the way back of a store was interrupted and has to be finished first.
 	ErrReturning = errors.New("its way back was interrupted")
+	// ErrTrial: the service of the store has not been seen well on it yet.
+	ErrTrial = errors.New("its move has not come to its end")
 	// ErrNoWayBack: the store has not moved in, or what it was is gone.
 	ErrNoWayBack = errors.New("there is no way back")
 	// ErrNothingOld: nothing of the store is left in clear text that luksmediad knows of.

@@ -198,6 +198,8 @@ func (g *growing) target() (int64, error) {
 	switch {
 	case to < g.container.bytes:
 		return 0, wrongf(ErrShrink, "cannot make volume %s %d bytes large: it has %d", g.Name(), to, g.container.bytes)
+	case g.options.To == 0 && g.options.By == 0 && g.interrupted == nil:
+		return 0, wrongf(ErrNoSize, "cannot make volume %s larger", g.Name())
 	case to == g.from && g.options.To == 0 && g.interrupted == nil:
 		return 0, wrongf(ErrShrink, "cannot make volume %s larger by %d bytes", g.Name(), g.options.By)
 	}

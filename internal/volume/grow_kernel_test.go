@@ -120,6 +120,7 @@ func TestGrowRefused(t *testing.T) {
 			class   error
 		}{
 			{GrowOptions{To: 32 << 20}, ErrShrink},
+			{GrowOptions{}, ErrNoSize},
 			{GrowOptions{By: -1 << 20}, ErrShrink},
 			{GrowOptions{By: 100}, ErrShrink},
 			{GrowOptions{To: 1 << 50}, mount.ErrNoSpace},

@@ -39,7 +39,11 @@ func TestGrowTarget(t *testing.T) {
 				container: &container{bytes: test.bytes}}
 			g.from = g.before()
 			to, err := g.target()
-			if to != test.want || (test.want == 0) != errors.Is(err, ErrShrink) {
+			class := ErrShrink
+			if test.options == (GrowOptions{}) {
+				class = ErrNoSize
+			}
+			if to != test.want || (test.want == 0) != errors.Is(err, class) {
 				t.Errorf("to %d: %v", to, err)
 			}
 		})

@@ -57,7 +57,7 @@ func (m *mover) planPurge(context.Context) error {
 	case m.move.Phase == phaseReturning:
 		return wrongf(ErrReturning, "cannot purge store %s", m.store.Name)
 	case m.move.Phase == phaseTrial:
-		return wrongf(ErrUnhealthy, "cannot purge store %s: its move has not come to its end", m.store.Name)
+		return wrongf(ErrTrial, "cannot purge store %s", m.store.Name)
 	case !m.move.inVolume():
 		return wrongf(ErrNothingOld, "cannot purge store %s: it has not moved in", m.store.Name)
 	}

@@ -52,6 +52,7 @@ func TestGrowUnderDaemon(t *testing.T) {
 		t.Errorf("smaller over the API: %d %s", code, said)
 	}
 	s.refuses("shrink", 15, "grow", "--to", "64MiB")
+	s.refuses("no_size", 2, "grow")
 	s.refuses("usage", 2, "grow", "--to", "64MB")
 	s.refuses("usage", 2, "grow", "--to", "1GiB", "--by", "1GiB")
 	s.refuses("no_space", 1, "grow", "--by", "100TiB")
