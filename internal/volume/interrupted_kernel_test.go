@@ -14,6 +14,7 @@ import (
 
 	"luksmediad/internal/config"
 	"luksmediad/internal/transfer"
+	"luksmediad/pkg/mount"
 )
 
 // failAtPoint has the operation fail at the failpoint of that name.
@@ -197,4 +198,83 @@ func TestMoveCancelled(t *testing.T) {
 		cancelled(s.Rollback, step)
 	}
 	s.requireEncrypted()
+}
+
+// arriveAt has another process come to a file at the failpoint of that name, and the operation end there with what next returns.
+func (s *site) arriveAt(name string, path func() string, next error) (letGo func()) {
+	s.t.Helper()
+	holder := 0
+	s.failpoint = func(point string) error {
+		if point == name && holder == 0 {
+			holder = s.hold(path())
+		}
+		if point == "after exchange" && holder != 0 {
+			return next
+		}
+		return nil
+	}
+	return func() {
+		s.t.Helper()
+		s.failpoint = nil
+		if holder == 0 {
+			s.t.Fatalf("%s was not passed", name)
+		}
+		s.letGo(holder)
+		time.Sleep(100 * time.Millisecond) // until it is gone
+	}
+}
+
+// Who comes to the old directory between the last look and the exchange keeps it, also where the run ends right after the exchange, and what it
+// writes is not lost.
+func TestMigrateYieldsToLateHolder(t *testing.T) {
+	s := newPlaintext(t)
+	hole := func() string { return filepath.Join(s.store, "hole") }
+	letGo := s.arriveAt("before verified", hole, nil)
+	_, err := s.Migrate(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepSwap, ErrInUse)
+	s.requireServing("somebody had come")
+	if opened := s.open(); opened.Stores[0].State != StorePlaintext && opened.Stores[0].State != StoreMoving {
+		t.Errorf("%+v", opened.Stores[0])
+	}
+	letGo()
+	letGo = s.arriveAt("before verified", hole, errors.New("fault"))
+	if _, err := s.Migrate(t.Context(), s.moveOptions(), &watcher{}); err == nil {
+		t.Error("moved")
+	}
+	s.requireServing("somebody had come to a run that ended")
+	if mounted, err := mount.At(s.store); mounted != nil || err != nil {
+		t.Errorf("at %s: %+v, %v", s.store, mounted, err)
+	}
+	letGo()
+	s.migrate()
+	s.requireServing("moved in after all")
+	s.requireEncrypted()
+}
+
+// Who comes to the volume between the last look and the end of the mount keeps it: the copy there is not removed.
+func TestRollbackYieldsToLateHolder(t *testing.T) {
+	s := newPlaintext(t)
+	s.migrate()
+	letGo := s.arriveAt("after unbind", func() string { return filepath.Join(s.Store("media"), "hole") }, nil)
+	_, err := s.Rollback(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepUnbind, ErrInUse)
+	s.requireServing("somebody had come")
+	s.requireEncrypted()
+	letGo()
+	s.rollback()
+	s.requireServing("went back after all")
+	s.requirePlain()
+}
+
+// A store whose service has not been seen well on it yet is not purged, and that is said.
+func TestPurgeWaitsForTheTrial(t *testing.T) {
+	s := newPlaintext(t)
+	s.migrate()
+	s.leave(func(m *move) { m.Phase, m.Moved = phaseTrial, time.Time{} })
+	_, err := s.Purge(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepPreflight, ErrTrial)
+	s.migrate()
+	if _, err := s.Purge(t.Context(), s.moveOptions(), &watcher{}); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -180,8 +180,13 @@ func (m *mover) swap(ctx context.Context) error {
 	if at, err := m.move.look(); err != nil || at != placePlain {
 		return errors.Join(err, wrongf(ErrMoveUnclear, "cannot move store %s: another directory is at %s now", m.store.Name, m.store.Path))
 	}
-	if err := m.exchange(filepath.Join(asidePath(m.move), filepath.Base(m.store.Path)), m.move.Plain); err != nil {
+	aside := filepath.Join(asidePath(m.move), filepath.Base(m.store.Path))
+	if err := m.exchange(aside, m.move.Plain); err != nil {
 		return err
+	}
+	// Who has come since the last look has the old directory, and would go on writing there; from now on nobody comes to it.
+	if err := m.requireUnused(ctx, aside); err != nil {
+		return errors.Join(err, m.exchangeBack(m.move, aside))
 	}
 	return m.settleEncrypted(m.move, m.record)
 }
@@ -196,7 +201,7 @@ func (m *mover) exchange(aside string, want mount.DirectoryID) error {
 		return err
 	}
 	if now, _, err := mount.IdentifyDirectory(aside); err != nil || !now.Is(want) {
-		return errors.Join(err, mount.Exchange(m.store.Path, aside),
+		return errors.Join(err, m.exchangeBack(m.move, aside),
 			wrongf(ErrMoveUnclear, "cannot move store %s: another directory has come to %s meanwhile", m.store.Name, m.store.Path))
 	}
 	return nil

@@ -276,6 +276,11 @@ func (v *Volume) resolve(m *move, record *Record) error {
 	if err != nil {
 		return err
 	}
+	if at == placeBare && m.Phase == phaseVerified {
+		if at, err = v.yieldToHolders(m); err != nil {
+			return err
+		}
+	}
 	switch at {
 	case placePlain:
 		return v.settlePlain(m, record)
@@ -283,6 +288,27 @@ func (v *Volume) resolve(m *move, record *Record) error {
 		return v.settleEncrypted(m, record)
 	}
 	return wrongf(ErrMoveUnclear, "cannot tell where store %s is: neither its old directory nor the one that took its place is at %s", m.Store, m.Path)
+}
+
+// yieldToHolders undoes an exchange after which somebody still has the old directory: the run that was interrupted may not have looked.
+func (v *Volume) yieldToHolders(m *move) (place, error) {
+	aside, err := findAside(m)
+	if err != nil {
+		return placeBare, err
+	}
+	holders, err := mount.TreeHolders(aside)
+	if err != nil || len(holders) == 0 {
+		return placeBare, err
+	}
+	return placePlain, v.exchangeBack(m, aside)
+}
+
+// exchangeBack undoes an exchange, durably: what is written down next takes it for never done.
+func (v *Volume) exchangeBack(m *move, aside string) error {
+	if err := mount.Exchange(m.Path, aside); err != nil {
+		return err
+	}
+	return v.syncExchange(m)
 }
 
 // settleEncrypted makes the copy in the volume the truth for good.
