@@ -68,9 +68,7 @@ func (c *growCommand) run(ctx context.Context) error {
 	}
 	told := daemon.GrowthOf(vol.Name(), grown, c.dryRun)
 	if !c.dryRun {
-		if err := tellDaemon(ctx, c.client()); err != nil { // it has grown all the same, and must not grow again by the same command
-			told.Text += fmt.Sprintf("\nthe daemon does not know it yet: %v: type luksmediad unlock", err)
-		}
+		told.Text += untold(tellDaemon(ctx, c.client()))
 	}
 	return c.succeedWith(growResult{Type: "result", Text: told.Text, From: told.FromBytes, To: told.ToBytes, Changed: told.Changed}, told.Text)
 }

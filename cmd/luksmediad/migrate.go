@@ -27,6 +27,8 @@ type migrateCommand struct {
 	deadline time.Duration
 	// named confirms a purge.
 	named string
+	// untold is what to add to the answer about a daemon that has not heard of the move.
+	untold string
 }
 
 const purgeWarning = `Removed files are not erased: snapshots and backups from before, and blocks that flash memory has remapped, may
@@ -119,11 +121,8 @@ func (c *migrateCommand) run(ctx context.Context, action api.OperationAction, ar
 	options.Store = storeOf(loaded, args)
 	options.Ended = job.end
 	moved, err := choose(vol)(ctx, options, job)
-	if c.dryRun {
-		return moved, err
-	}
-	if told := tellDaemon(ctx, c.client()); err == nil { // why the move has failed is what counts
-		err = told
+	if !c.dryRun && job.acted && (err != nil || moved.Changed) {
+		c.untold = untold(tellDaemon(ctx, c.client()))
 	}
 	return moved, err
 }
@@ -145,9 +144,17 @@ type holder interface {
 	Unlock(ctx context.Context) (*api.Outcome, error)
 }
 
-// tellDaemon has the daemon, if there is one, look at what it holds open once more. What was locked stays locked.
+// tellPatience is how long a command that has done its work waits for the daemon to take notice.
+const tellPatience = 10 * time.Second
+
+// tellDaemon has the daemon, if there is one, look at what it holds open once more. What was locked stays locked. A command that was
+// interrupted has worked on the volume all the same.
 func tellDaemon(ctx context.Context, daemon holder) error {
-	ctx = context.WithoutCancel(ctx)
+	if ctx.Err() != nil {
+		ctx = context.WithoutCancel(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, tellPatience)
+	defer cancel()
 	status, err := daemon.Status(ctx)
 	if err == nil && status.Phase != api.PhaseLocked && status.Phase != api.PhaseClosing {
 		_, err = daemon.Unlock(ctx)
@@ -156,6 +163,14 @@ func tellDaemon(ctx context.Context, daemon holder) error {
 		return nil
 	}
 	return err
+}
+
+// untold is what a command that has changed the volume adds to its answer: it has succeeded all the same, and must not be taken for failed.
+func untold(err error) string {
+	if err == nil {
+		return ""
+	}
+	return fmt.Sprintf("\nthe daemon does not know it yet: %v: type luksmediad unlock", err)
 }
 
 // moveOptions are those that the configuration decides.
@@ -226,12 +241,19 @@ func (c *migrateCommand) migrate(ctx context.Context, args []string) error {
 	case !moved.Changed:
 		return c.answerMove(moved, fmt.Sprintf("store %s has moved in already", moved.Store))
 	}
-	text := fmt.Sprintf("moved store %s in: %d entries, %s; its service stood still for %s", moved.Store, moved.Entries,
-		units.BytesSize(float64(moved.Bytes)), moved.Standstill.Round(100*time.Millisecond))
+	return c.answerMove(moved, describeMoved(moved))
+}
+
+// describeMoved leaves out the service where none was stopped.
+func describeMoved(moved *volume.Moved) string {
+	text := fmt.Sprintf("moved store %s in: %d entries, %s", moved.Store, moved.Entries, units.BytesSize(float64(moved.Bytes)))
+	if moved.Standstill > 0 {
+		text += "; its service stood still for " + moved.Standstill.Round(100*time.Millisecond).String()
+	}
 	if moved.Old != "" {
 		text += fmt.Sprintf("\nthe old files are still in clear text in %s: type luksmediad migrate purge when you are sure", moved.Old)
 	}
-	return c.answerMove(moved, text)
+	return text
 }
 
 func (c *migrateCommand) acceptMove(ctx context.Context, plan *volume.Plan) error {
@@ -329,6 +351,7 @@ type moveResult struct {
 }
 
 func (c *migrateCommand) answerMove(moved *volume.Moved, text string) error {
+	text += c.untold
 	return c.succeedWith(moveResult{Type: "result", Text: text, Store: moved.Store, Path: moved.Path, Changed: moved.Changed && !c.dryRun,
 		Entries: moved.Entries, Bytes: moved.Bytes, Old: moved.Old, StandstillSeconds: moved.Standstill.Seconds()}, text)
 }

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"luksmediad/internal/api"
 	"luksmediad/internal/config"
@@ -40,6 +43,8 @@ type scriptedHolder struct {
 	absent  error
 	fails   error
 	unlocks int
+	// hangs: it opens until nobody waits any more.
+	hangs bool
 }
 
 func (h *scriptedHolder) Status(context.Context) (*api.Status, error) {
@@ -48,6 +53,9 @@ func (h *scriptedHolder) Status(context.Context) (*api.Status, error) {
 
 func (h *scriptedHolder) Unlock(ctx context.Context) (*api.Outcome, error) {
 	h.unlocks++
+	if h.hangs {
+		<-ctx.Done()
+	}
 	return nil, errors.Join(h.fails, ctx.Err())
 }
 
@@ -75,6 +83,62 @@ func TestTellDaemon(t *testing.T) {
 		}
 		if test.holder.unlocks != test.unlocks {
 			t.Errorf("%s: asked %d times to open", name, test.holder.unlocks)
+		}
+	}
+}
+
+// A daemon that opens for long, by key sources that wait, does not keep a command that has done its work; what it has done is said, too.
+func TestTellDaemonThatWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, interrupt := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, interrupt)
+		began := time.Now()
+		if err := tellDaemon(ctx, &scriptedHolder{phase: api.PhaseWaiting, hangs: true}); !errors.Is(err, context.Canceled) || time.Since(began) > time.Second {
+			t.Errorf("interrupted: %v after %s", err, time.Since(began))
+		}
+		err := tellDaemon(t.Context(), &scriptedHolder{phase: api.PhaseWaiting, hangs: true})
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("not interrupted: %v", err)
+		}
+		if said := untold(err); !strings.HasPrefix(said, "\nthe daemon does not know it yet: ") {
+			t.Errorf("said: %q", said)
+		}
+	})
+	if said := untold(nil); said != "" {
+		t.Errorf("said of a daemon that knows: %q", said)
+	}
+}
+
+// A move that has come to its end is told with where the old files are, also where the daemon has not heard of it, and without a service without
+// the time that it stood still.
+func TestAnswerOfMove(t *testing.T) {
+	for name, test := range map[string]struct {
+		moved volume.Moved
+		want  string
+	}{
+		"with service": {volume.Moved{Standstill: 12 * time.Second, Old: "/srv/.old"}, "moved store media in: 3 entries, 1KiB; its service stood still for 12s\nthe old files are still in " +
+			"clear text in /srv/.old: type luksmediad migrate purge when you are sure\nthe daemon does not know it yet: busy: type luksmediad unlock\n"},
+		"without": {volume.Moved{}, "moved store media in: 3 entries, 1KiB\nthe daemon does not know it yet: busy: type luksmediad unlock\n"},
+	} {
+		s := newSession(t)
+		c := &migrateCommand{app: &app{stdout: s.out, stderr: s.err}, untold: untold(errors.New("busy"))}
+		moved := test.moved
+		moved.Store, moved.Entries, moved.Bytes, moved.Changed = "media", 3, 1024, true
+		if err := c.answerMove(&moved, describeMoved(&moved)); err != nil || written(t, s.out) != test.want {
+			t.Errorf("%s: %q, %v", name, written(t, s.out), err)
+		}
+	}
+}
+
+// Only a move that has begun to change something has anything to tell the daemon.
+func TestMoveJobActs(t *testing.T) {
+	job := newMoveJob(&progress{app: &app{quiet: true, dryRun: true}}, "", api.OperationActionMigrate, "media")
+	for _, step := range []struct {
+		volume.Step
+		acts bool
+	}{{volume.StepRecord, false}, {volume.StepPreflight, false}, {volume.StepCopy, true}, {volume.StepPreflight, true}} {
+		if job.Step(step.Step); job.acted != step.acts {
+			t.Errorf("%s: acted %t", step.Step, job.acted)
 		}
 	}
 }

@@ -102,6 +102,8 @@ type moveJob struct {
 	last   time.Time
 	// begun: the lock is ours, since a step came after the one that takes it; a second migrate must not overwrite the first one's words.
 	begun bool
+	// acted: a step has begun that changes something.
+	acted bool
 }
 
 func newMoveJob(p *progress, path string, action api.OperationAction, store string) *moveJob {
@@ -112,6 +114,7 @@ func newMoveJob(p *progress, path string, action api.OperationAction, store stri
 func (j *moveJob) Step(step volume.Step) {
 	first := !j.begun
 	j.begun = true
+	j.acted = j.acted || step != volume.StepRecord && step != volume.StepPreflight
 	j.status = moveStatus{PID: j.status.PID, Action: j.status.Action, Store: j.status.Store, Step: string(step)}
 	j.progress.Step(step)
 	j.write()
