@@ -176,7 +176,10 @@ func untold(err error) string {
 // moveOptions are those that the configuration decides.
 func moveOptions(loaded *config.Config) volume.MoveOptions {
 	docker := synapse.NewDocker(synapse.DockerSocket)
-	options := volume.MoveOptions{Service: func(store config.Store) volume.Service { return serviceOf(store, docker) }}
+	options := volume.MoveOptions{
+		Service: func(store config.Store) volume.Service { return serviceOf(store, docker) },
+		Users:   storeUsers{docker}.named,
+	}
 	if loaded.Probes.Synapse != nil {
 		trial := newMoveTrial(loaded)
 		options.CheckTrial, options.Trial = trial.check, trial.run

@@ -107,6 +107,15 @@ func (c Container) act(ctx context.Context, verb, path string) error {
 	return nil
 }
 
+// Identity is the ID of the container.
+func (c Container) Identity(ctx context.Context) (string, error) {
+	found, err := c.inspect(ctx)
+	if err != nil {
+		return "", err
+	}
+	return found.ID, nil
+}
+
 func (c Container) String() string {
 	if c.Service == "" {
 		return c.Name

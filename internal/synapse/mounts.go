@@ -17,11 +17,12 @@ const maxContainers = 512
 
 // Mount is a directory of the host that a running container has.
 type Mount struct {
-	// Container is its name, PID its first process.
-	Container string
-	PID       int
+	// Container is its name, ID its identity, PID its first process.
+	Container, ID string
+	PID           int
 	// Source is the directory on the host, Target where the container has it.
 	Source, Target string
+	ReadOnly       bool
 	// Started is when the container was started last, whether by somebody or by its restart policy.
 	Started time.Time
 }
@@ -34,6 +35,7 @@ type container struct {
 		Type        string
 		Source      string
 		Destination string
+		RW          bool
 	}
 }
 
@@ -75,7 +77,7 @@ func (c container) mounts(wanted func(string) bool) []Mount {
 	}
 	for _, m := range c.Mounts {
 		if m.Type == "bind" && wanted(m.Source) {
-			mounts = append(mounts, Mount{Container: name, Source: m.Source, Target: m.Destination})
+			mounts = append(mounts, Mount{Container: name, ID: c.ID, Source: m.Source, Target: m.Destination, ReadOnly: !m.RW})
 		}
 	}
 	return mounts

@@ -67,7 +67,7 @@ func TestEngineMounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]Mount{{
-		Container: "synapse", PID: 4242, Source: "/srv/data", Target: "/data", Started: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
+		Container: "synapse", ID: "aa11", PID: 4242, Source: "/srv/data", Target: "/data", Started: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
 	}}, got); diff != "" {
 		t.Error(diff)
 	}

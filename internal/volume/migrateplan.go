@@ -120,10 +120,11 @@ func (m *mover) checkUse(ctx context.Context) (err error) {
 	if m.plan.Holders, err = mount.TreeHolders(m.store.Path); err != nil {
 		return err
 	}
-	if len(m.plan.Holders) > 0 && !m.plan.Runs {
-		return wrongf(ErrInUse, "cannot move store %s: %s", m.store.Name, holdersText(m.plan.Holders))
+	holders := m.plan.Holders
+	if m.plan.Runs {
+		holders = nil
 	}
-	return nil
+	return m.refuseUsed(ctx, holders, m.plan.Runs)
 }
 
 // checkTrial is about a service that will be tried, which one that does not run is not. checkUse comes before it.

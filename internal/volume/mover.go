@@ -35,6 +35,9 @@ type MoveOptions struct {
 	DryRun bool
 	// Service gives the service of a store, nil if the configuration names none.
 	Service func(config.Store) Service
+	// Users, if it is there, names what has the store without holding any file of it, as an idle container does that has the directory above.
+	// While the service runs, what may be itself is left out.
+	Users func(ctx context.Context, store config.Store, runs bool) ([]string, error)
 	// Trial, if it is there, proves that the service works on its store in the volume. It is tried again until Deadline has passed since the
 	// service was started.
 	Trial    func(context.Context, config.Store, *Opened) error
@@ -274,11 +277,31 @@ func settle(ctx context.Context, passing error, try func() error) error {
 func (m *mover) requireUnused(ctx context.Context, path string) error {
 	return settle(ctx, ErrInUse, func() error {
 		holders, err := mount.TreeHolders(path)
-		if err != nil || len(holders) == 0 {
+		if err != nil {
 			return err
 		}
-		return wrongf(ErrInUse, "cannot move store %s: %s", m.store.Name, holdersText(holders))
+		return m.refuseUsed(ctx, holders, false)
 	})
+}
+
+// refuseUsed refuses a store that has holders, or other users than the service that runs.
+func (m *mover) refuseUsed(ctx context.Context, holders []mount.Holder, runs bool) (err error) {
+	var users []string
+	if m.options.Users != nil {
+		if users, err = m.options.Users(ctx, m.store, runs); err != nil {
+			return fmt.Errorf("cannot tell what uses store %s: %w", m.store.Name, err)
+		}
+	}
+	if len(holders) > 0 {
+		users = append(users, holdersText(holders))
+	}
+	switch {
+	case len(users) == 0:
+		return nil
+	case m.service == nil:
+		return wrongf(ErrInUse, "cannot move store %s, of which the configuration names no service: %s", m.store.Name, strings.Join(users, ", "))
+	}
+	return wrongf(ErrInUse, "cannot move store %s: %s", m.store.Name, strings.Join(users, ", "))
 }
 
 // maxHolders are named.

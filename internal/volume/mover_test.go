@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -130,6 +131,61 @@ func TestPreflightChecksTheTrial(t *testing.T) {
 		if err := m.preflight(t.Context()); errors.Is(err, unfit) != running {
 			t.Errorf("running %t: %v", running, err)
 		}
+	}
+}
+
+// What has the store and holds no file of it is in the way, whether there is a service or not; the service itself is, too, once it has been
+// stopped.
+func TestUsersAreInTheWay(t *testing.T) {
+	for name, test := range map[string]struct {
+		service *slowService
+		runs    bool
+		text    string
+	}{
+		"no service":      {nil, false, "of which the configuration names no service: container synapse has"},
+		"running service": {&slowService{running: true}, true, "media: container worker has"},
+		"stopped service": {&slowService{}, false, "media: container synapse has"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newTestMover(t, nil)
+			if test.service != nil {
+				m.service = test.service
+			}
+			m.store.Path, m.move = t.TempDir(), nil
+			m.options.Users = func(_ context.Context, store config.Store, runs bool) ([]string, error) {
+				if store.Name != "media" || runs != test.runs {
+					t.Errorf("asked about %s, runs %t", store.Name, runs)
+				}
+				if runs {
+					return []string{"container worker has /srv at /data"}, nil
+				}
+				return []string{"container synapse has /srv at /data", "container worker has /srv at /data"}, nil
+			}
+			if err := m.preflight(t.Context()); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), test.text) {
+				t.Errorf("preflight: %v", err)
+			}
+			synctest.Test(t, func(t *testing.T) {
+				test.runs = false
+				if err := m.requireUnused(t.Context(), m.store.Path); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "container synapse has") {
+					t.Errorf("after the stop: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// Who uses a store is not guessed where that cannot be told.
+func TestUnknownUsers(t *testing.T) {
+	m := newTestMover(t, nil)
+	m.store.Path, m.move = t.TempDir(), nil
+	broken := errors.New("broken")
+	m.options.Users = func(context.Context, config.Store, bool) ([]string, error) { return nil, broken }
+	if err := m.preflight(t.Context()); !errors.Is(err, broken) {
+		t.Error(err)
+	}
+	m.options.Users = func(context.Context, config.Store, bool) ([]string, error) { return nil, nil }
+	if err := m.preflight(t.Context()); errors.Is(err, ErrInUse) {
+		t.Error(err)
 	}
 }
 

@@ -24,6 +24,9 @@ type engine struct {
 	running bool
 	health  string
 	acts    []string
+	// folder is what the container has of the host; another one that runs has it too if there is a worker.
+	folder string
+	worker bool
 	// onStop is called while a stop is under way.
 	onStop func()
 }
@@ -44,10 +47,14 @@ func serveEngine(t *testing.T) *engine {
 func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if r.URL.Path == "/containers/json" {
+		_ = json.NewEncoder(w).Encode(e.list())
+		return
+	}
 	switch verb := filepath.Base(r.URL.Path); verb {
 	case "json":
 		_ = json.NewEncoder(w).Encode(map[string]any{"Id": "1234", "State": map[string]any{
-			"Running": e.running, "Status": "as the test says", "StartedAt": "2026-01-01T00:00:00Z", "Health": map[string]any{"Status": e.health}}})
+			"Running": e.running, "Pid": 1, "Status": "as the test says", "StartedAt": "2026-01-01T00:00:00Z", "Health": map[string]any{"Status": e.health}}})
 	case "stop", "start":
 		e.running = verb == "start"
 		e.acts = append(e.acts, verb)
@@ -56,6 +63,18 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	}
+}
+
+// list is what runs and has the folder.
+func (e *engine) list() []any {
+	listed := []any{}
+	for name, runs := range map[string]bool{"1234": e.running, "5678": e.worker} {
+		if runs && e.folder != "" {
+			mounts := []any{map[string]any{"Type": "bind", "Source": e.folder, "Destination": "/data", "RW": true}}
+			listed = append(listed, map[string]any{"Id": name, "Names": []string{"/container-" + name}, "Mounts": mounts})
+		}
+	}
+	return listed
 }
 
 // did forgets what it tells.
@@ -73,11 +92,16 @@ func (e *engine) set(change func()) {
 	change()
 }
 
-func (e *engine) requireRunning(t *testing.T, acts ...string) {
+func (e *engine) requireActs(t *testing.T, acts ...string) {
 	t.Helper()
 	if did := e.did(); !slices.Equal(did, acts) {
 		t.Errorf("the container was told to %v, not %v", did, acts)
 	}
+}
+
+func (e *engine) requireRunning(t *testing.T, acts ...string) {
+	t.Helper()
+	e.requireActs(t, acts...)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !e.running {
@@ -97,6 +121,11 @@ func TestMigrateContainer(t *testing.T) {
 		t.Errorf("planned: %s", planned)
 	}
 	docker.requireRunning(t)
+
+	docker.set(func() { docker.folder, docker.worker = s.dir, true }) // as in "./synapse_data:/data"
+	s.refusesFor("container-5678", "migrate", "--yes")
+	docker.requireRunning(t)
+	docker.set(func() { docker.worker = false })
 
 	docker.set(func() { docker.health = "unhealthy" })
 	s.refuses("service_unwell", 1, "migrate", "--yes", "--deadline", "2s")
@@ -129,4 +158,33 @@ func TestMigrateContainer(t *testing.T) {
 	s.succeed("migrate", "rollback", "--yes")
 	docker.requireRunning(t, "stop", "start")
 	s.requireContent(filepath.Join(s.store, "picture.png"), "in clear text")
+}
+
+// refusesFor wants the only container that is in the way to be named.
+func (s *site) refusesFor(container string, args ...string) {
+	s.t.Helper()
+	refused := s.call(append([]string{"--json"}, args...)...)
+	s.checkRefusal(refused, "store_in_use", 11, strings.Join(args, " "))
+	if !strings.Contains(refused.stderr, "container "+container+" has "+s.dir) || strings.Count(refused.stderr, "container-") != 1 {
+		s.t.Errorf("%v says %s", args, refused.stderr)
+	}
+}
+
+// Without a configured service nothing is moved away under a container that has the folder above the store, however idle it is.
+func TestMigrateUnderContainer(t *testing.T) {
+	docker := serveEngine(t)
+	s := newSite(t)
+	s.fillStore()
+	s.succeed("create", "--yes")
+	s.serve()
+	docker.set(func() { docker.folder = s.dir })
+	s.refusesFor("container-1234", "migrate", "--yes")
+	s.refusesFor("container-1234", "migrate", "--dry-run")
+	s.requireStore("plaintext")
+	docker.set(func() { docker.running = false })
+	if said := s.succeed("migrate", "--yes").stdout; strings.Contains(said, "stood still") || !strings.Contains(said, "the old files are still in clear text") {
+		t.Errorf("migrate says %s", said)
+	}
+	s.requireStore("encrypted")
+	docker.requireActs(t)
 }
