@@ -260,6 +260,9 @@ func describeMoved(moved *volume.Moved) string {
 }
 
 func (c *migrateCommand) acceptMove(ctx context.Context, plan *volume.Plan) error {
+	if plan.Warning != "" {
+		fmt.Fprintf(c.stderr, "luksmediad: warning: %s\n", printable(plan.Warning))
+	}
 	return c.confirm(ctx, describePlan(plan)+"?")
 }
 
@@ -267,6 +270,9 @@ func (c *migrateCommand) acceptMove(ctx context.Context, plan *volume.Plan) erro
 func describeMigrate(planned *volume.Moved) string {
 	if planned.Plan.Path == "" {
 		return "finish the move of store " + planned.Store
+	}
+	if planned.Plan.Warning != "" {
+		return describePlan(planned.Plan) + "\nwarning: " + planned.Plan.Warning
 	}
 	return describePlan(planned.Plan)
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 
 	"luksmediad/internal/config"
 	"luksmediad/internal/daemon"
@@ -23,12 +25,20 @@ func newMoveTrial(loaded *config.Config) *moveTrial {
 	return &moveTrial{config: loaded, server: synapse.NewClient(s.URL, s.TokenFile, "")}
 }
 
-// check finds beforehand what is no use to find out when the service has been stopped.
-func (t *moveTrial) check(store config.Store) error {
+// check finds beforehand what is no use to find out when the service has been stopped. A token that Synapse does not know yet may be that of
+// a registration for which the restart is wanted.
+func (t *moveTrial) check(ctx context.Context, store config.Store) (warning string, err error) {
 	if store.Name != t.config.Probes.Synapse.Store {
-		return nil
+		return "", nil
 	}
-	return t.server.CheckToken()
+	if err := errors.Join(t.server.CheckToken(), t.server.Reach(ctx)); err != nil {
+		return "", err
+	}
+	err = t.server.Identify(ctx)
+	if refused, ok := errors.AsType[*synapse.Error](err); ok && refused.Disowns() {
+		return fmt.Sprintf("%v; if it still does not when it has been started again, the store goes back", refused), nil
+	}
+	return "", nil // a proxy, or a worker, may not know the request
 }
 
 func (t *moveTrial) run(ctx context.Context, store config.Store, opened *volume.Opened) error {
@@ -40,5 +50,8 @@ func (t *moveTrial) run(ctx context.Context, store config.Store, opened *volume.
 		t.probe.Renew = true // Synapse has to take an upload, too, also after a move that was taken back a minute ago
 	}
 	_, err := t.probe.Run(ctx)
+	if refused, ok := errors.AsType[*synapse.Error](err); ok && refused.Disowns() {
+		return fmt.Errorf("%w: %w", err, volume.ErrUnhealthy) // it has just read its registrations
+	}
 	return err
 }

@@ -2,22 +2,59 @@ package main
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"luksmediad/internal/config"
 	"luksmediad/internal/synapse"
 )
 
-// Only the move of Synapse's own store needs its token.
+// Only the move of Synapse's own store needs its token, and a Synapse that answers.
 func TestMoveTrialCheck(t *testing.T) {
-	trial := newMoveTrial(&config.Config{Probes: config.Probes{Synapse: &config.Synapse{
-		URL: "http://127.0.0.1:1", TokenFile: filepath.Join(t.TempDir(), "missing"), Store: "media",
-	}}})
-	if err := trial.check(config.Store{Name: "media"}); !errors.Is(err, synapse.ErrUnauthorized) {
-		t.Errorf("its own store: %v", err)
+	there := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(there, []byte("s3cret\n"), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	if err := trial.check(config.Store{Name: "database"}); err != nil {
-		t.Errorf("another store: %v", err)
+	versions := `{"versions":["v1.11"]}`
+	for name, test := range map[string]struct {
+		token    string
+		versions string // empty: nobody listens
+		whoami   int
+		warns    string
+		want     error
+	}{
+		"well":               {there, versions, http.StatusOK, "", nil},
+		"no token":           {there + ".missing", versions, http.StatusOK, "", synapse.ErrUnauthorized},
+		"unknown token":      {there, versions, http.StatusUnauthorized, "M_UNKNOWN_TOKEN", nil},
+		"whoami is not here": {there, versions, http.StatusNotFound, "", nil},
+		"unreachable":        {there, "", http.StatusOK, "", synapse.ErrUnreachable},
+		"something else":     {there, "<html>", http.StatusOK, "", synapse.ErrRefused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if strings.HasSuffix(r.URL.Path, "/versions") {
+					_, _ = w.Write([]byte(test.versions))
+					return
+				}
+				w.WriteHeader(test.whoami)
+				_, _ = w.Write([]byte(`{"errcode":"M_UNKNOWN_TOKEN","user_id":"@luksmediad:hs.test"}`))
+			}))
+			defer server.Close()
+			if test.versions == "" {
+				server.Close()
+			}
+			trial := newMoveTrial(&config.Config{Probes: config.Probes{Synapse: &config.Synapse{URL: server.URL, TokenFile: test.token, Store: "media"}}})
+			warning, err := trial.check(t.Context(), config.Store{Name: "media"})
+			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) || (warning != "") != (test.warns != "") || !strings.Contains(warning, test.warns) {
+				t.Errorf("warning %q, %v", warning, err)
+			}
+			if warning, err := trial.check(t.Context(), config.Store{Name: "database"}); warning != "" || err != nil {
+				t.Errorf("another store: %q, %v", warning, err)
+			}
+		})
 	}
 }

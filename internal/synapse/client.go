@@ -66,6 +66,32 @@ func (c *Client) CheckToken() error {
 	return nil
 }
 
+// Reach tells whether a Synapse answers, by a request that takes no token. Client-Server API, GET /_matrix/client/versions.
+func (c *Client) Reach(ctx context.Context) error {
+	versions := call{action: "reach Synapse", method: http.MethodGet, limit: maxJSON, path: "/_matrix/client/versions"}
+	body, _, err := c.do(ctx, versions)
+	if failure, ok := errors.AsType[*Error](err); ok && failure.ErrCode == "M_UNRECOGNIZED" {
+		return nil // a worker for media alone, which knows no other requests
+	}
+	if err != nil {
+		return err
+	}
+	var answer struct{ Versions []string }
+	if err := json.Unmarshal(body, &answer); err != nil || len(answer.Versions) == 0 {
+		return &Error{Class: ErrRefused, Action: versions.action, Status: http.StatusOK, Err: errors.New("the answer is not a homeserver's")}
+	}
+	return nil
+}
+
+// Identify tells whether the server takes the token. Client-Server API, GET /_matrix/client/v3/account/whoami.
+func (c *Client) Identify(ctx context.Context) error {
+	whoami := call{
+		action: "speak to Synapse", method: http.MethodGet, limit: maxJSON, path: "/_matrix/client/v3/account/whoami", tokenFile: c.tokenFile,
+	}
+	_, _, err := c.do(ctx, whoami)
+	return err
+}
+
 // Upload stores a PNG and returns its content URI, mxc://server/media-id. Client-Server API,
 // POST /_matrix/media/v3/upload.
 func (c *Client) Upload(ctx context.Context, png []byte) (string, error) {
@@ -166,7 +192,7 @@ type call struct {
 	body   []byte // a PNG, or nil
 	limit  int64  // bytes of the answer
 
-	tokenFile string
+	tokenFile string // empty for a request without a token
 }
 
 // do makes a request and returns the body and type of an answer of status 200.
@@ -196,15 +222,17 @@ func (c *Client) do(ctx context.Context, call call) (body []byte, contentType st
 }
 
 func (c *Client) request(ctx context.Context, call call) (*http.Request, error) {
-	token, err := readToken(call.tokenFile)
-	if err != nil {
-		return nil, &Error{Class: ErrUnauthorized, Action: call.action, Err: err}
-	}
 	request, err := http.NewRequestWithContext(ctx, call.method, c.base+call.path, bytes.NewReader(call.body))
 	if err != nil {
 		return nil, &Error{Class: ErrUnreachable, Action: call.action, Err: withoutURL(err)}
 	}
-	request.Header.Set("Authorization", "Bearer "+token)
+	if call.tokenFile != "" {
+		token, err := readToken(call.tokenFile)
+		if err != nil {
+			return nil, &Error{Class: ErrUnauthorized, Action: call.action, Err: err}
+		}
+		request.Header.Set("Authorization", "Bearer "+token)
+	}
 	if call.body != nil {
 		request.Header.Set("Content-Type", "image/png")
 	}

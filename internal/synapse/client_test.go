@@ -309,3 +309,35 @@ func FuzzSplitURI(f *testing.F) {
 		}
 	})
 }
+
+// A homeserver is told from whatever else listens there, without a token; one that does not take the token itself from a proxy.
+func TestReachAndIdentify(t *testing.T) {
+	for name, test := range map[string]struct {
+		handler http.HandlerFunc
+		reach   error
+		disowns bool
+	}{
+		"homeserver":     {answer(200, "application/json", `{"versions":["v1.1","v1.11"]}`), nil, false},
+		"worker":         {answer(404, "application/json", `{"errcode":"M_UNRECOGNIZED"}`), nil, false},
+		"another server": {answer(200, "text/html", `<html>`), ErrRefused, false},
+		"no versions":    {answer(200, "application/json", `{}`), ErrRefused, false},
+		"not found":      {answer(404, "text/html", `<html>`), ErrRefused, false},
+		"down":           {answer(502, "text/html", `<html>`), ErrUnreachable, false},
+		"proxy":          {answer(403, "text/html", `<html>`), ErrUnauthorized, false},
+		"unknown token":  {answer(401, "application/json", `{"errcode":"M_UNKNOWN_TOKEN"}`), ErrUnauthorized, true},
+	} {
+		client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+			if knows := r.Header.Get("Authorization") != ""; knows != strings.HasSuffix(r.URL.Path, "/whoami") || r.Method != http.MethodGet {
+				t.Errorf("%s %s, token %t", r.Method, r.URL, knows)
+			}
+			test.handler(w, r)
+		})
+		if err := client.Reach(t.Context()); !errors.Is(err, test.reach) || (err == nil) != (test.reach == nil) {
+			t.Errorf("%s: %v", name, err)
+		}
+		refused, ok := errors.AsType[*Error](client.Identify(t.Context()))
+		if (ok && refused.Disowns()) != test.disowns {
+			t.Errorf("%s: %v", name, refused)
+		}
+	}
+}

@@ -37,6 +37,9 @@ func (e *Error) Error() string {
 	return text
 }
 
+// Disowns tells whether Synapse itself, and no proxy before it, does not take the token.
+func (e *Error) Disowns() bool { return e.Class == ErrUnauthorized && e.ErrCode != "" }
+
 // Unwrap returns the class and the cause.
 func (e *Error) Unwrap() []error {
 	if e.Err == nil {

@@ -362,7 +362,7 @@ func TestMigrateRefused(t *testing.T) {
 	s.write(filepath.Join(s.store, "big"), strings.Repeat("x", 45<<20))
 	untriable := s.moveOptions()
 	unfit := errors.New("unfit")
-	untriable.CheckTrial = func(config.Store) error { return unfit }
+	untriable.CheckTrial = func(context.Context, config.Store) (string, error) { return "", unfit }
 	if err := refuses(StepPreflight, ErrVolumeFull, untriable); !errors.Is(err, unfit) {
 		t.Errorf("not everything at once: %v", err)
 	}
@@ -419,6 +419,18 @@ func TestMigrateRollsBack(t *testing.T) {
 	s.requireError(err, StepTrial, ErrUnhealthy)
 	s.requireServing("rolled back once more")
 	s.requirePlain()
+	tries := 0
+	options = s.moveOptions()
+	options.Trial = func(context.Context, config.Store, *Opened) error {
+		tries++
+		return fmt.Errorf("it never will be: %w", ErrUnhealthy)
+	}
+	_, err = s.Migrate(t.Context(), options, &watcher{})
+	s.requireError(err, StepTrial, ErrUnhealthy)
+	if tries != 1 {
+		t.Errorf("tried %d times what was in vain", tries)
+	}
+	s.requireServing("rolled back at once")
 	s.migrate()
 	s.requireServing("moved in after all")
 }

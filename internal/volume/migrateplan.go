@@ -38,7 +38,7 @@ func (m *mover) preflight(ctx context.Context) error {
 	if err := m.checkPath(); err != nil {
 		return err
 	}
-	faults := []error{mount.CheckGuardable(m.store.Path), m.survey(ctx), m.checkUse(ctx), m.checkTrial()}
+	faults := []error{mount.CheckGuardable(m.store.Path), m.survey(ctx), m.checkUse(ctx), m.checkTrial(ctx)}
 	if m.plan.Found.Totals.Entries > 0 {
 		faults = append(faults, m.checkRoom(ctx))
 	}
@@ -128,11 +128,11 @@ func (m *mover) checkUse(ctx context.Context) (err error) {
 }
 
 // checkTrial is about a service that will be tried, which one that does not run is not. checkUse comes before it.
-func (m *mover) checkTrial() error {
+func (m *mover) checkTrial(ctx context.Context) (err error) {
 	if m.options.CheckTrial == nil || !m.plan.Runs {
 		return nil
 	}
-	if err := m.options.CheckTrial(m.store); err != nil {
+	if m.plan.Warning, err = m.options.CheckTrial(ctx, m.store); err != nil {
 		return fmt.Errorf("cannot try store %s after the move: %w", m.store.Name, err)
 	}
 	return nil

@@ -39,11 +39,11 @@ type MoveOptions struct {
 	// While the service runs, what may be itself is left out.
 	Users func(ctx context.Context, store config.Store, runs bool) ([]string, error)
 	// Trial, if it is there, proves that the service works on its store in the volume. It is tried again until Deadline has passed since the
-	// service was started.
+	// service was started, but for an ErrUnhealthy, which is for good.
 	Trial    func(context.Context, config.Store, *Opened) error
 	Deadline time.Duration
-	// CheckTrial, if it is there, finds before anything is changed why Trial would fail in any case.
-	CheckTrial func(config.Store) error
+	// CheckTrial, if it is there, finds before anything is changed why Trial would fail in any case, and warns of why it may.
+	CheckTrial func(context.Context, config.Store) (warning string, err error)
 	// Accept is asked before anything is changed; what it returns ends the move.
 	Accept func(*Plan) error
 	// Progress, if it is there, is told how far a copy is.
@@ -62,6 +62,8 @@ type Plan struct {
 	Service string
 	Runs    bool
 	Holders []mount.Holder
+	// Warning is why the trial of the service may fail; it may be empty.
+	Warning string
 	// Copying and Standstill are estimates: of the copy while the service runs, and of the time without it.
 	Copying, Standstill time.Duration
 }
@@ -405,40 +407,40 @@ func (m *mover) awaitService(ctx context.Context) error {
 	trial, cancel := context.WithTimeout(ctx, m.options.Deadline)
 	defer cancel()
 	for {
-		ailing := m.ailing(trial)
-		if ailing == "" {
+		ailing := m.tryService(trial)
+		if ailing == nil {
 			return nil
+		}
+		if errors.Is(ailing, ErrUnhealthy) {
+			return fmt.Errorf("cannot use store %s: %s: %w", m.store.Name, m.store.Service, ailing)
 		}
 		select {
 		case <-trial.Done():
 			if err := context.Cause(ctx); err != nil {
 				return err
 			}
-			return wrongf(ErrUnhealthy, "cannot use store %s: %s: %s", m.store.Name, m.store.Service, ailing)
+			return wrongf(ErrUnhealthy, "cannot use store %s: %s: %v", m.store.Name, m.store.Service, ailing)
 		case <-time.After(trialPause):
 		}
 	}
 }
 
-// ailing is empty if the service is well.
-func (m *mover) ailing(ctx context.Context) string {
+// tryService says why the service is not well.
+func (m *mover) tryService(ctx context.Context) error {
 	running, ailing, err := m.service.State(ctx)
 	switch {
 	case err != nil:
-		return err.Error()
+		return err
 	case !running || ailing != "":
-		return ailing
+		return errors.New(ailing)
 	case m.options.Trial == nil:
-		return ""
+		return nil
 	}
 	opened, err := m.openedNow()
-	if err == nil {
-		err = m.options.Trial(ctx, m.store, opened)
-	}
 	if err != nil {
-		return err.Error()
+		return err
 	}
-	return ""
+	return m.options.Trial(ctx, m.store, opened)
 }
 
 func (m *mover) openedNow() (*Opened, error) {

@@ -127,9 +127,9 @@ func TestPreflightChecksTheTrial(t *testing.T) {
 		m := newTestMover(t, &slowService{running: running})
 		m.store.Path, m.move = t.TempDir(), nil
 		unfit := errors.New("unfit")
-		m.options.CheckTrial = func(config.Store) error { return unfit }
-		if err := m.preflight(t.Context()); errors.Is(err, unfit) != running {
-			t.Errorf("running %t: %v", running, err)
+		m.options.CheckTrial = func(context.Context, config.Store) (string, error) { return "doubtful", unfit }
+		if err := m.preflight(t.Context()); errors.Is(err, unfit) != running || (m.plan.Warning != "") != running {
+			t.Errorf("running %t: %v, warning %q", running, err, m.plan.Warning)
 		}
 	}
 }
