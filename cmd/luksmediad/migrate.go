@@ -124,6 +124,9 @@ func (c *migrateCommand) run(ctx context.Context, action api.OperationAction, ar
 	if !c.dryRun && job.acted && (err != nil || moved.Changed) {
 		c.untold = untold(tellDaemon(ctx, c.client()))
 	}
+	if underJournal() {
+		err = job.withoutNames(err)
+	}
 	return moved, err
 }
 
@@ -179,6 +182,7 @@ func moveOptions(loaded *config.Config) volume.MoveOptions {
 	options := volume.MoveOptions{
 		Service: func(store config.Store) volume.Service { return serviceOf(store, docker) },
 		Users:   storeUsers{docker}.named,
+		Reason:  func(err error) string { return explain(err).Class },
 	}
 	if loaded.Probes.Synapse != nil {
 		trial := newMoveTrial(loaded)

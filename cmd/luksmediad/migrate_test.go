@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"luksmediad/internal/api"
 	"luksmediad/internal/config"
 	"luksmediad/internal/state"
+	"luksmediad/internal/transfer"
 	"luksmediad/internal/volume"
 )
 
@@ -140,5 +142,18 @@ func TestMoveJobActs(t *testing.T) {
 		if job.Step(step.Step); job.acted != step.acts {
 			t.Errorf("%s: acted %t", step.Step, job.acted)
 		}
+	}
+}
+
+// What goes to the system journal names no file of the store; class, advice and exit code stay.
+func TestMoveErrorWithoutNames(t *testing.T) {
+	job := newMoveJob(&progress{app: &app{}}, "", api.OperationActionMigrate, "media")
+	err := &volume.StepError{Step: volume.StepDelta, Err: fmt.Errorf("cannot copy remote_content/example.org/ab: %w", transfer.ErrChanging)}
+	told := job.withoutNames(errors.Join(err, errors.New("and remote_content/example.org")))
+	if strings.Contains(told.Error(), "example.org") || !strings.Contains(told.Error(), `"copy the rest"`) || explain(told) != explain(err) {
+		t.Errorf("%v: %+v", told, explain(told))
+	}
+	if other := errors.New("cannot read the configuration"); job.withoutNames(other) != other {
+		t.Error("another error is not told")
 	}
 }

@@ -3,11 +3,13 @@ package main
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"time"
 
+	systemd "github.com/coreos/go-systemd/v22/journal"
 	"github.com/google/renameio/v2"
 
 	"luksmediad/internal/api"
@@ -147,4 +149,21 @@ func (j *moveJob) write() {
 func (j *moveJob) end(err error) {
 	j.status.end(err, func(err error) api.Explanation { return explainFor(j.app.config, err) })
 	j.write()
+}
+
+// withoutNames takes the place of an error that may name files of the store, where what a command says is written to the disk in clear text.
+func (j *moveJob) withoutNames(err error) error {
+	failed, ok := errors.AsType[*volume.StepError](err)
+	if !ok {
+		return err
+	}
+	why := explainFor(j.app.config, err)
+	return &api.ProblemError{Class: why.Class, Detail: fmt.Sprintf("the move has failed at %q: luksmediad migrate --attach says why", failed.Step),
+		Next: why.Next, ExitCode: why.ExitCode}
+}
+
+// underJournal tells whether standard error goes to the system journal, as in luksmediad-migrate.service.
+func underJournal() bool {
+	is, err := systemd.StderrIsJournalStream()
+	return is && err == nil
 }

@@ -1166,7 +1166,7 @@ type ClientInterface interface {
 	//
 	// Openings, closings and growths by the daemon, and the moves of stores, whoever does them. A move that has ended stays in the list until the
 	// next one or the next boot, so that whoever has begun it learns how it ended; nothing else does. `/v1/status` knows of it a moment later. Files
-	// are not named here, which everybody on the machine may read: the journal and `luksmediad migrate --attach` do that.
+	// are not named here, which everybody on the machine may read: `luksmediad migrate --attach` does that.
 	//
 	// Corresponds with GET /v1/operations (the `GetOperations` operationId).
 	GetOperations(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -1431,7 +1431,7 @@ func (c *Client) Migrate(ctx context.Context, body MigrateJSONRequestBody, reqEd
 //
 // Openings, closings and growths by the daemon, and the moves of stores, whoever does them. A move that has ended stays in the list until the
 // next one or the next boot, so that whoever has begun it learns how it ended; nothing else does. `/v1/status` knows of it a moment later. Files
-// are not named here, which everybody on the machine may read: the journal and `luksmediad migrate --attach` do that.
+// are not named here, which everybody on the machine may read: `luksmediad migrate --attach` does that.
 //
 // Corresponds with GET /v1/operations (the `GetOperations` operationId).
 func (c *Client) GetOperations(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -2154,7 +2154,7 @@ type ClientWithResponsesInterface interface {
 	//
 	// Openings, closings and growths by the daemon, and the moves of stores, whoever does them. A move that has ended stays in the list until the
 	// next one or the next boot, so that whoever has begun it learns how it ended; nothing else does. `/v1/status` knows of it a moment later. Files
-	// are not named here, which everybody on the machine may read: the journal and `luksmediad migrate --attach` do that.
+	// are not named here, which everybody on the machine may read: `luksmediad migrate --attach` does that.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2717,7 +2717,7 @@ func (c *ClientWithResponses) MigrateWithResponse(ctx context.Context, body Migr
 //
 // Openings, closings and growths by the daemon, and the moves of stores, whoever does them. A move that has ended stays in the list until the
 // next one or the next boot, so that whoever has begun it learns how it ended; nothing else does. `/v1/status` knows of it a moment later. Files
-// are not named here, which everybody on the machine may read: the journal and `luksmediad migrate --attach` do that.
+// are not named here, which everybody on the machine may read: `luksmediad migrate --attach` does that.
 //
 // Returns a wrapper object for the known response body format(s).
 //

@@ -275,7 +275,7 @@ func (m *mover) finishIn(ctx context.Context) error {
 
 // giveUp takes the store back where the service was seen on it and is not well, and starts the service where it is.
 func (m *mover) giveUp(ctx context.Context, why error) error {
-	m.observer.Event(journal.MoveFailed, journal.F("STORE", m.store.Name), journal.F("ERROR", why.Error()))
+	m.tellFailure(why)
 	if m.move.unresolved() {
 		if err := m.resolve(m.move, m.record); err != nil {
 			return err
@@ -291,4 +291,16 @@ func (m *mover) giveUp(ctx context.Context, why error) error {
 		return m.discard(ctx)
 	}
 	return nil
+}
+
+// tellFailure does not repeat the error, which may name files of the store: the journal is kept in clear text.
+func (m *mover) tellFailure(why error) {
+	fields := []journal.Field{journal.F("STORE", m.store.Name)}
+	if failed, ok := errors.AsType[*StepError](why); ok {
+		fields = append(fields, journal.F("STEP", failed.Step))
+	}
+	if m.options.Reason != nil {
+		fields = append(fields, journal.F("REASON", m.options.Reason(why)))
+	}
+	m.observer.Event(journal.MoveFailed, fields...)
 }

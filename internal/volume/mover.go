@@ -44,6 +44,8 @@ type MoveOptions struct {
 	Deadline time.Duration
 	// CheckTrial, if it is there, finds before anything is changed why Trial would fail in any case, and warns of why it may.
 	CheckTrial func(context.Context, config.Store) (warning string, err error)
+	// Reason, if it is there, names the class of an error in events, which do not name files of a store as the error itself may.
+	Reason func(error) string
 	// Accept is asked before anything is changed; what it returns ends the move.
 	Accept func(*Plan) error
 	// Progress, if it is there, is told how far a copy is.

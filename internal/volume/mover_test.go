@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -186,6 +187,18 @@ func TestUnknownUsers(t *testing.T) {
 	m.options.Users = func(context.Context, config.Store, bool) ([]string, error) { return nil, nil }
 	if err := m.preflight(t.Context()); errors.Is(err, ErrInUse) {
 		t.Error(err)
+	}
+}
+
+// The journal is told class and step, and no name of a file.
+func TestFailureNamesNoFile(t *testing.T) {
+	w := &watcher{}
+	m := newTestMover(t, nil)
+	m.observer = w
+	m.options.Reason = func(err error) string { return "store_changes" }
+	m.tellFailure(errors.Join(&StepError{StepDelta, errors.New("cannot copy remote_content/example.org/ab")}, errors.New("and example.org")))
+	if told := fmt.Sprint(w.fields); strings.Contains(told, "example.org") || !strings.Contains(told, "store_changes") || !strings.Contains(told, "copy the rest") {
+		t.Error(told)
 	}
 }
 
