@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"luksmediad/internal/config"
 	"luksmediad/internal/daemon"
@@ -31,7 +32,7 @@ func (t *moveTrial) check(ctx context.Context, store config.Store) (warning stri
 	if store.Name != t.config.Probes.Synapse.Store {
 		return "", nil
 	}
-	if err := errors.Join(t.server.CheckToken(), t.server.Reach(ctx)); err != nil {
+	if err := errors.Join(t.server.CheckToken(), t.reach(ctx)); err != nil {
 		return "", err
 	}
 	err = t.server.Identify(ctx)
@@ -39,6 +40,27 @@ func (t *moveTrial) check(ctx context.Context, store config.Store) (warning stri
 		return fmt.Sprintf("%v; if it still does not when it has been started again, the store goes back", refused), nil
 	}
 	return "", nil // a proxy, or a worker, may not know the request
+}
+
+const (
+	// reachTries are given to a Synapse that is busy, or has just been started.
+	reachTries = 3
+	// reachPause is the time between them.
+	reachPause = time.Second
+)
+
+func (t *moveTrial) reach(ctx context.Context) error {
+	for try := 1; ; try++ {
+		err := t.server.Reach(ctx)
+		if try == reachTries || !errors.Is(err, synapse.ErrUnreachable) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(reachPause):
+		}
+	}
 }
 
 func (t *moveTrial) run(ctx context.Context, store config.Store, opened *volume.Opened) error {

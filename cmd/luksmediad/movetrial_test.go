@@ -9,8 +9,12 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"luksmediad/internal/config"
 	"luksmediad/internal/synapse"
+	"luksmediad/internal/volume"
+	"luksmediad/pkg/unlock"
 )
 
 // Only the move of Synapse's own store needs its token, and a Synapse that answers.
@@ -56,5 +60,29 @@ func TestMoveTrialCheck(t *testing.T) {
 				t.Errorf("another store: %q, %v", warning, err)
 			}
 		})
+	}
+}
+
+// A Synapse that says itself that it does not know the token never will; a proxy before it may, when it has come up.
+func TestMoveTrialGivesUp(t *testing.T) {
+	dir := t.TempDir()
+	token := filepath.Join(dir, "token")
+	var stat unix.Stat_t
+	if err := errors.Join(os.WriteFile(token, []byte("s3cret\n"), 0o600), unix.Stat(dir, &stat)); err != nil {
+		t.Fatal(err)
+	}
+	opened := &volume.Opened{PrivateDir: dir, Mapping: &unlock.Mapping{Device: stat.Dev},
+		Stores: []volume.StoreStatus{{Name: "media", Path: dir, State: volume.StoreEncrypted, Mounted: true}}}
+	for answer, hopeless := range map[string]bool{`{"errcode":"M_UNKNOWN_TOKEN"}`: true, "<html>": false} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = w.Write([]byte(answer))
+		}))
+		trial := newMoveTrial(&config.Config{Probes: config.Probes{Synapse: &config.Synapse{URL: server.URL, TokenFile: token, Store: "media"}}})
+		err := trial.run(t.Context(), config.Store{Name: "media"}, opened)
+		if !errors.Is(err, synapse.ErrUnauthorized) || errors.Is(err, volume.ErrUnhealthy) != hopeless || explain(err).Class != "unauthorized" {
+			t.Errorf("%s: %v", answer, err)
+		}
+		server.Close()
 	}
 }
