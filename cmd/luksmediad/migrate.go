@@ -115,7 +115,7 @@ func (c *migrateCommand) run(ctx context.Context, action api.OperationAction, ar
 	progress := newProgress(c.app, vol.MappingName())
 	defer progress.close()
 	job := newMoveJob(progress, moveStatusPath(c.places.Runtime, vol.Name()), action, storeOf(loaded, args))
-	options := moveOptions(loaded)
+	options := moveOptions(loaded, synapse.NewDocker(synapse.DockerSocket))
 	options.DryRun, options.Deadline, options.Progress = c.dryRun, c.deadline, job.progressed
 	options.Accept = func(plan *volume.Plan) error { return accept(ctx, plan) }
 	options.Store = storeOf(loaded, args)
@@ -177,8 +177,7 @@ func untold(err error) string {
 }
 
 // moveOptions are those that the configuration decides.
-func moveOptions(loaded *config.Config) volume.MoveOptions {
-	docker := synapse.NewDocker(synapse.DockerSocket)
+func moveOptions(loaded *config.Config, docker *synapse.Docker) volume.MoveOptions {
 	options := volume.MoveOptions{
 		Service: func(store config.Store) volume.Service { return serviceOf(store, docker) },
 		Users:   storeUsers{docker}.named,

@@ -133,6 +133,7 @@ func (a *app) newService(loaded *config.Config, vol *volume.Volume, log *journal
 	collector.ExpectKeyslots(volume.Purposes()...)
 	collector.CountDropped(log.Dropped)
 	collector.ExpectKeys(daemon.KeySources()...)
+	docker := synapse.NewDocker(synapse.DockerSocket).LeaveStopped()
 	prober := health.NewProber(board, health.ProberOptions{
 		Interval: loaded.Probes.Interval,
 		Deadline: loaded.Probes.Timeout,
@@ -143,7 +144,7 @@ func (a *app) newService(loaded *config.Config, vol *volume.Volume, log *journal
 		Cryptsetup: unlock.Cryptsetup{Runner: command.Runner{}},
 		Live:       live,
 		Server:     media,
-		Engine:     synapse.NewDocker(synapse.DockerSocket),
+		Engine:     docker,
 		Collector:  collector,
 		Explain:    explained,
 	})...)
@@ -156,7 +157,7 @@ func (a *app) newService(loaded *config.Config, vol *volume.Volume, log *journal
 		Prober:    prober,
 		Collector: collector,
 		Gate:      synapse.Gate{Unit: gateUnit},
-		Mover:     moveKeeper{vol, moveOptions(loaded), moveStatusPath(a.places.Runtime, vol.Name())},
+		Mover:     moveKeeper{vol, moveOptions(loaded, docker), moveStatusPath(a.places.Runtime, vol.Name())},
 		Migrator:  newMoveStarter(loaded, vol, a.configPath),
 		Grower:    vol,
 		Notifier:  serviceManager{},

@@ -27,6 +27,7 @@ var (
 const DockerSocket = "/var/run/docker.sock"
 
 const (
+	dockerUnit = "docker.service"
 	// stopSeconds is how long a container may take to stop before Docker kills it; Synapse takes a few.
 	stopSeconds = "60"
 	// settled is how long a container without a health check has to run before it is taken for healthy: one that restarts in a circle
@@ -36,8 +37,15 @@ const (
 	maxInspect = 4 << 20
 )
 
+// errDockerStopped: systemd knows Docker, and it does not run.
+var errDockerStopped = fmt.Errorf("%w: %s does not run", ErrNoDocker, dockerUnit)
+
 // Docker talks to the Docker daemon, Docker Engine API.
-type Docker struct{ http *http.Client }
+type Docker struct {
+	http *http.Client
+	// state asks for the state of the daemon's unit before each call; nil to call without.
+	state func(context.Context) (UnitState, error)
+}
 
 // NewDocker makes a client of the daemon that listens on a socket.
 func NewDocker(socket string) *Docker {
@@ -45,6 +53,31 @@ func NewDocker(socket string) *Docker {
 		return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", socket)
 	}
 	return &Docker{http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 2 * time.Minute}}
+}
+
+// LeaveStopped gives a client that calls nobody while docker.service does not run. docker.socket listens on then: a call would start Docker,
+// and with it each container whose restart policy is always, behind the back of whoever has stopped it.
+func (d *Docker) LeaveStopped() *Docker { return &Docker{http: d.http, state: dockerState} }
+
+// dockerState is empty where systemd is not the init system.
+func dockerState(ctx context.Context) (state UnitState, err error) {
+	err = Gate{Unit: dockerUnit}.with(ctx, func(units *Units) error {
+		state, err = units.State(ctx, dockerUnit)
+		return err
+	})
+	return state, err
+}
+
+// mayCall: Docker runs, or systemd could not start it: it is not there, or masked, as where podman answers in its place.
+func (d *Docker) mayCall(ctx context.Context) error {
+	if d.state == nil {
+		return nil
+	}
+	state, err := d.state(ctx)
+	if err == nil && state.Load == "loaded" && state.ailing() != "" {
+		return errDockerStopped
+	}
+	return err
 }
 
 // Container is a container that uses a store: by its name, or, with a Service, the one of that service of a Compose project, which is
@@ -179,6 +212,9 @@ func (c Container) find(ctx context.Context) (string, error) {
 
 // call makes a request of the Engine API; without a version the daemon takes its own latest.
 func (d *Docker) call(ctx context.Context, method, path string, into any) error {
+	if err := d.mayCall(ctx); err != nil {
+		return err
+	}
 	request, err := http.NewRequestWithContext(ctx, method, "http://docker"+path, nil)
 	if err != nil {
 		return err

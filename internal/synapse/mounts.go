@@ -41,12 +41,16 @@ type container struct {
 
 // Mounts are the bind mounts of running containers whose source is wanted; none where no Docker runs.
 func (d *Docker) Mounts(ctx context.Context, wanted func(source string) bool) ([]Mount, error) {
-	var running []container
-	err := d.call(ctx, http.MethodGet, "/containers/json", &running)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+	mounts, err := d.mounts(ctx, wanted)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, errDockerStopped) {
 		return nil, nil
 	}
-	if err != nil {
+	return mounts, err
+}
+
+func (d *Docker) mounts(ctx context.Context, wanted func(source string) bool) ([]Mount, error) {
+	var running []container
+	if err := d.call(ctx, http.MethodGet, "/containers/json", &running); err != nil {
 		return nil, fmt.Errorf("cannot list the containers of Docker: %w", err)
 	}
 	var mounts []Mount

@@ -96,6 +96,42 @@ func TestEngineFailures(t *testing.T) {
 	}
 }
 
+// A Docker that somebody has stopped is not started by a call to the socket on which docker.socket listens; one that systemd could not start is
+// called as if there were no systemd.
+func TestStoppedDockerIsLeftAlone(t *testing.T) {
+	socket := engineSocket(t, map[string]string{
+		"/containers/json": listed, "/containers/aa11/json": `{"Id":"aa11","State":{"Status":"running","Running":true,"Pid":4242}}`,
+	})
+	broken := errors.New("systemd is gone")
+	for name, test := range map[string]struct {
+		state  UnitState
+		err    error
+		called bool
+	}{
+		"runs":         {UnitState{Load: "loaded", Active: "active"}, nil, true},
+		"is reloading": {UnitState{Load: "loaded", Active: "reloading"}, nil, true},
+		"is stopped":   {UnitState{Load: "loaded", Active: "inactive"}, nil, false},
+		"has failed":   {UnitState{Load: "loaded", Active: "failed"}, nil, false},
+		"stops":        {UnitState{Load: "loaded", Active: "deactivating"}, nil, false},
+		"starts":       {UnitState{Load: "loaded", Active: "activating"}, nil, false},
+		"is not there": {UnitState{Load: "not-found", Active: "inactive"}, nil, true},
+		"is masked":    {UnitState{Load: "masked", Active: "inactive"}, nil, true},
+		"no systemd":   {UnitState{}, nil, true},
+		"no answer":    {UnitState{}, broken, false},
+	} {
+		docker := NewDocker(socket).LeaveStopped()
+		docker.state = func(context.Context) (UnitState, error) { return test.state, test.err }
+		mounts, err := docker.Mounts(t.Context(), wantedData)
+		if !errors.Is(err, test.err) || test.called != (len(mounts) > 0) {
+			t.Errorf("%s: %v, %v", name, mounts, err)
+		}
+		_, _, err = Container{Docker: docker, Name: "aa11"}.State(t.Context())
+		if test.called != (err == nil) || !test.called && test.err == nil && !errors.Is(err, ErrNoDocker) {
+			t.Errorf("%s: the state of a container: %v", name, err)
+		}
+	}
+}
+
 func TestReadMediaPlaces(t *testing.T) {
 	tests := map[string]struct {
 		content string
