@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -51,6 +50,7 @@ func startDaemon(t *testing.T) (address string) {
 	collector.SetRecoveryDrill(time.Now().Add(-time.Hour))
 	collector.SetContainer(50<<30, "aes-xts-plain64", 4096)
 	collector.SetBacking(20 << 30)
+	collector.SetRoom(health.Room{Used: 10 << 30, Left: 40 << 30, Inodes: 1000, InodesLeft: 900})
 	collector.ObserveUnlock(time.Second, "tpm_policy")
 	collector.ObserveUnlock(time.Second, "")
 
@@ -87,37 +87,24 @@ func background(t *testing.T, run func(context.Context)) {
 	t.Cleanup(func() { cancel(); <-ended })
 }
 
-// startFilesystems answers as node_exporter does about the volume's filesystem, which only root could mount.
-func startFilesystems(t *testing.T) (address string) {
-	t.Helper()
-	const labels = `{device="/dev/mapper/luksmediad-synapse-media",fstype="ext4",mountpoint="/var/lib/luksmediad/volumes/synapse-media"}`
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
-		fmt.Fprintf(w, "node_filesystem_size_bytes%s 5e10\nnode_filesystem_avail_bytes%s 4e10\n", labels, labels)
-	}))
-	t.Cleanup(server.Close)
-	return server.Listener.Addr().String()
-}
-
 const configuration = `global: {scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 500ms}
 rule_files: [%s]
 scrape_configs:
   - {job_name: luksmediad, static_configs: [{targets: ['%s']}]}
-  - {job_name: node, static_configs: [{targets: ['%s']}]}
 `
 
 // prometheus is a running one.
 type prometheus struct{ url string }
 
-// startPrometheus scrapes both twice a second, with the rules that are shipped.
-func startPrometheus(t *testing.T, daemon, node string) prometheus {
+// startPrometheus scrapes the daemon twice a second, with the rules that are shipped.
+func startPrometheus(t *testing.T, daemon string) prometheus {
 	t.Helper()
 	dir := t.TempDir()
 	rules, err := filepath.Abs("../prometheus/luksmediad.rules.yml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "prometheus.yml"), fmt.Appendf(nil, configuration, rules, daemon, node), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "prometheus.yml"), fmt.Appendf(nil, configuration, rules, daemon), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	address := freeAddress(t)
@@ -206,9 +193,8 @@ func shown(expr string) string {
 
 // A real Prometheus scrapes the real server: each panel has something to show, and each rule can be evaluated.
 func TestEveryPanelHasData(t *testing.T) {
-	p := startPrometheus(t, startDaemon(t), startFilesystems(t))
+	p := startPrometheus(t, startDaemon(t))
 	p.await(t, `count_over_time(luksmediad_ready[30s]) > 6`)
-	p.await(t, `node_filesystem_size_bytes`)
 	for _, panel := range read(t).queries() {
 		for _, target := range panel.Targets {
 			values, err := p.values(shown(target.Expr))

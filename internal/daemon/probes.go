@@ -84,7 +84,7 @@ func (parts ProbeParts) spaceProbe(o *volume.Opened) health.Probe {
 	settings := parts.Config.Probes.Space
 	return &backingProbe{container: o.Record.Container, set: parts.Collector.SetBacking, Probe: &health.SpaceProbe{
 		Dir: o.PrivateDir, Device: deviceOf(o), WarnAt: settings.WarnAt.Share(), Within: settings.FullWithin,
-		Keeper: usageNotes{parts.Inspector.Notes("usage")}, Forecast: parts.Collector.SetForecast,
+		Keeper: usageNotes{parts.Inspector.Notes("usage")}, Forecast: parts.Collector.SetForecast, Found: parts.Collector.SetRoom,
 	}}
 }
 

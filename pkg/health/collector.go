@@ -27,6 +27,7 @@ type Collector struct {
 	dropped    droppedMetric
 	keys       keyMetrics
 	forecast   prometheus.Gauge
+	room       roomMetrics
 	backing    prometheus.Gauge
 	starts     prometheus.Counter
 	move       [moveGauges]prometheus.Gauge
@@ -104,6 +105,23 @@ func (c *Collector) SetMove(m Move) {
 	}
 }
 
+// roomMetrics are of the filesystem in the volume. node_exporter cannot tell them: the user that it runs as does not come to the mountpoint.
+type roomMetrics struct{ bytes, bytesLeft, inodes, inodesLeft prometheus.Gauge }
+
+func newRoomMetrics() roomMetrics {
+	gauge := func(name, help string) prometheus.Gauge {
+		g := newGauge("volume_"+name, help+" NaN while that is not known.")
+		g.Set(math.NaN())
+		return g
+	}
+	return roomMetrics{
+		bytes:      gauge("size_bytes", "What others than root may use of the volume's filesystem, as last seen by the space probe;"),
+		bytesLeft:  gauge("avail_bytes", "What is left for others than root in the volume's filesystem, as last seen by the space probe;"),
+		inodes:     gauge("inodes", "Inodes of the volume's filesystem, as last seen by the space probe;"),
+		inodesLeft: gauge("inodes_free", "Inodes that are left in the volume's filesystem, as last seen by the space probe;"),
+	}
+}
+
 // boardGauge is 1 if it is true of all conditions together.
 type boardGauge struct {
 	desc  *prometheus.Desc
@@ -161,6 +179,7 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 		container: newContainerMetrics(),
 		keys:      newKeyMetrics(),
 		forecast:  newGauge("full_seconds", "In how many seconds the volume is full at the rate of the last week: +Inf if it does not fill up, NaN while that is not known."),
+		room:      newRoomMetrics(),
 		backing:   newGauge("backing_avail_bytes", "What is left, for others than root, of the filesystem that the container's file lies in, as last seen by the space probe; NaN while that is not known and for a block device."),
 		starts: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Name: "synapse_container_starts_total",
@@ -378,6 +397,7 @@ func (c *Collector) parts() []prometheus.Collector {
 		c.unlocks.attempts, c.unlocks.failures, c.unlocks.duration,
 		c.container.size, c.container.info, c.container.keyslots, c.container.backup, c.container.drill,
 		c.keys.proven, c.keys.failures, c.keys.limit, c.keys.policies, c.keys.unsealed, c.forecast,
+		c.room.bytes, c.room.bytesLeft, c.room.inodes, c.room.inodesLeft,
 		c.backing, c.starts, c.reloaded,
 	}
 	for _, gauge := range c.move {
@@ -482,6 +502,14 @@ func (c *Collector) SetUnsealed(ok bool) { c.keys.unsealed.Set(number01(ok)) }
 
 // SetForecast says in how many seconds the volume is full.
 func (c *Collector) SetForecast(seconds float64) { c.forecast.Set(seconds) }
+
+// SetRoom says what there is in the volume, and what is left.
+func (c *Collector) SetRoom(r Room) {
+	c.room.bytes.Set(float64(r.Used + r.Left))
+	c.room.bytesLeft.Set(float64(r.Left))
+	c.room.inodes.Set(float64(r.Inodes))
+	c.room.inodesLeft.Set(float64(r.InodesLeft))
+}
 
 // SetBacking says how many bytes are left where the container's file lies.
 func (c *Collector) SetBacking(bytes float64) { c.backing.Set(bytes) }

@@ -57,6 +57,7 @@ func TestMetrics(t *testing.T) {
 	c.SetReload(false)
 	c.SetUnsealed(true)
 	c.SetBacking(20 << 30)
+	c.SetRoom(Room{Used: 30 << 30, Left: 10 << 30, Inodes: 1000, InodesLeft: 900})
 	c.CountStarts(2)
 	c.SetMove(Move{Running: true, Entries: 3, TotalEntries: 20, Bytes: 1 << 20, TotalBytes: 1 << 30, Left: 90 * time.Second})
 	c.ObserveUnlock(1300*time.Millisecond, "tpm_policy")

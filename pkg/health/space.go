@@ -39,6 +39,8 @@ type SpaceProbe struct {
 	Now    func() time.Time // time.Now if nil
 	// Forecast takes how long the volume will do: +Inf if it does not fill up, NaN while that is not known.
 	Forecast func(seconds float64)
+	// Found takes what there is and what is left, each time it was looked at.
+	Found func(Room)
 
 	samples []Usage
 	loaded  bool
@@ -63,23 +65,26 @@ func (p *SpaceProbe) Run(context.Context) (string, error) {
 		now = p.Now
 	}
 	room := roomOf(stat)
-	p.remember(Usage{now(), room.used})
-	left := timeLeft(append(slices.Clone(p.samples), Usage{now(), room.used}), room.left)
+	if p.Found != nil {
+		p.Found(room)
+	}
+	p.remember(Usage{now(), room.Used})
+	left := timeLeft(append(slices.Clone(p.samples), Usage{now(), room.Used}), room.Left)
 	if p.Forecast != nil {
 		p.Forecast(left)
 	}
 	return p.judge(room, left)
 }
 
-// room is what statfs(2) tells, as others than root see it.
-type room struct {
-	used, left         int64 // bytes
-	inodes, inodesLeft uint64
+// Room is what statfs(2) tells of a filesystem, as others than root see it.
+type Room struct {
+	Used, Left         int64  // bytes
+	Inodes, InodesLeft uint64 // all 0 where a filesystem does not count them
 }
 
-func roomOf(stat unix.Statfs_t) room {
-	return room{used: int64(stat.Blocks-stat.Bfree) * stat.Bsize, left: int64(stat.Bavail) * stat.Bsize,
-		inodes: stat.Files, inodesLeft: stat.Ffree}
+func roomOf(stat unix.Statfs_t) Room {
+	return Room{Used: int64(stat.Blocks-stat.Bfree) * stat.Bsize, Left: int64(stat.Bavail) * stat.Bsize,
+		Inodes: stat.Files, InodesLeft: stat.Ffree}
 }
 
 func share(used, left float64) float64 {
@@ -89,14 +94,14 @@ func share(used, left float64) float64 {
 	return used / (used + left)
 }
 
-func (p *SpaceProbe) judge(r room, left float64) (string, error) {
-	bytes, inodes := share(float64(r.used), float64(r.left)), share(float64(r.inodes-r.inodesLeft), float64(r.inodesLeft))
-	text := fmt.Sprintf("%.0f %% of the space and %.0f %% of the inodes in use, %d MiB left%s", 100*bytes, 100*inodes, r.left>>20, inWords(left))
+func (p *SpaceProbe) judge(r Room, left float64) (string, error) {
+	bytes, inodes := share(float64(r.Used), float64(r.Left)), share(float64(r.Inodes-r.InodesLeft), float64(r.InodesLeft))
+	text := fmt.Sprintf("%.0f %% of the space and %.0f %% of the inodes in use, %d MiB left%s", 100*bytes, 100*inodes, r.Left>>20, inWords(left))
 	switch {
 	// ext4 keeps 5 % for root (mke2fs(8), -m), so that the write probe may still succeed.
-	case r.left < leastLeft:
+	case r.Left < leastLeft:
 		return "", &Failure{ReasonNoSpace, fmt.Errorf("nobody but root can write: %s", text)}
-	case r.inodes > 0 && r.inodesLeft == 0:
+	case r.Inodes > 0 && r.InodesLeft == 0:
 		return "", &Failure{ReasonNoInodes, fmt.Errorf("no file can be made: %s", text)}
 	case bytes >= p.WarnAt:
 		return "", &Failure{ReasonLowSpace, fmt.Errorf("little space: %s", text)}

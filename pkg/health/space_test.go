@@ -24,8 +24,9 @@ func (k *kept) SaveUsage(samples []Usage) error {
 func TestSpaceProbe(t *testing.T) {
 	dir, clock, keeper := t.TempDir(), newClock(), &kept{}
 	var seconds float64
+	var found Room
 	probe := &SpaceProbe{Dir: dir, Device: constant(deviceOf(t, dir)), WarnAt: 1.1, Keeper: keeper, Now: clock.Now,
-		Forecast: func(s float64) { seconds = s }}
+		Forecast: func(s float64) { seconds = s }, Found: func(r Room) { found = r }}
 	for range 2 * 24 * 60 { // ten days, every five minutes
 		if _, err := probe.Run(t.Context()); err != nil {
 			t.Fatal(err)
@@ -37,6 +38,9 @@ func TestSpaceProbe(t *testing.T) {
 	}
 	if math.IsNaN(seconds) {
 		t.Error("no forecast after ten days")
+	}
+	if found.Used <= 0 || found.Left <= 0 {
+		t.Errorf("what was found is told as %+v", found)
 	}
 	// A new process goes on with them, fault 71: unless the clock was wrong.
 	clock.now = clock.now.Add(-20 * 365 * 24 * time.Hour)
@@ -60,18 +64,18 @@ func TestSpaceJudgement(t *testing.T) {
 	probe := &SpaceProbe{WarnAt: 0.9, Within: 72 * time.Hour}
 	hours := func(n float64) float64 { return n * 3600 }
 	tests := map[string]struct {
-		room room
+		room Room
 		left float64
 		want Reason
 	}{
-		"much":                  {room{10, 90 << 20, 100, 90}, math.NaN(), ""},
-		"nothing":               {room{90 << 20, 4096, 100, 90}, math.NaN(), ReasonNoSpace},
-		"no inode":              {room{10 << 20, 90 << 20, 100, 0}, math.NaN(), ReasonNoInodes},
-		"no inodes to speak of": {room{10 << 20, 90 << 20, 0, 0}, math.Inf(1), ""},
-		"little":                {room{90 << 20, 10 << 20, 100, 90}, math.NaN(), ReasonLowSpace},
-		"few inodes":            {room{10 << 20, 90 << 20, 100, 10}, math.NaN(), ReasonLowInodes},
-		"not for long":          {room{50 << 20, 50 << 20, 100, 90}, hours(71), ReasonFullSoon},
-		"for long":              {room{50 << 20, 50 << 20, 100, 90}, hours(73), ""},
+		"much":                  {Room{10, 90 << 20, 100, 90}, math.NaN(), ""},
+		"nothing":               {Room{90 << 20, 4096, 100, 90}, math.NaN(), ReasonNoSpace},
+		"no inode":              {Room{10 << 20, 90 << 20, 100, 0}, math.NaN(), ReasonNoInodes},
+		"no inodes to speak of": {Room{10 << 20, 90 << 20, 0, 0}, math.Inf(1), ""},
+		"little":                {Room{90 << 20, 10 << 20, 100, 90}, math.NaN(), ReasonLowSpace},
+		"few inodes":            {Room{10 << 20, 90 << 20, 100, 10}, math.NaN(), ReasonLowInodes},
+		"not for long":          {Room{50 << 20, 50 << 20, 100, 90}, hours(71), ReasonFullSoon},
+		"for long":              {Room{50 << 20, 50 << 20, 100, 90}, hours(73), ""},
 	}
 	for name, test := range tests {
 		text, err := probe.judge(test.room, test.left)
