@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -84,16 +85,32 @@ func (parts ProbeParts) spaceProbe(o *volume.Opened) health.Probe {
 	settings := parts.Config.Probes.Space
 	return &backingProbe{container: o.Record.Container, set: parts.Collector.SetBacking, Probe: &health.SpaceProbe{
 		Dir: o.PrivateDir, Device: deviceOf(o), WarnAt: settings.WarnAt.Share(), Within: settings.FullWithin,
-		Keeper: usageNotes{parts.Inspector.Notes("usage")}, Forecast: parts.Collector.SetForecast, Found: parts.Collector.SetRoom,
+		Keeper: usageNotes{parts.Inspector.Notes("usage"), storesIn(o)}, Forecast: parts.Collector.SetForecast, Found: parts.Collector.SetRoom,
 	}}
 }
 
-// usageNotes keep how full the volume was.
-type usageNotes struct{ volume.Notes }
+// usageNotes keep how full the volume was while it had the stores that it has. What a move has brought in, or taken away, is no rate.
+type usageNotes struct {
+	volume.Notes
+	stores []string
+}
 
-func (n usageNotes) LoadUsage() (usage []health.Usage, err error) { return usage, n.Load(&usage) }
+type usageNote struct {
+	Stores  []string       `json:"stores"`
+	Samples []health.Usage `json:"samples"`
+}
 
-func (n usageNotes) SaveUsage(usage []health.Usage) error { return n.Save(usage) }
+func (n usageNotes) LoadUsage() ([]health.Usage, error) {
+	var note usageNote
+	if err := n.Load(&note); err != nil || !slices.Equal(note.Stores, n.stores) {
+		return nil, err
+	}
+	return note.Samples, nil
+}
+
+func (n usageNotes) SaveUsage(samples []health.Usage) error {
+	return n.Save(usageNote{n.stores, samples})
+}
 
 // lateProbe is a probe that cannot be built before the volume is open.
 type lateProbe struct {

@@ -141,21 +141,29 @@ func (p *SpaceProbe) remember(now Usage) {
 	_ = p.Keeper.SaveUsage(p.samples) // what is not kept is missing after the next start
 }
 
-// timeLeft is how many seconds the bytes left will do at the rate of the samples, by the method of least squares.
+// timeLeft is how many seconds the bytes left will do at the rate of the samples.
 func timeLeft(samples []Usage, left int64) float64 {
-	first, last := samples[0], samples[len(samples)-1]
-	if last.Time.Sub(first.Time) < usageLeast {
+	if samples[len(samples)-1].Time.Sub(samples[0].Time) < usageLeast {
 		return math.NaN()
 	}
-	var sumX, sumY, sumXX, sumXY float64
-	for _, u := range samples {
-		x, y := u.Time.Sub(first.Time).Seconds(), float64(u.Bytes-first.Bytes)
-		sumX, sumY, sumXX, sumXY = sumX+x, sumY+y, sumXX+x*x, sumXY+x*y
-	}
-	n := float64(len(samples))
-	rate := (n*sumXY - sumX*sumY) / (n*sumXX - sumX*sumX) // bytes a second
+	rate := medianRate(samples)
 	if rate <= 0 {
 		return math.Inf(1)
 	}
 	return float64(left) / rate
+}
+
+// medianRate is the median of the rates between any two samples, in bytes a second (the estimator of Theil and Sen). Unlike that of least
+// squares it does not take for a rate that much was stored at once, as by a move or a restored backup.
+func medianRate(samples []Usage) float64 {
+	var rates []float64 // 14 000 of an hourly sample a week
+	for i, later := range samples {
+		for _, earlier := range samples[:i] {
+			if seconds := later.Time.Sub(earlier.Time).Seconds(); seconds > 0 {
+				rates = append(rates, float64(later.Bytes-earlier.Bytes)/seconds)
+			}
+		}
+	}
+	slices.Sort(rates)
+	return (rates[(len(rates)-1)/2] + rates[len(rates)/2]) / 2
 }

@@ -114,3 +114,28 @@ func TestTimeLeft(t *testing.T) {
 		t.Errorf("known after one sample: %v", left)
 	}
 }
+
+// Files that are moved into an empty volume within its first hour are no rate at which it fills up, at no time of the week after; what comes later is
+// one, also beside them.
+func TestTimeLeftAfterMuchAtOnce(t *testing.T) {
+	start := newClock().now
+	const all, moved, within = 50 << 30, 40 << 30, 3 * 24 * 3600
+	for name, test := range map[string]struct {
+		perHour int64
+		soon    bool
+	}{
+		"nothing more":       {0, false},
+		"a little more":      {20 << 20, false}, // three weeks
+		"it really fills up": {200 << 20, true}, // two days
+	} {
+		samples := []Usage{{start, 1 << 20}}
+		for hour := int64(1); hour <= 40; hour++ {
+			used := moved + hour*test.perHour
+			samples = append(samples, Usage{start.Add(time.Duration(hour) * time.Hour), used})
+			left := timeLeft(samples, all-used)
+			if known := hour >= 12; known == math.IsNaN(left) || known && test.soon != (left < within) {
+				t.Errorf("%s: after %d hours: %.1f hours left", name, hour, left/3600)
+			}
+		}
+	}
+}
