@@ -91,8 +91,8 @@ func (p *keysProbe) Run(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", reasoned(err, p.explain)
 	}
-	ways := waysIn(header, record, proofs)
-	p.report(ways)
+	p.report(waysIn(header, record, proofs, ownSource))
+	ways := waysIn(header, record, proofs, failsWith)
 	findings = append(findings, judgeWays(ways, time.Now(), p.settings.ProvenWithin)...)
 	if len(findings) == 0 {
 		return describeWays(ways), nil
@@ -262,6 +262,20 @@ func (p *keysProbe) triedBefore(header *luks2.Header) map[int]time.Time {
 	return tried
 }
 
+// ownSource is what opens a keyslot.
+func ownSource(slot *keys.Slot) keys.Source { return slot.Source }
+
+// failsWith is the source with which a keyslot fails: a key that clevis has sealed in the TPM is gone when the TPM's own are.
+func failsWith(slot *keys.Slot) keys.Source {
+	withoutTPM := func(token luks2.Token) bool {
+		return token.Type == unlock.TokenClevis && !volume.ClevisNeedsTPM(token.Raw)
+	}
+	if slot.Source == keys.Clevis && !slices.ContainsFunc(slot.Tokens, withoutTPM) {
+		return keys.TPM2
+	}
+	return slot.Source
+}
+
 // wayIn is all keyslots that a key of one kind of source opens: they fail together.
 type wayIn struct {
 	source   string
@@ -269,14 +283,14 @@ type wayIn struct {
 	proven   time.Time // zero if never
 }
 
-// waysIn are those of a header.
-func waysIn(header *luks2.Header, record *volume.Record, proofs []volume.KeyProof) []wayIn {
+// waysIn are those of a header; by tells the source that a keyslot counts as.
+func waysIn(header *luks2.Header, record *volume.Record, proofs []volume.KeyProof, by func(*keys.Slot) keys.Source) []wayIn {
 	var ways []wayIn
 	for _, slot := range keys.Slots(header, record.Keyslots) {
 		if slot.Missing || slot.Unbound {
 			continue
 		}
-		source, proven := string(slot.Source), time.Time{}
+		source, proven := string(by(slot)), time.Time{}
 		for _, proof := range proofs {
 			if proof.Keyslot != slot.Number {
 				continue

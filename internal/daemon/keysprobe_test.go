@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"encoding/base64"
 	"errors"
 	"net/http/httptest"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"luksmediad/internal/command"
 	"luksmediad/internal/config"
 	"luksmediad/internal/journal"
+	"luksmediad/internal/keys"
 	"luksmediad/internal/state"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
@@ -208,6 +210,40 @@ func TestKeysProbeWantsIndependentWays(t *testing.T) {
 	b.requireReason(health.ReasonOneWayIn, "1 way in", "recovery proven ")
 }
 
+// A key that clevis has sealed in the TPM is no way in beside the TPM's own, and keeps its series.
+func TestKeysProbeCountsClevisInTheTPMWithIt(t *testing.T) {
+	header := &luks2.Header{Metadata: luks2.Metadata{
+		Keyslots: map[int]luks2.Keyslot{0: {}, 1: {}, 2: {}, 3: {}},
+		Segments: map[int]luks2.Segment{0: {Type: "crypt"}},
+		Digests:  map[int]luks2.Digest{0: {Keyslots: []int{0, 1, 2, 3}, Segments: []int{0}}},
+		Tokens: map[int]luks2.Token{
+			0: {ID: 0, Type: tpm2.TokenType, Keyslots: []int{1}},
+			1: {ID: 1, Type: unlock.TokenClevis, Keyslots: []int{2}, Raw: clevisToken("tpm2")},
+			2: {ID: 2, Type: unlock.TokenClevis, Keyslots: []int{3}, Raw: clevisToken("tang")},
+		},
+	}}
+	record, proven := &volume.Record{}, []volume.KeyProof{}
+	describe := func(by func(*keys.Slot) keys.Source) string { return describeWays(waysIn(header, record, proven, by)) }
+	if got := describe(failsWith); got != "passphrase never proven, tpm2 never proven, clevis never proven" {
+		t.Error(got)
+	}
+	now := time.Now()
+	proven = []volume.KeyProof{{Keyslot: 1, Source: "tpm2", Time: now}, {Keyslot: 2, Source: "clevis", Time: now}}
+	delete(header.Metadata.Keyslots, 3)
+	findings := judgeWays(waysIn(header, record, proven, failsWith), now, time.Hour)
+	if len(findings) != 1 || findings[0].reason != health.ReasonUnproven {
+		t.Errorf("the TPM and clevis in the TPM are well without the passphrase: %+v", findings)
+	}
+	if got := describe(ownSource); !strings.Contains(got, "clevis proven ") || !strings.Contains(got, "tpm2 proven ") {
+		t.Error(got)
+	}
+}
+
+func clevisToken(pin string) []byte {
+	protected := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"dir","clevis":{"pin":"` + pin + `"}}`))
+	return []byte(`{"type":"clevis","jwe":{"protected":"` + protected + `"}}`)
+}
+
 // The TPM is asked without anything that would cost an attempt on a PIN, and what it would refuse is known before a boot is.
 func TestKeysProbeOfTPM(t *testing.T) {
 	tpm := swtpm.Start(t)
@@ -238,12 +274,29 @@ func TestKeysProbeOfTPM(t *testing.T) {
 	b.requireMetric("luksmediad_tpm_unseal_ok 0")
 }
 
+// Without a configured TPM it is not known whether it would give a key: nothing is said, as of one that would not.
+func TestKeysProbeWithoutATPM(t *testing.T) {
+	tpm := swtpm.Start(t)
+	b := newKeyBench(t, config.KeySource{TPM2: &config.TPM2{Device: tpm.TCTI()}})
+	b.add(volume.EnrolTPM2{Device: tpm.TCTI()})
+	b.config.Unlock = nil
+	b.restart()
+	b.requireReason(health.ReasonUnproven)
+	if metrics := b.metrics(); strings.Contains(metrics, "luksmediad_tpm_policy_match{") {
+		t.Error(metrics)
+	}
+}
+
+func (b *keyBench) metrics() string {
+	answer := httptest.NewRecorder()
+	health.MetricsHandler(health.NewRegistry(b.probe.collector)).ServeHTTP(answer, httptest.NewRequestWithContext(b.t.Context(), "GET", "/metrics", nil))
+	return answer.Body.String()
+}
+
 // requireMetric wants a line in what a scrape would give.
 func (b *keyBench) requireMetric(line string) {
 	b.t.Helper()
-	answer := httptest.NewRecorder()
-	health.MetricsHandler(health.NewRegistry(b.probe.collector)).ServeHTTP(answer, httptest.NewRequestWithContext(b.t.Context(), "GET", "/metrics", nil))
-	if !slices.Contains(strings.Split(answer.Body.String(), "\n"), line) {
+	if !slices.Contains(strings.Split(b.metrics(), "\n"), line) {
 		b.t.Errorf("no %s", line)
 	}
 }
@@ -285,6 +338,29 @@ func (b *keyBench) lockout(tpm *swtpm.TPM) (failures, limit uint32) {
 	failures, limit, err = device.Lockout(b.t.Context())
 	b.must(err)
 	return failures, limit
+}
+
+// How full the volume was before a move is no part of a rate; the next daemon goes on with what was since.
+func TestUsageNotes(t *testing.T) {
+	b := newKeyBench(t)
+	before := usageNotes{b.volume.Notes("usage"), nil}
+	samples := []health.Usage{{Time: time.Unix(1, 0).UTC(), Bytes: 1}, {Time: time.Unix(2, 0).UTC(), Bytes: 2}}
+	b.must(before.SaveUsage(samples))
+	if got, err := (usageNotes{b.volume.Notes("usage"), nil}).LoadUsage(); err != nil || !slices.Equal(got, samples) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	after := usageNotes{b.volume.Notes("usage"), []string{"/volume/stores/media"}}
+	if got, err := after.LoadUsage(); err != nil || len(got) > 0 {
+		t.Errorf("after a move: %+v, %v", got, err)
+	}
+	b.must(after.SaveUsage(samples[1:]))
+	if got, err := after.LoadUsage(); err != nil || !slices.Equal(got, samples[1:]) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	b.must(b.volume.Notes("usage").Save(samples)) // as it was once
+	if got, err := after.LoadUsage(); err == nil || len(got) > 0 {
+		t.Errorf("of another form: %+v", got)
+	}
 }
 
 // The header probe sees the disk: what another process has just written to it, and gives each finding a reason of its own.

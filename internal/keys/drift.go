@@ -74,6 +74,9 @@ type Live struct {
 func (l Live) Drifts(ctx context.Context, header *luks2.Header) ([]Drift, error) {
 	tokens := header.Tokens(tpm2.TokenType)
 	drifts := make([]Drift, len(tokens))
+	for j, token := range tokens {
+		drifts[j] = Drift{Token: token, Result: NotComparable} // with no TPM
+	}
 	for i, tpm := range l.TPMs {
 		if len(tokens) == 0 {
 			break

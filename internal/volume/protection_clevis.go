@@ -43,24 +43,53 @@ func wayOfClevis(header *luks2.Header, name string) way {
 	return unknownWay(unlock.TokenClevis, "what "+name+" is bound to is not known")
 }
 
-// clevisLevel reads the JWE of a token, which is in JSON.
-func clevisLevel(raw []byte) Level {
+// clevisLevel is that of a token.
+func clevisLevel(raw []byte) Level { return pinLevel(protectedOf(raw), maxShares) }
+
+// protectedOf is the protected header of a token's JWE, which is in JSON; empty if there is none.
+func protectedOf(raw []byte) string {
 	var token struct {
 		JWE struct {
 			Protected string `json:"protected"`
 		} `json:"jwe"`
 	}
 	if err := json.Unmarshal(raw, &token); err != nil {
-		return LevelUnknown
+		return ""
 	}
-	return pinLevel(token.JWE.Protected, maxShares)
+	return token.JWE.Protected
+}
+
+// ClevisNeedsTPM tells whether a token of clevis gives its key only with the TPM. One that cannot be read is not known to.
+func ClevisNeedsTPM(raw []byte) bool { return needsTPM(protectedOf(raw), maxShares) }
+
+func needsTPM(protected string, depth int) bool {
+	pin := readPin(protected)
+	if depth == 0 || pin.Clevis.Pin != "sss" {
+		return pin.Clevis.Pin == "tpm2"
+	}
+	without := 0
+	for _, share := range pin.Clevis.SSS.Shares {
+		protected, _, _ := strings.Cut(share, ".")
+		if !needsTPM(protected, depth-1) {
+			without++
+		}
+	}
+	return without < pin.Clevis.SSS.Threshold
+}
+
+// readPin reads a protected header; the pin of one that cannot be read is empty.
+func readPin(protected string) (pin clevisPin) {
+	text, err := base64.RawURLEncoding.DecodeString(protected)
+	if err != nil || json.Unmarshal(text, &pin) != nil {
+		return clevisPin{}
+	}
+	return pin
 }
 
 // pinLevel reads a protected header. Shares are JWEs in the compact form, which begins with it.
 func pinLevel(protected string, depth int) Level {
-	var pin clevisPin
-	text, err := base64.RawURLEncoding.DecodeString(protected)
-	if err != nil || json.Unmarshal(text, &pin) != nil || depth == 0 {
+	pin := readPin(protected)
+	if depth == 0 {
 		return LevelUnknown
 	}
 	switch pin.Clevis.Pin {

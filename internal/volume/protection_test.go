@@ -279,6 +279,26 @@ func TestProtectionByClevis(t *testing.T) {
 	}
 }
 
+// A key that is split needs the TPM if too few shares come without.
+func TestClevisNeedsTPM(t *testing.T) {
+	const tang, tpm, other = `{"pin":"tang","tang":{"url":"http://tang"}}`, `{"pin":"tpm2","tpm2":{"pcr_ids":"7"}}`, `{"pin":"yubikey"}`
+	deep := tpm
+	for range maxShares + 1 {
+		deep = sss(1, deep)
+	}
+	for pin, want := range map[string]bool{
+		tang: false, tpm: true, other: false, `{}`: false, `7`: false,
+		sss(1, tang, tpm): false, sss(2, tang, tpm): true, sss(2, tang, tpm, other): false, sss(1, tpm): true, sss(1, sss(2, tang, tpm)): true, deep: false,
+	} {
+		if got := ClevisNeedsTPM(fmt.Appendf(nil, `{"type":"clevis","keyslots":["1"],"jwe":{"protected":%q}}`, protected(pin))); got != want {
+			t.Errorf("%s: %v", pin, got)
+		}
+	}
+	if ClevisNeedsTPM([]byte(`"`)) {
+		t.Error("a token that cannot be read needs the TPM")
+	}
+}
+
 // Every level is listed once.
 func TestLevels(t *testing.T) {
 	levels := Levels()
