@@ -138,6 +138,7 @@ func exposition(t *testing.T) string {
 	c.ExpectKeyslots("recovery", "tpm2")
 	c.ExpectProtection("none_same_disk", "snapshot", "unknown")
 	c.SetContainer(1<<30, "aes-xts-plain64", 4096)
+	c.SetPolicies(map[int]bool{0: true})
 	for _, code := range health.Codes() {
 		if health.Reasons(code) != nil {
 			board.Expect(code, time.Minute)

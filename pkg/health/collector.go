@@ -239,16 +239,21 @@ func boardGauges() []boardGauge {
 		gauge("ready", "Whether /readyz answers 200.", func(snapshot []Condition) bool { return Readyz.report(snapshot).Status != Fail }),
 		gauge("unlocked", "Whether the container is unlocked.", holds(Unlock)),
 		gauge("mounted", "Whether the volume and its stores are mounted.", holds(Mount)),
-		gauge("mount_readonly", "Whether the last run of the write probe found the volume read-only.", readOnly),
+		gauge("mount_readonly", "Whether the last run of the write probe found the volume read-only.",
+			because(Write, ReasonReadOnly, ReasonEmergencyRO)), // ext4 has a state of its own for that since Linux 6.15
+		gauge("plaintext_suspected", "Whether the last run of the ciphertext probe found something else on the disk than the pinned cipher gives.",
+			because(Ciphertext, ReasonCipherMismatch, ReasonMagicMissing, ReasonNotRandom, ReasonPlaintext)),
+		gauge("header_backup_outdated", "Whether the last run of the header probe found the copy of the header missing, or older than the header.",
+			because(Header, ReasonBackupMissing, ReasonBackupOld)),
 		gauge("gate_open", "Whether services may start.", holds(Gate)),
 	}
 }
 
-// readOnly says whether the filesystem takes no writes; ext4 has a state of its own for that since Linux 6.15.
-func readOnly(snapshot []Condition) bool {
-	return slices.ContainsFunc(snapshot, func(c Condition) bool {
-		return c.Code == Write && c.Status == Fail && (c.Reason == ReasonReadOnly || c.Reason == "emergency_ro")
-	})
+// because says whether a condition does not hold for one of these reasons.
+func because(code Code, reasons ...Reason) func([]Condition) bool {
+	return func(snapshot []Condition) bool {
+		return slices.ContainsFunc(snapshot, func(c Condition) bool { return c.Code == code && slices.Contains(reasons, c.Reason) })
+	}
 }
 
 // staleAfter gives for each probe that is expected how old its outcome may get.

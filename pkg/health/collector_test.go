@@ -124,15 +124,33 @@ func TestOnlyCausesAreAlarms(t *testing.T) {
 	}
 }
 
-func TestReadOnlyMount(t *testing.T) {
-	board := goodBoard(Options{})
-	c := NewCollector(board)
-	if text := exposition(t, c); !strings.Contains(text, "luksmediad_mount_readonly 0") {
-		t.Error(text)
-	}
-	board.Set(Write, Fail, ReasonReadOnly, "")
-	if text := exposition(t, c); !strings.Contains(text, "luksmediad_mount_readonly 1") {
-		t.Error(text)
+// What an alert of its own is about is a state, which a failure for another reason ends.
+func TestMetricsOfReasons(t *testing.T) {
+	for _, test := range []struct {
+		metric string
+		code   Code
+		other  Reason
+		these  []Reason
+	}{
+		{"mount_readonly", Write, ReasonTimeout, []Reason{ReasonReadOnly, ReasonEmergencyRO}},
+		{"plaintext_suspected", Ciphertext, ReasonTimeout, []Reason{ReasonCipherMismatch, ReasonMagicMissing, ReasonNotRandom, ReasonPlaintext}},
+		{"header_backup_outdated", Header, ReasonKeyslotUnknown, []Reason{ReasonBackupMissing, ReasonBackupOld}},
+	} {
+		board := goodBoard(Options{})
+		c := NewCollector(board)
+		require := func(value string) {
+			t.Helper()
+			if text := exposition(t, c); !strings.Contains(text, "luksmediad_"+test.metric+" "+value+"\n") {
+				t.Errorf("%s is not %s", test.metric, value)
+			}
+		}
+		require("0")
+		for _, reason := range test.these {
+			board.Set(test.code, Fail, reason, "")
+			require("1")
+			board.Set(test.code, Fail, test.other, "")
+			require("0")
+		}
 	}
 }
 
