@@ -110,8 +110,8 @@ type Daemon struct {
 	lockers atomic.Int32
 	// assessing: a look at where the keys lie is under way.
 	assessing atomic.Bool
-	// moving is what was last said about a move; it belongs to the goroutine of Run.
-	moving string
+	// said is the last STATUS=.
+	said atomic.Pointer[string]
 	// restarting: a service that a move has left stopped is being started.
 	restarting atomic.Bool
 	// resuming: services that gave up waiting for the gate are being started.
@@ -246,6 +246,7 @@ func (d *Daemon) Run(ctx context.Context) {
 		case <-pulse.C:
 			d.beat()
 			d.followMove()
+			d.refreshStatus()
 		case <-patrol.C:
 			d.patrol(operations)
 		case task := <-d.tasks:

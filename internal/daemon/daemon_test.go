@@ -424,6 +424,39 @@ func TestInterruptedMove(t *testing.T) {
 	})
 }
 
+// What fails first while the volume is served is shown with what to type as long as it does, and in place of what follows from it.
+func TestFailureIsShownWhileServing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.start(t)
+		s.after(10 * time.Second)
+		requireLast := func(want string) {
+			t.Helper()
+			if said := s.record.having("notify STATUS="); !strings.HasSuffix(said[len(said)-1], "STATUS="+want) {
+				t.Errorf("%q is shown, want %q", said[len(said)-1], want)
+			}
+		}
+		requireLast("serving")
+		s.Board.Set(health.Thumbnail, health.Fail, health.ReasonRefused, "HTTP 500")
+		s.Board.Set(health.Space, health.Fail, health.ReasonLowSpace, "little") // only a warning
+		s.after(heartbeat)
+		requireLast("serving; thumbnail fails: refused: HTTP 500; type: luksmediad status")
+		said := len(s.record.having("notify STATUS="))
+		s.after(4 * heartbeat)
+		if again := len(s.record.having("notify STATUS=")); again != said {
+			t.Errorf("the same was said %d times more", again-said)
+		}
+		s.Board.Set(health.Write, health.Fail, health.ReasonNoSpace, "full")
+		s.after(heartbeat)
+		requireLast("serving; write fails: no_space: full; type: luksmediad status")
+		s.Board.Set(health.Write, health.OK, "", "")
+		s.Board.Set(health.Thumbnail, health.OK, "", "")
+		s.after(heartbeat)
+		requireLast("serving")
+		s.stopDaemon()
+	})
+}
+
 // A move that another process does is shown for as long as it lasts.
 func TestMoveIsShown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -30,19 +30,12 @@ func (d *Daemon) Operations(context.Context) ([]api.Operation, error) {
 
 // followMove shows how far a move is, which another process does.
 func (d *Daemon) followMove() {
-	doing := ""
-	move := d.Mover.Progress()
-	if move != nil && move.State == api.OperationStateRunning {
-		doing = fmt.Sprintf("%s %s: %s", move.Action, move.Store, move.Text)
-		d.Collector.SetMove(moveOf(*move))
-		d.Notifier.Notify("STATUS=" + string(d.phase) + "; " + doing)
-	} else {
-		d.Collector.SetMove(health.Move{})
-		if d.moving != "" {
-			d.reportStatus()
-		}
+	moving, progress := "", health.Move{}
+	if move := d.Mover.Progress(); move != nil && move.State == api.OperationStateRunning {
+		moving, progress = fmt.Sprintf("%s %s: %s", move.Action, move.Store, move.Text), moveOf(*move)
 	}
-	d.moving = doing
+	d.Collector.SetMove(progress)
+	d.view.setMoving(moving)
 }
 
 func moveOf(o api.Operation) health.Move {

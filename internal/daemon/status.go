@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 
@@ -77,20 +78,43 @@ func openingOf(opened *volume.Opened) api.Opening {
 
 func isUnknownProbe(err error) bool { return errors.Is(err, health.ErrNoProbe) }
 
-// reportStatus sends one line to the service manager: the phase, and what is wrong first.
+// reportStatus sends one line to the service manager.
 func (d *Daemon) reportStatus() {
+	line := d.statusLine()
+	d.said.Store(&line)
+	d.Notifier.Notify("STATUS=" + line)
+}
+
+// refreshStatus sends it again where something else is to be said by now, such as of a probe.
+func (d *Daemon) refreshStatus() {
+	if said := d.said.Load(); said == nil || *said != d.statusLine() {
+		d.reportStatus()
+	}
+}
+
+// statusLine is the phase, what is being done, and what fails first.
+func (d *Daemon) statusLine() string {
 	seen := d.view.snapshot()
 	line := string(seen.phase)
 	if seen.doing != "" {
 		line += ": " + seen.doing
 	}
-	if c, failing := d.firstFailure(); failing && seen.phase == waiting {
-		line += ": " + c.Text
-		if c.Next != "" {
-			line += "; type: " + c.Next
-		}
+	if seen.moving != "" {
+		line += "; " + seen.moving
 	}
-	d.Notifier.Notify("STATUS=" + line)
+	c, failing := d.firstFailure()
+	switch {
+	case failing && seen.phase == waiting:
+		line += ": " + c.Text
+	case failing && seen.phase == serving:
+		line += fmt.Sprintf("; %s fails: %s: %s", c.Code, c.Reason, c.Text)
+	default:
+		return line
+	}
+	if c.Next != "" {
+		line += "; type: " + c.Next
+	}
+	return line
 }
 
 // firstFailure is the condition that fails first and is the consequence of no other one.

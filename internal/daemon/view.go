@@ -18,6 +18,8 @@ type view struct {
 	phase   phase
 	// doing is the step that runs, or what it waits for.
 	doing string
+	// moving is how far a move is; empty if there is none.
+	moving string
 	// growth is nil while the volume is not made larger.
 	growth *api.Operation
 	opened *volume.Opened
@@ -48,6 +50,12 @@ func (v *view) setDoing(doing string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.doing = doing
+}
+
+func (v *view) setMoving(moving string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.moving = moving
 }
 
 func (v *view) setGrowth(growth *api.Operation) {
@@ -106,6 +114,6 @@ func (v *view) setProtection(p volume.Protection) bool {
 func (v *view) snapshot() view {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return view{started: v.started, phase: v.phase, doing: v.doing, growth: v.growth, opened: v.opened, stores: v.stores, openedBy: v.openedBy, mapped: v.mapped,
+	return view{started: v.started, phase: v.phase, doing: v.doing, moving: v.moving, growth: v.growth, opened: v.opened, stores: v.stores, openedBy: v.openedBy, mapped: v.mapped,
 		bytes: v.bytes, tried: maps.Clone(v.tried), protection: v.protection}
 }
