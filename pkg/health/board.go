@@ -239,7 +239,7 @@ func (b *Board) snapshot() []Condition {
 		if c.Status == Warn || c.Status == Fail {
 			c.Next = strings.ReplaceAll(b.advise(e, c.Reason), subjectPlace, c.Subject)
 		}
-		for _, on := range e.causes(c.Status) {
+		for _, on := range e.causes(c.Status, c.Reason) {
 			cause, wrong := causes[on]
 			if explains := failed[on] || slices.Contains(e.dependsOn, on); wrong && explains && !c.Hidden() {
 				c.Cause = cause
@@ -269,8 +269,8 @@ func (b *Board) advise(e *entry, reason Reason) string {
 }
 
 // causes are the conditions whose failure explains the status.
-func (e *entry) causes(status Status) []Code {
-	if status == OK || status == Warn {
+func (e *entry) causes(status Status, reason Reason) []Code {
+	if status == OK || status == Warn && !slices.Contains(e.unseen, reason) {
 		return e.dependsOn
 	}
 	return e.allCauses

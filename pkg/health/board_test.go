@@ -53,6 +53,11 @@ func TestTableIsClosed(t *testing.T) {
 				t.Errorf("%s degrades with %s, which it never has", d.code, reason)
 			}
 		}
+		for _, reason := range d.unseen {
+			if !slices.Contains(d.reasons, reason) || len(d.follows) == 0 {
+				t.Errorf("%s sees nothing with %s, which it never has, or follows nothing", d.code, reason)
+			}
+		}
 		if seen[d.code] || d.title == "" {
 			t.Errorf("%q is there twice or has no title", d.code)
 		}
@@ -208,6 +213,25 @@ func TestHeaderExplainsOnlyFailures(t *testing.T) {
 	}
 	if !strings.HasPrefix(text.String(), "[-]header failed: header_damaged: both copies are damaged (0s ago)\n") {
 		t.Errorf("readyz does not name the cause:\n%s", &text)
+	}
+}
+
+// A header that is destroyed is why the keys cannot be looked at; what was seen of them is said beside it.
+func TestHeaderExplainsKeysThatWereNotSeen(t *testing.T) {
+	for reason, hidden := range map[Reason]bool{ReasonUnreadable: true, ReasonIO: true, ReasonTimeout: true, ReasonDrift: false, ReasonUnproven: false} {
+		b := goodBoard(Options{})
+		b.Set(Keys, Fail, reason, "")
+		if c := find(t, b, Keys); c.Hidden() || c.Status != Warn {
+			t.Errorf("%s below a good header: %+v", reason, c)
+		}
+		b.Set(Header, Fail, ReasonHeaderDamaged, "both copies are damaged")
+		if c := find(t, b, Keys); c.Hidden() != hidden || hidden && c.Cause != Header {
+			t.Errorf("%s: hidden %v by %q", reason, c.Hidden(), c.Cause)
+		}
+		b.Set(Header, Fail, ReasonBackupOld, "") // only a warning
+		if c := find(t, b, Keys); c.Hidden() {
+			t.Errorf("%s is hidden by a warning", reason)
+		}
 	}
 }
 

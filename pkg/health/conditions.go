@@ -101,6 +101,7 @@ type definition struct {
 	follows   []Code   // causes only by their failure, and of its failure only: what holds does so without them
 	reasons   []Reason // of a probe: everything it fails with; nil marks a lifecycle step
 	degrades  []Reason // with these reasons the failure is only a warning
+	unseen    []Reason // with these reasons nothing was seen, so that also a warning follows from the failure of what it follows
 }
 
 func (d definition) probed() bool { return d.reasons != nil }
@@ -172,6 +173,7 @@ var conditions = []definition{
 			ReasonDrift, ReasonError, ReasonIO, ReasonKeyFailed, ReasonLockoutNear, ReasonOneWayIn, ReasonTimeout, ReasonUnproven,
 			ReasonUnreadable,
 		},
+		unseen: []Reason{ReasonIO, ReasonTimeout, ReasonUnreadable},
 	},
 	{code: Protection, title: "keys apart from the container", impact: Degrades, dependsOn: []Code{Container}},
 	// What was refused when it was read again; what is in force is whole.
