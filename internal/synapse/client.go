@@ -45,7 +45,6 @@ func NewClient(base, tokenFile, adminTokenFile string) *Client {
 		tokenFile:      tokenFile,
 		adminTokenFile: adminTokenFile,
 		http: &http.Client{
-			Timeout: requestTimeout,
 			// No proxy of the environment and no redirect shall see the token.
 			Transport: &http.Transport{
 				DialContext:            (&net.Dialer{Timeout: dialTimeout}).DialContext,
@@ -197,6 +196,8 @@ type call struct {
 
 // do makes a request and returns the body and type of an answer of status 200.
 func (c *Client) do(ctx context.Context, call call) (body []byte, contentType string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience(ctx))
+	defer cancel()
 	request, err := c.request(ctx, call)
 	if err != nil {
 		return nil, "", err
@@ -219,6 +220,14 @@ func (c *Client) do(ctx context.Context, call call) (body []byte, contentType st
 		}
 	}
 	return body, response.Header.Get("Content-Type"), nil
+}
+
+// patience ends before the caller's: a server that hangs is one that does not answer, not a probe that is late.
+func patience(ctx context.Context) time.Duration {
+	if deadline, ok := ctx.Deadline(); ok {
+		return min(requestTimeout, time.Until(deadline)*3/4)
+	}
+	return requestTimeout
 }
 
 func (c *Client) request(ctx context.Context, call call) (*http.Request, error) {
