@@ -332,6 +332,9 @@ func TestFailedClosingOpensAgain(t *testing.T) {
 			if s.Live.Load() != nil {
 				t.Error("probes look at a volume that is being closed")
 			}
+			if s.Board.Ready() {
+				t.Error("ready while the volume is being closed")
+			}
 			time.Sleep(time.Second)
 			return &volume.StepError{Step: volume.StepUnmount, Err: errBroken}
 		})

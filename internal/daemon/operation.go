@@ -112,6 +112,7 @@ func (d *Daemon) close(ctx context.Context) outcome {
 		return outcome{err: err}
 	}
 	defer release()
+	d.Board.Set(health.Gate, health.Fail, reasonNotOpen, "the volume is being closed") // before anything of it goes
 	d.Live.Store(nil)
 	d.restProbes(ctx)
 	if err := d.Volume.Close(ctx, &observer{Daemon: d}); err != nil {
