@@ -132,6 +132,20 @@ func TestStoppedDockerIsLeftAlone(t *testing.T) {
 	}
 }
 
+// The state is that of docker.service on the bus.
+func TestStateOfDocker(t *testing.T) {
+	inspected := map[string]string{"/containers/json": listed, "/containers/aa11/json": `{"Id":"aa11","State":{"Pid":4242}}`}
+	for state, called := range map[string]bool{"active/enabled": true, "inactive/enabled": false} {
+		t.Run(state, func(t *testing.T) {
+			startServiceManager(t, map[string]string{"docker.service": state})
+			mounts, err := NewDocker(engineSocket(t, inspected)).LeaveStopped().Mounts(t.Context(), wantedData)
+			if err != nil || called != (len(mounts) > 0) {
+				t.Errorf("%v, %v", mounts, err)
+			}
+		})
+	}
+}
+
 func TestReadMediaPlaces(t *testing.T) {
 	tests := map[string]struct {
 		content string
