@@ -311,7 +311,8 @@ func (v *Volume) exchangeBack(m *move, aside string) error {
 	return v.syncExchange(m)
 }
 
-// settleEncrypted makes the copy in the volume the truth for good.
+// settleEncrypted makes the copy in the volume the truth for good. The record is written in any case: that it says so in memory may be left from a
+// try that failed.
 func (v *Volume) settleEncrypted(m *move, record *Record) error {
 	if err := v.syncExchange(m); err != nil {
 		return err
@@ -319,9 +320,9 @@ func (v *Volume) settleEncrypted(m *move, record *Record) error {
 	moved := EncryptedStore{Name: m.Store, Path: m.Path}
 	if !slices.Contains(record.Encrypted, moved) {
 		record.Encrypted = append(record.Encrypted, moved)
-		if err := v.saveRecord(record); err != nil {
-			return err
-		}
+	}
+	if err := v.saveRecord(record); err != nil {
+		return err
 	}
 	if m.Phase == phaseVerified {
 		m.Phase = phaseTrial

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"luksmediad/internal/config"
+	"luksmediad/pkg/mount"
 )
 
 // slowService takes a while to stop, whether or not anybody waits for that. Until then it runs, so that a start does nothing, as with a
@@ -236,4 +239,40 @@ func TestStopNeedsJournal(t *testing.T) {
 		}
 		requireRunning(t, service)
 	})
+}
+
+// The record says that the store has moved in before the journal does, also if it could not be written at the first try.
+func TestRecordIsWrittenAtTheSecondTry(t *testing.T) {
+	v := testVolume(t, "/srv/volume.luks")
+	dir := t.TempDir()
+	moved := &move{Store: "media", Path: filepath.Join(dir, "media"), ID: "1", Phase: phaseVerified}
+	aside := asidePath(moved)
+	makeFolders(t, moved.Path, aside, filepath.Join(aside, "media"))
+	var faults [2]error
+	moved.Bare, _, faults[0] = mount.IdentifyDirectory(moved.Path)
+	moved.Aside, _, faults[1] = mount.IdentifyDirectory(aside)
+	if err := errors.Join(faults[:]...); err != nil {
+		t.Fatal(err)
+	}
+	record, works := &Record{Container: "/srv/volume.luks"}, v.states
+	v.states.Dir = filepath.Join(dir, "nowhere", "state") // below a folder that is not there
+	if err := v.resolve(moved, record); err == nil {
+		t.Fatal("resolved")
+	}
+	v.states = works
+	if err := v.resolve(moved, record); err != nil || moved.Phase != phaseTrial {
+		t.Fatalf("%s: %v", moved.Phase, err)
+	}
+	if written, err := v.loadRecord(); err != nil || len(written.Encrypted) != 1 {
+		t.Errorf("%+v, %v", written, err)
+	}
+}
+
+func makeFolders(t *testing.T, paths ...string) {
+	t.Helper()
+	for _, path := range paths {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
