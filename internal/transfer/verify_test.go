@@ -198,6 +198,20 @@ func TestVerifyFindsWhatWasTouchedSince(t *testing.T) {
 	}
 }
 
+// What a copy was not sure of is made anew by the delta. Where the clock was set back in between, that is older than the first verification.
+func TestVerifyReadsWhatWasUnsettled(t *testing.T) {
+	m := newMove(t)
+	m.file("young", "one")
+	before := m.copy()
+	m.verify(before)
+	before.verified = Time{Seconds: before.verified.Seconds + 3600, Nanoseconds: 1}
+	after := m.delta(before)
+	path := filepath.Join(m.to, "young")
+	keepTimes(t, path, func() { flip(1)(t, path) })
+	_, err := Verify(context.Background(), m.to, after, VerifyOptions{Options: m.options, Verified: before})
+	requireFaults(t, err, Difference{"young", FaultContent})
+}
+
 // A device that the target is not on is not used, and the proof says so.
 func TestVerifyRefusesAnotherDevice(t *testing.T) {
 	m := newMove(t)
