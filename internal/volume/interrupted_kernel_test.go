@@ -51,23 +51,49 @@ func TestMigrateDiscardsWrongCopy(t *testing.T) {
 	s := newPlaintext(t)
 	time.Sleep(3 * time.Second) // what is younger than two seconds is copied once more
 	s.failAtPoint("after stop", s.Migrate)
-	damaged := filepath.Join(s.Store("media"), "local_content/aa/7")
-	info, err := os.Stat(damaged)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.write(damaged, strings.Repeat("x", int(info.Size())))
-	if err := os.Chtimes(damaged, info.ModTime(), info.ModTime()); err != nil {
-		t.Fatal(err)
-	}
+	s.rot(filepath.Join(s.Store("media"), "local_content/aa/7"))
 	s.leave(func(m *move) { m.Stopped = true })
 	s.remove(s.standIn().running())
-	_, err = s.Migrate(t.Context(), s.moveOptions(), &watcher{})
+	_, err := s.Migrate(t.Context(), s.moveOptions(), &watcher{})
 	s.requireError(err, StepVerify, transfer.ErrMismatch)
 	s.requireServing("after the comparison")
 	s.requirePlain()
 	s.migrate()
 	s.requireServing("moved in")
+}
+
+// rot changes nothing of a file but its content.
+func (s *site) rot(path string) {
+	s.t.Helper()
+	info, err := os.Stat(path)
+	s.must(err)
+	s.write(path, strings.Repeat("x", int(info.Size())))
+	s.must(os.Chtimes(path, info.ModTime(), info.ModTime()))
+}
+
+// A discard that ends in the middle leaves nothing that the next move would go on from.
+func TestMigrateAfterHalfADiscard(t *testing.T) {
+	s := newPlaintext(t)
+	time.Sleep(3 * time.Second) // what is younger than two seconds is copied once more
+	s.failAtPoint("after stop", s.Migrate)
+	s.rot(filepath.Join(s.Store("media"), "local_content/aa/7"))
+	var blocked string
+	_, err := s.Migrate(t.Context(), s.moveOptions(), &watcher{before: func(step Step) {
+		if step == StepVerify {
+			s.leave(func(m *move) { blocked = filepath.Join(s.PrivateDir(), "discarded", m.ID+".store") })
+			s.must(os.MkdirAll(filepath.Join(blocked, "in the way"), 0o700))
+		}
+	}})
+	s.requireError(err, StepVerify, transfer.ErrMismatch)
+	s.leave(func(m *move) {
+		if m.Phase != phaseBack {
+			t.Errorf("phase %s", m.Phase)
+		}
+	})
+	s.must(os.RemoveAll(blocked))
+	s.migrate()
+	s.requireServing("moved in")
+	s.requireEncrypted()
 }
 
 // What an interrupted discard has left takes no room of the next move; a discard that has come to its end leaves nothing. The directory

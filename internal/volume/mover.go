@@ -461,8 +461,11 @@ func (m *mover) openedNow() (*Opened, error) {
 func (m *mover) discardedFolder() string { return filepath.Join(m.PrivateDir(), "discarded") }
 
 // discard ends a move of which nothing in the volume is needed any more: the copy, at once, then the folder aside, and the journal when
-// nothing is left.
+// nothing is left. The journal says so first: a move could not go on from half of that.
 func (m *mover) discard(context.Context) error {
+	if err := m.renounce(); err != nil {
+		return err
+	}
 	if err := m.setAside(); err != nil {
 		return err
 	}
@@ -480,6 +483,20 @@ func (m *mover) discard(context.Context) error {
 	}
 	m.move = nil
 	return nil
+}
+
+// renounce writes down that the copy in the volume is nothing to go on from.
+func (m *mover) renounce() error {
+	before := m.move.Phase
+	if before == phaseBack {
+		return nil
+	}
+	m.move.Phase = phaseBack
+	err := m.saveMove(m.move)
+	if err != nil {
+		m.move.Phase = before
+	}
+	return err
 }
 
 // setAside takes copy and manifest out of the way in one step each.
