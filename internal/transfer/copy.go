@@ -61,6 +61,8 @@ type copier struct {
 	claim   claim
 	// vanished is told of entries that are not there any more; Copy forgives it, the others do not.
 	vanished func(err error) error
+	// unclaimed: no earlier run has put anything into the target. A claim is saved before this one does.
+	unclaimed bool
 
 	mu     sync.Mutex
 	opened []*Manifest // of earlier copies, and parts of this one
@@ -180,22 +182,37 @@ func (c *copier) requireDurable() error {
 
 // claimTarget says whether an earlier run has claimed the target, with the same source. Only then it may be as check would not have it.
 func (c *copier) claimTarget(check func() error) (again bool, err error) {
-	store := state.Store{Dir: c.o.State}
-	err = store.Load(claimName, stateVersion, &c.claim)
+	again, err = c.loadClaim()
+	if err != nil || again {
+		return again, err
+	}
+	if err := check(); err != nil {
+		return false, err
+	}
+	return false, c.saveClaim()
+}
+
+// loadClaim takes a claim that is later than now for as early as now: the clock was set back, and what is made from here on is ours.
+func (c *copier) loadClaim() (again bool, err error) {
+	err = state.Store{Dir: c.o.State}.Load(claimName, stateVersion, &c.claim)
 	ours := claim{From: identityOf(&c.from.root), To: identityOf(&c.to.root), Began: c.began}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := check(); err != nil {
-			return false, err
-		}
 		c.claim = ours
-		return false, stateError(store.Save(claimName, stateVersion, ours))
+		return false, nil
 	case err != nil:
 		return false, err
 	case c.claim.From != ours.From || c.claim.To != ours.To:
 		return false, fmt.Errorf("cannot go on with %s: an earlier copy was of another folder, or to another: %w", c.to.path, ErrForeign)
+	case c.claim.Began.after(c.began):
+		c.claim.Began = c.began
+		return true, c.saveClaim()
 	}
 	return true, nil
+}
+
+func (c *copier) saveClaim() error {
+	return stateError(state.Store{Dir: c.o.State}.Save(claimName, stateVersion, c.claim))
 }
 
 // requireEmpty also takes away what new entries would inherit.

@@ -83,13 +83,14 @@ func (p *plan) replace(target, source *Entry) error {
 	return p.make(source)
 }
 
-// requireOurs refuses what is older than the copy: it was moved here. Nobody but root can have made it since.
+// requireOurs refuses what is older than the copy: it was moved here. Nobody but root can have made it since. Before anything was copied nothing is
+// ours, whatever the clock was then.
 func (c *copier) requireOurs(e *Entry) error {
 	stat, err := c.to.status(e.Path)
 	if err != nil {
 		return writeError(e.Path, err)
 	}
-	if e.Path != "" && !c.claim.owns(&stat) {
+	if e.Path != "" && (c.unclaimed || !c.claim.owns(&stat)) {
 		return foreign(e.Path)
 	}
 	return nil
@@ -109,6 +110,11 @@ func (c *copier) carryOut(ctx context.Context, decide func(p *plan) error) (*Man
 	defer p.close()
 	if err := decide(p); err != nil {
 		return nil, err
+	}
+	if c.unclaimed {
+		if err := c.saveClaim(); err != nil {
+			return nil, err
+		}
 	}
 	c.meter.begin(PhaseCopy, p.changes.Entries, p.changes.Bytes)
 	if err := c.apply(ctx, p); err != nil {
@@ -156,7 +162,8 @@ func follow(ctx context.Context, from, to string, o Options, do func(c *copier) 
 	c.strict, c.settled = true, never()
 	awaitClock(c.began) // so that what changes from here on is younger than what was found
 	var m *Manifest
-	if _, err = c.claimTarget(func() error { return nil }); err == nil {
+	again, err := c.loadClaim()
+	if c.unclaimed = !again; err == nil {
 		m, err = do(c)
 	}
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"luksmediad/internal/state"
 )
 
 // change does one of each kind of change to a hostile source.
@@ -309,4 +311,47 @@ func TestCarryBackRefusesForeign(t *testing.T) {
 	if content, err := os.ReadFile(filepath.Join(m.to, "new")); string(content) != "precious" {
 		t.Errorf("it holds %q: %v", content, err)
 	}
+}
+
+// What was there before the first way back is not its own, also if the clock is slow.
+func TestFirstCarryBackOwnsNothing(t *testing.T) {
+	m := newMove(t)
+	m.file("plain", "x")
+	manifest := m.delta(m.copy())
+	check(t, os.WriteFile(m.at("new"), []byte("precious"), 0o600))
+	check(t, os.WriteFile(filepath.Join(m.to, "new"), []byte("uploaded"), 0o600))
+	m.from, m.to = m.to, m.from
+	for range 2 {
+		_, err := m.carryBack(manifest)
+		requirePath(t, err, ErrForeign, "new")
+	}
+}
+
+// A clock that was fast when a way back began, and is right by now, makes nothing foreign that is carried from then on.
+func TestCarryBackAfterClockWasSetBack(t *testing.T) {
+	t.Parallel() // it waits a while
+	m := newMove(t)
+	m.file("a/plain", "x")
+	manifest := m.delta(m.copy())
+	m.from, m.to = m.to, m.from
+	m.stopAt("a/a")
+	_, err := m.carryBack(manifest)
+	requirePath(t, err, ErrRefused, "a/a")
+	store := state.Store{Dir: filepath.Join(m.dir, "back")}
+	var fast claim
+	check(t, store.Load(claimName, stateVersion, &fast))
+	fast.Began.Seconds += 3600
+	check(t, store.Save(claimName, stateVersion, fast))
+	check(t, os.Remove(m.at("a/a")))
+	m.file("a/came", "1")
+	m.stopAt("a/n")
+	_, err = m.carryBack(manifest)
+	requirePath(t, err, ErrRefused, "a/n")
+	m.rest()
+	m.file("a/came", "another")
+	check(t, os.Remove(m.at("a/n")))
+	carried, err := m.carryBack(manifest)
+	check(t, err)
+	requireSame(t, m.from, m.to)
+	m.verify(carried)
 }
