@@ -63,6 +63,8 @@ type copier struct {
 	vanished func(err error) error
 	// unclaimed: no earlier run has put anything into the target. A claim is saved before this one does.
 	unclaimed bool
+	// original: the manifest is of the target itself, whose inodes it has.
+	original bool
 
 	mu     sync.Mutex
 	opened []*Manifest // of earlier copies, and parts of this one
@@ -74,7 +76,7 @@ type copier struct {
 
 // Copy copies a tree whose service may be running into a folder that is empty, or that an earlier Copy has filled: then what is right
 // is adopted. What vanishes or changes meanwhile is no error, and Delta's to put right. With the manifest, everything it lists is
-// durable.
+// durable in the target; in the source, what was written before the call.
 //
 // Errors: ErrRefused, ErrForeign, ErrRead, ErrWrite, ErrNoSpace, ErrUnsupported, and ErrSync, after which the target has to be made
 // anew and State removed.
@@ -146,6 +148,9 @@ func (c *copier) close() {
 func (c *copier) copy(ctx context.Context) (*Manifest, error) {
 	again, err := c.begin()
 	if err != nil {
+		return nil, err
+	}
+	if err := c.syncSource(); err != nil {
 		return nil, err
 	}
 	c.meter.begin(PhaseCopy, c.o.Total.Entries, c.o.Total.Bytes)
@@ -288,6 +293,17 @@ func (c *copier) sync() error {
 	}
 	c.claim.Lost = true
 	return errors.Join(err, state.Store{Dir: c.o.State}.Save(claimName, stateVersion, c.claim))
+}
+
+// syncSource makes durable what is about to be copied. A service that never syncs has its last files in memory only, from where they would be
+// copied: after a power failure the source would lack them, and take the place of the copy that has them. The kernel tells a failure once,
+// so that it ends the run.
+func (c *copier) syncSource() error {
+	c.meter.begin(PhaseSync, 0, 0)
+	if err := unix.Syncfs(c.from.fd); err != nil {
+		return fmt.Errorf("cannot rely on %s, whose disk has lost writes: %w: %w", c.from.path, ErrRead, err)
+	}
+	return nil
 }
 
 // defaultSaveEvery bounds how much an interruption costs.

@@ -133,7 +133,7 @@ func (c *copier) carryOut(ctx context.Context, decide func(p *plan) error) (*Man
 
 // Delta takes the target of a copy to what the source is now that its service has stopped, and gives the new manifest, which stays the
 // same file if nothing has changed. It compares the source with the manifest, and trusts that the target is as Copy has left it: after
-// an interruption, begin at Copy.
+// an interruption, begin at Copy. With the manifest, everything it lists is durable on both sides.
 //
 // Errors: those of Copy, and ErrChanging when the source changes all the same.
 func Delta(ctx context.Context, from, to string, known *Manifest, o Options) (*Manifest, error) {
@@ -164,6 +164,9 @@ func follow(ctx context.Context, from, to string, o Options, do func(c *copier) 
 	var m *Manifest
 	again, err := c.loadClaim()
 	if c.unclaimed = !again; err == nil {
+		err = c.syncSource()
+	}
+	if err == nil {
 		m, err = do(c)
 	}
 	if err != nil {
@@ -183,6 +186,7 @@ func awaitClock(moment Time) {
 }
 
 func (c *copier) carryBack(ctx context.Context, known *Manifest) (*Manifest, error) {
+	c.original = known.From == identityOf(&c.to.root)
 	c.meter.begin(PhaseScan, 2*known.Totals.Entries, 0)
 	return c.compare(ctx, &scan{xattrs: true}, &scan{xattrs: true}, known.stream(), c.planBack)
 }
@@ -193,7 +197,7 @@ func (c *copier) planBack(p *plan, source, target, known *Entry) error {
 		return err
 	}
 	// Another name of something in the target has the birth of that.
-	if target != nil && target.First == "" && (known == nil || !resembles(target, known)) {
+	if target != nil && target.First == "" && !c.isListed(target, known) {
 		if err := c.requireOurs(target); err != nil {
 			return err
 		}
@@ -203,6 +207,11 @@ func (c *copier) planBack(p *plan, source, target, known *Entry) error {
 		return p.keep(source)
 	}
 	return p.replace(target, source)
+}
+
+// isListed: it is what the manifest has, also where a power failure has taken of the file what was never synced.
+func (c *copier) isListed(target, known *Entry) bool {
+	return known != nil && (resembles(target, known) || c.original && target.Kind == known.Kind && target.Inode == known.Inode)
 }
 
 // alike compares with a manifest of the other side, which knows nothing of this side's inodes.

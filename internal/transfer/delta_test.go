@@ -313,6 +313,27 @@ func TestCarryBackRefusesForeign(t *testing.T) {
 	}
 }
 
+// A power failure has taken from old files what was never synced. They are still those that the manifest lists.
+func TestCarryBackAfterLostWrites(t *testing.T) {
+	t.Parallel() // it waits a while
+	m := newMove(t)
+	for _, path := range []string{"a/short", "a/linked", "a/goes"} {
+		m.file(path, path)
+	}
+	m.link("a/linked", "a/linked too")
+	manifest := m.delta(m.copy())
+	for _, path := range []string{"a/short", "a/linked", "a/goes"} {
+		check(t, os.Truncate(m.at(path), 0))
+	}
+	m.rest()
+	m.from, m.to = m.to, m.from
+	check(t, os.Remove(m.at("a/goes")))
+	carried, err := m.carryBack(manifest)
+	check(t, err)
+	requireSame(t, m.from, m.to)
+	m.verify(carried)
+}
+
 // What was there before the first way back is not its own, also if the clock is slow.
 func TestFirstCarryBackOwnsNothing(t *testing.T) {
 	m := newMove(t)

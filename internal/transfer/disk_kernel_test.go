@@ -283,6 +283,35 @@ func (m *move) loseWrites(name, table string, do func(lose func()) error) (lost 
 	return lost
 }
 
+// fault 18: writes that the source's disk has lost end the run, and say nothing against the target.
+func TestLostWritesOfTheSource(t *testing.T) {
+	for name, do := range map[string]func(m *move, known *Manifest) (*Manifest, error){
+		"copy": func(m *move, _ *Manifest) (*Manifest, error) {
+			return Copy(context.Background(), m.from, m.to, m.options)
+		},
+		"delta": func(m *move, known *Manifest) (*Manifest, error) {
+			return Delta(context.Background(), m.from, m.to, known, m.options)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDisk(t, "transfer", "ext4", false, "-E", "lazy_itable_init=0,lazy_journal_init=0")
+			m := newMove(t)
+			m.from = d.store("source")
+			m.file("durable", "x")
+			program(t, "sync")
+			known := m.copy()
+			m.file("dirty", string(m.bytes(20_000)))
+			d.become(fmt.Sprintf("0 %d flakey %s 0 0 60 1 error_writes", d.blocks, d.lower))
+			if _, err := do(m, known); !errors.Is(err, ErrRead) || errors.Is(err, ErrSync) {
+				t.Errorf("error %v", err)
+			}
+			if _, err := os.Lstat(filepath.Join(m.to, "dirty")); err == nil {
+				t.Error("it was copied")
+			}
+		})
+	}
+}
+
 // fault 17: what the disk cannot read is named, not skipped.
 func TestUnreadableSourceIsNamed(t *testing.T) {
 	d := newDisk(t, "transfer", "ext4", false)

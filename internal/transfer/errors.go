@@ -17,7 +17,7 @@ var (
 	ErrForeign = errors.New("not put there by this copy")
 	// ErrChanging: the source changes though its service is said to have stopped.
 	ErrChanging = errors.New("source still changes")
-	// ErrRead: the source cannot be read.
+	// ErrRead: the source cannot be read, or its disk has lost writes. The target is none the worse for it.
 	ErrRead = errors.New("cannot be read")
 	// ErrWrite: the target cannot be written.
 	ErrWrite = errors.New("cannot be written")

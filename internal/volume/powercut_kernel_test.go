@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"luksmediad/pkg/mount"
 )
 
@@ -177,4 +179,61 @@ func TestPowerCutOfDisks(t *testing.T) {
 	s.openPlaintext()
 	device.enlarge(384)
 	s.testRecorded(10)
+}
+
+// What the service has written right before it was stopped is nowhere but in memory. The old files have it all the same when the power fails.
+func TestPowerCutAfterMove(t *testing.T) {
+	s := newSite(t, withService)
+	s.onPower()
+	s.setUpPlaintext()
+	unix.Sync()
+	s.power.cuts = 2 // nothing is written at the moment of the cut
+	s.must(s.do("migrate", &watcher{before: func(step Step) {
+		if step == StepStop {
+			s.uploadLast("last outside")
+		}
+	}}))
+	s.power.cut()
+	s.requireContent(filepath.Join(s.asides()[0], "media_store/local_content/last outside"), clearText+"last outside")
+	s.comeUp("moved in", true)
+	s.rollback()
+	s.requireServing("went back")
+	s.requirePlain()
+}
+
+// The same of the way back, which the power cut takes back.
+func TestPowerCutBeforeReturn(t *testing.T) {
+	s := newSite(t, withService)
+	s.onPower()
+	s.setUpPlaintext()
+	s.migrate()
+	unix.Sync()
+	s.uploadLast("last in the volume")
+	s.failpoint = func(point string) error {
+		if point == "after returned" {
+			s.power.fail()
+			return errPanic
+		}
+		return nil
+	}
+	if err := s.do("rollback", &watcher{}); err == nil {
+		t.Fatal("went back without power")
+	}
+	s.failpoint = nil
+	s.power.cut()
+	s.comeUp("in the volume", true)
+	s.requireBound()
+	s.rollback()
+	s.requireServing("went back")
+	s.requirePlain()
+}
+
+// uploadLast leaves an upload in memory, but not what the service will want to find.
+func (s *site) uploadLast(name string) {
+	s.t.Helper()
+	s.upload(name)
+	want, err := os.Open(s.standIn().want())
+	s.must(err)
+	defer want.Close()
+	s.must(want.Sync())
 }
