@@ -261,6 +261,7 @@ func (c *copier) putOne(e *Entry, source, target int) (*Entry, error) {
 		return nil, err
 	}
 	defer s.close()
+	s.want = e.SHA256
 	if c.strict && (s.entry.Inode != e.Inode || s.entry.Changed != e.Changed) {
 		return nil, &PathError{"read", e.Path, ErrChanging, nil}
 	}

@@ -63,8 +63,9 @@ type copier struct {
 	vanished func(err error) error
 	// unclaimed: no earlier run has put anything into the target. A claim is saved before this one does.
 	unclaimed bool
-	// original: the manifest is of the target itself, whose inodes it has.
+	// original: the manifest is of the target itself, whose inodes it has. damaged are files of it to make anew.
 	original bool
+	damaged  map[string]bool
 
 	mu     sync.Mutex
 	opened []*Manifest // of earlier copies, and parts of this one

@@ -147,9 +147,16 @@ func Delta(ctx context.Context, from, to string, known *Manifest, o Options) (*M
 // The manifest knows no inodes of the successor, so that a file counts as unchanged whose size, mode, owner, attributes and time of
 // modification are the same, as with rsync.
 //
-// Errors: those of Delta.
-func CarryBack(ctx context.Context, from, to string, known *Manifest, o Options) (*Manifest, error) {
-	return follow(ctx, from, to, o, func(c *copier) (*Manifest, error) { return c.carryBack(ctx, known) })
+// Errors: those of Delta, and ErrMismatch when the successor of a damaged file is damaged too.
+func CarryBack(ctx context.Context, from, to string, known *Manifest, o BackOptions) (*Manifest, error) {
+	return follow(ctx, from, to, o.Options, func(c *copier) (*Manifest, error) { return c.carryBack(ctx, known, o.Damaged) })
+}
+
+// BackOptions say what else than what has changed is carried back.
+type BackOptions struct {
+	Options
+	// Damaged are files of the old copy that look as they should but for their contents: they are made anew if the successor's are right.
+	Damaged []string
 }
 
 // follow takes a target to what the source is, whose service has stopped.
@@ -185,8 +192,12 @@ func awaitClock(moment Time) {
 	}
 }
 
-func (c *copier) carryBack(ctx context.Context, known *Manifest) (*Manifest, error) {
+func (c *copier) carryBack(ctx context.Context, known *Manifest, damaged []string) (*Manifest, error) {
 	c.original = known.From == identityOf(&c.to.root)
+	c.damaged = map[string]bool{}
+	for _, path := range damaged {
+		c.damaged[path] = true
+	}
 	c.meter.begin(PhaseScan, 2*known.Totals.Entries, 0)
 	return c.compare(ctx, &scan{xattrs: true}, &scan{xattrs: true}, known.stream(), c.planBack)
 }
@@ -204,6 +215,9 @@ func (c *copier) planBack(p *plan, source, target, known *Entry) error {
 	}
 	if source != nil && target != nil && known != nil && alike(source, known) && alike(target, known) {
 		source.SHA256 = known.SHA256
+		if c.damaged[source.Path] {
+			return p.make(source)
+		}
 		return p.keep(source)
 	}
 	return p.replace(target, source)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -227,13 +228,13 @@ func TestCarryBack(t *testing.T) {
 }
 
 // carryBack is for a move whose ends have been exchanged.
-func (m *move) carryBack(known *Manifest) (*Manifest, error) {
+func (m *move) carryBack(known *Manifest, damaged ...string) (*Manifest, error) {
 	m.t.Helper()
 	back := m.options
 	back.State = filepath.Join(m.dir, "back")
 	check(m.t, os.MkdirAll(back.State, 0o700))
 	time.Sleep(clockTick)
-	carried, err := CarryBack(context.Background(), m.from, m.to, known, back)
+	carried, err := CarryBack(context.Background(), m.from, m.to, known, BackOptions{back, damaged})
 	if err == nil {
 		m.t.Cleanup(func() { carried.Close() })
 	}
@@ -332,6 +333,43 @@ func TestCarryBackAfterLostWrites(t *testing.T) {
 	check(t, err)
 	requireSame(t, m.from, m.to)
 	m.verify(carried)
+}
+
+// Bit rot of the old copy only the comparison can tell, and only what is right takes its place.
+func TestCarryBackOfDamaged(t *testing.T) {
+	m := newMove(t)
+	for _, path := range []string{"a/damaged", "a/lost", "a/right"} {
+		m.file(path, path)
+	}
+	m.link("a/damaged", "a/damaged too")
+	manifest := m.delta(m.copy())
+	for _, path := range []string{"a/damaged", "a/lost"} {
+		keepTimes(t, m.at(path), func() { flip(3)(t, m.at(path)) })
+	}
+	m.from, m.to = m.to, m.from
+	keepTimes(t, m.at("a/lost"), func() { flip(4)(t, m.at("a/lost")) })
+	carried, err := m.carryBack(manifest)
+	check(t, err)
+	_, err = Verify(context.Background(), m.to, carried, VerifyOptions{Options: m.options})
+	mismatch, _ := errors.AsType[*Mismatch](err)
+	if mismatch == nil || fmt.Sprint(slices.Sorted(slices.Values(mismatch.Contents()))) != "[a/damaged a/lost]" {
+		t.Fatalf("error %v", err)
+	}
+	before, err := os.ReadFile(filepath.Join(m.to, "a/lost"))
+	check(t, err)
+	_, err = m.carryBack(carried, mismatch.Contents()...)
+	requirePath(t, err, ErrMismatch, "a/lost")
+	if after, err := os.ReadFile(filepath.Join(m.to, "a/lost")); string(after) != string(before) {
+		t.Errorf("one damaged file has taken the place of another: %q, %v", after, err)
+	}
+	keepTimes(t, m.at("a/lost"), func() { flip(4)(t, m.at("a/lost")) })
+	again, err := m.carryBack(carried, mismatch.Contents()...)
+	check(t, err)
+	if again.Changed.Files < 2 {
+		t.Errorf("made anew: %+v", again.Changed)
+	}
+	requireSame(t, m.from, m.to)
+	m.verify(again)
 }
 
 // What was there before the first way back is not its own, also if the clock is slow.

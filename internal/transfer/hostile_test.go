@@ -145,7 +145,7 @@ func (g *grower) goBack(manifest *Manifest) {
 	}
 	time.Sleep(clockTick)
 	back := Options{State: g.t.TempDir()}
-	carried, err := CarryBack(context.Background(), g.from, g.to, manifest, back)
+	carried, err := CarryBack(context.Background(), g.from, g.to, manifest, BackOptions{Options: back})
 	check(g.t, err)
 	defer carried.Close()
 	requireSame(g.t, g.from, g.to)
@@ -325,7 +325,7 @@ func TestSwappingTargetLeadsNowhere(t *testing.T) {
 	carried := 0
 	for s.renames.Load() < wantRenames || carried == 0 {
 		_, err := os.Lstat(filepath.Join(m.from, "swapped/0/below/new"))
-		if again, err := CarryBack(context.Background(), m.to, m.from, manifest, back); err == nil {
+		if again, err := CarryBack(context.Background(), m.to, m.from, manifest, BackOptions{Options: back}); err == nil {
 			again.Close()
 		}
 		if _, now := os.Lstat(filepath.Join(m.from, "swapped/0/below/new")); err != nil && now == nil {

@@ -50,6 +50,7 @@ type source struct {
 	entry  Entry
 	stat   unix.Statx_t
 	xattrs xattrs
+	want   Digest // if it is not zero, no other content is copied
 }
 
 // openSource opens a file of the source. What it is, is what the descriptor says.
@@ -154,6 +155,9 @@ func (p *putter) fill(s *source, out int) error {
 		s.entry.Size, s.entry.Unsettled = n, true
 	}
 	sum.Sum(s.entry.SHA256[:0])
+	if err == nil && s.want != (Digest{}) && s.entry.SHA256 != s.want {
+		return &PathError{"read", s.entry.Path, ErrMismatch, nil}
+	}
 	if err != nil || !p.strict {
 		return err
 	}

@@ -68,6 +68,17 @@ func (m *Mismatch) Error() string {
 // Is makes it an ErrMismatch.
 func (m *Mismatch) Is(target error) bool { return target == ErrMismatch }
 
+// Contents are the files of which nothing else is wrong than the content, as far as they are named.
+func (m *Mismatch) Contents() []string {
+	var paths []string
+	for _, d := range m.Differences {
+		if d.Fault == FaultContent {
+			paths = append(paths, d.Path)
+		}
+	}
+	return paths
+}
+
 // Means is a way past the page cache.
 type Means string
 

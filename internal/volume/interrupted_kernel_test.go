@@ -5,6 +5,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -94,6 +95,22 @@ func TestMigrateAfterHalfADiscard(t *testing.T) {
 	s.migrate()
 	s.requireServing("moved in")
 	s.requireEncrypted()
+}
+
+// What the disk outside has damaged meanwhile, more than a comparison names at once, is made anew from the volume.
+func TestRollbackMendsOldFiles(t *testing.T) {
+	s := newPlaintext(t)
+	for i := range 120 {
+		s.write(filepath.Join(s.store, "local_content", fmt.Sprint(i)), clearText+fmt.Sprint(i))
+	}
+	s.expect()
+	s.migrate()
+	for i := range 120 {
+		s.rot(filepath.Join(s.asides()[0], "media_store/local_content", fmt.Sprint(i)))
+	}
+	s.rollback()
+	s.requireServing("went back")
+	s.requirePlain()
 }
 
 // What an interrupted discard has left takes no room of the next move; a discard that has come to its end leaves nothing. The directory

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -121,19 +122,46 @@ func (m *mover) carryBack(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	return m.carry(ctx, transfer.BackOptions{Options: back})
+}
+
+// carry takes the old files from where m.verified has them to what the volume has.
+func (m *mover) carry(ctx context.Context, options transfer.BackOptions) error {
 	aside, err := findAside(m.move)
 	if err != nil {
 		return err
 	}
-	m.manifest, err = transfer.CarryBack(ctx, m.target(), aside, m.verified, back)
+	m.manifest, err = transfer.CarryBack(ctx, m.target(), aside, m.verified, options)
 	if errors.Is(err, transfer.ErrNoSpace) {
 		return wrongf(ErrDiskFull, "cannot take store %s back to %s: %v", m.store.Name, filepath.Dir(m.store.Path), err)
 	}
 	return err
 }
 
-// verifyBack reads everything: the old files have been out of sight since the move.
+// verifyBack reads everything: the old files have been out of sight since the move. Of what their disk has damaged meanwhile the volume has the
+// right contents. A comparison names only some, so that many take more than one.
 func (m *mover) verifyBack(ctx context.Context) error {
+	for before := math.MaxInt; ; {
+		err := m.compareBack(ctx)
+		mismatch, ok := errors.AsType[*transfer.Mismatch](err)
+		if !ok || len(mismatch.Contents()) == 0 || mismatch.Count >= before {
+			return err
+		}
+		before = mismatch.Count
+		if err := m.mend(ctx, mismatch.Contents()); err != nil {
+			return err
+		}
+	}
+}
+
+// mend makes old files anew that are damaged.
+func (m *mover) mend(ctx context.Context, damaged []string) error {
+	_ = m.verified.Close() // only read
+	m.verified, m.manifest = m.manifest, nil
+	return m.carry(ctx, transfer.BackOptions{Options: m.copyOptions(m.moveStateBack(m.move)), Damaged: damaged})
+}
+
+func (m *mover) compareBack(ctx context.Context) error {
 	options := m.copyOptions(m.moveStateBack(m.move))
 	aside, err := findAside(m.move)
 	if err != nil {
