@@ -151,6 +151,7 @@ func (c *copier) copy(ctx context.Context) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.meter.begin(PhaseSync, 0, 0)
 	if err := c.syncSource(); err != nil {
 		return nil, err
 	}
@@ -296,11 +297,10 @@ func (c *copier) sync() error {
 	return errors.Join(err, state.Store{Dir: c.o.State}.Save(claimName, stateVersion, c.claim))
 }
 
-// syncSource makes durable what is about to be copied. A service that never syncs has its last files in memory only, from where they would be
+// syncSource makes durable what is copied. A service that never syncs has its last files in memory only, from where they would be
 // copied: after a power failure the source would lack them, and take the place of the copy that has them. The kernel tells a failure once,
 // so that it ends the run.
 func (c *copier) syncSource() error {
-	c.meter.begin(PhaseSync, 0, 0)
 	if err := unix.Syncfs(c.from.fd); err != nil {
 		return fmt.Errorf("cannot rely on %s, whose disk has lost writes: %w: %w", c.from.path, ErrRead, err)
 	}

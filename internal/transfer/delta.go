@@ -171,10 +171,10 @@ func follow(ctx context.Context, from, to string, o Options, do func(c *copier) 
 	var m *Manifest
 	again, err := c.loadClaim()
 	if c.unclaimed = !again; err == nil {
-		err = c.syncSource()
-	}
-	if err == nil {
+		synced := make(chan error, 1)
+		go func() { synced <- c.syncSource() }() // the service stands still, and a sync leaves the processor to the comparison
 		m, err = do(c)
+		err = errors.Join(err, <-synced)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot copy what has changed in %s: %w", from, err)
