@@ -12,7 +12,8 @@ import (
 
 // Unchanged requires that the source is still as the manifest has it. Between Delta and the moment from which on the target counts,
 // nothing else can tell that somebody has written to it. A folder is not listed again: whatever comes into it or leaves it changes its
-// time of change (POSIX, file times update). Error: ErrChanging.
+// time of change (POSIX, file times update). That of the root may be another, which a rename sets, and its time of modification tells as much.
+// Error: ErrChanging.
 func Unchanged(ctx context.Context, from string, m *Manifest, o Options) error {
 	t, err := openTree(from)
 	if err != nil {
@@ -73,7 +74,7 @@ func (t *trail) requireUntouched(known *Entry) error {
 	}
 	have := entryOf(known.Path, &stat)
 	have.Target, have.First = known.Target, known.First
-	if !have.untouched(known) {
+	if !have.untouched(known) && !(known.Path == "" && have.sameLook(known)) {
 		return &PathError{"read", known.Path, ErrChanging, nil}
 	}
 	return nil

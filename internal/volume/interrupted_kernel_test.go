@@ -309,6 +309,60 @@ func TestRollbackYieldsToLateHolder(t *testing.T) {
 	s.requirePlain()
 }
 
+// uploadAt has somebody who holds no file for longer write one at the failpoint of that name.
+func (s *site) uploadAt(name string, path func() string) {
+	s.failpoint = func(point string) error {
+		if point == name {
+			s.failpoint = nil
+			s.write(path(), clearText)
+		}
+		return nil
+	}
+}
+
+// What comes between the last comparison and the moment from which on the other copy counts is in no other copy: the store stays where it is.
+func TestLateUploadIsNotLeftBehind(t *testing.T) {
+	s := newPlaintext(t)
+	late := filepath.Join(s.store, "late")
+	s.uploadAt("before verified", func() string { return late })
+	_, err := s.Migrate(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepSwap, transfer.ErrChanging)
+	s.requireContent(late, clearText)
+	if _, err := s.Migrate(t.Context(), s.moveOptions(), &watcher{}); err != nil {
+		t.Fatal(err)
+	}
+	s.requireContent(late, clearText)
+	s.requireEncrypted()
+
+	later := filepath.Join(s.store, "later")
+	s.uploadAt("after unbind", func() string { return filepath.Join(s.Store("media"), "later") })
+	_, err = s.Rollback(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepUnbind, transfer.ErrChanging)
+	s.requireContent(later, clearText)
+	if _, err := s.Rollback(t.Context(), s.moveOptions(), &watcher{}); err != nil {
+		t.Fatal(err)
+	}
+	s.requireContent(late, clearText)
+	s.requireContent(later, clearText)
+}
+
+// A service that is running again is not taken for one that has stopped, though it holds no file.
+func TestMoveYieldsToStartedService(t *testing.T) {
+	s := newPlaintext(t)
+	s.failpoint = func(point string) error {
+		if point == "before verified" {
+			return s.standIn().Start(t.Context())
+		}
+		return nil
+	}
+	_, err := s.Migrate(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepSwap, ErrInUse)
+	s.failpoint = nil
+	s.requireServing("it runs again")
+	s.migrate()
+	s.requireServing("moved in after all")
+}
+
 // A store whose service has not been seen well on it yet is not purged, and that is said.
 func TestPurgeWaitsForTheTrial(t *testing.T) {
 	s := newPlaintext(t)

@@ -156,7 +156,7 @@ func (m *mover) delta(ctx context.Context) (err error) {
 	return err
 }
 
-// verifyAll compares every entry, reads back what Delta has written, and wants the directory outside to be still as it was copied.
+// verifyAll compares every entry, and reads back what Delta has written.
 func (m *mover) verifyAll(ctx context.Context) error {
 	options := m.copyOptions(m.moveState(m.move))
 	proof, err := transfer.Verify(ctx, m.target(), m.manifest,
@@ -165,7 +165,7 @@ func (m *mover) verifyAll(ctx context.Context) error {
 		return err
 	}
 	m.tellProof(proof)
-	return transfer.Unchanged(ctx, m.store.Path, m.manifest, options)
+	return nil
 }
 
 // swap puts an empty directory in the place of the old one. The journal says first that both copies are complete.
@@ -184,11 +184,19 @@ func (m *mover) swap(ctx context.Context) error {
 	if err := m.exchange(aside, m.move.Plain); err != nil {
 		return err
 	}
-	// Who has come since the last look has the old directory, and would go on writing there; from now on nobody comes to it.
-	if err := m.requireUnused(ctx, aside); err != nil {
+	if err := m.requireUntouched(ctx, aside); err != nil {
 		return errors.Join(err, m.exchangeBack(m.move, aside))
 	}
 	return m.settleEncrypted(m.move, m.record)
+}
+
+// requireUntouched is asked of a directory that no path known to others leads to any more: who has come before would go on writing there, and what
+// came before is in no other copy.
+func (m *mover) requireUntouched(ctx context.Context, path string) error {
+	if err := m.requireUnused(ctx, path); err != nil {
+		return err
+	}
+	return transfer.Unchanged(ctx, path, m.manifest, m.copyOptions(""))
 }
 
 // exchange swaps the directory at the path with the one aside, and wants the right one to be aside then: whoever owns the folder above may

@@ -277,9 +277,18 @@ func settle(ctx context.Context, passing error, try func() error) error {
 	}
 }
 
-// requireUnused refuses to go on while anything could still write below path.
+// requireUnused refuses to go on while anything could still write below path. The service may have been started again, and holds no file then.
 func (m *mover) requireUnused(ctx context.Context, path string) error {
 	return settle(ctx, ErrInUse, func() error {
+		if m.service != nil {
+			running, _, err := m.service.State(ctx)
+			if err != nil {
+				return err
+			}
+			if running {
+				return wrongf(ErrInUse, "cannot move store %s: %s has been started again", m.store.Name, m.store.Service)
+			}
+		}
 		holders, err := mount.TreeHolders(path)
 		if err != nil {
 			return err

@@ -196,8 +196,7 @@ func (m *mover) unbind(ctx context.Context) error {
 	if err := m.fail("after unbind"); err != nil {
 		return err
 	}
-	// Who has come since the last look has the volume, and would go on writing to the copy that is removed; from now on nobody comes to it.
-	if err := m.requireUnused(ctx, m.target()); err != nil {
+	if err := m.requireUntouched(ctx, m.target()); err != nil {
 		return err
 	}
 	if err := mount.Unguard(m.store.Path); err != nil {
