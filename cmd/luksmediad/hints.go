@@ -228,7 +228,11 @@ func explain(err error) api.Explanation {
 		return api.Explanation{Class: problem.Class, Next: problem.Next, ExitCode: problem.ExitCode}
 	}
 	if _, ok := errors.AsType[*config.Error](err); ok {
-		return api.Explanation{Class: classConfig, Next: "sudoedit " + config.DefaultPath + "; luksmediad config check", ExitCode: exitUsage}
+		code := exitUsage
+		if _, ok := errors.AsType[startError](err); ok {
+			code = exitNoDaemon
+		}
+		return api.Explanation{Class: classConfig, Next: "sudoedit " + config.DefaultPath + "; luksmediad config check", ExitCode: code}
 	}
 	if _, ok := errors.AsType[usageError](err); ok {
 		return api.Explanation{Class: classUsage, Next: "luksmediad --help", ExitCode: exitUsage}

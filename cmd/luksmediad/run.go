@@ -74,6 +74,9 @@ func (a *app) runDaemon(ctx context.Context) error {
 		before.repeatFor(a.configPath, hangups)
 	}
 	loaded, vol, err := a.loadAsRoot()
+	if _, wrong := errors.AsType[*config.Error](err); wrong {
+		return startError{err}
+	}
 	if err != nil {
 		return err
 	}
@@ -93,6 +96,12 @@ func (a *app) runDaemon(ctx context.Context) error {
 	}
 	return errors.Join(next.become(ctx), err)
 }
+
+// startError is a configuration that the daemon cannot start with. A restart would not help, which its exit code tells the service manager;
+// a crash of Go, also one by the watchdog's SIGABRT, ends with 2 (package runtime).
+type startError struct{ error }
+
+func (e startError) Unwrap() error { return e.error }
 
 func startOf(before *handover) journal.Event {
 	if before != nil {

@@ -231,6 +231,27 @@ func TestDockerRequiresTheGate(t *testing.T) {
 	}
 }
 
+// The daemon comes back from a crash by itself: those of Go, SIGABRT of the watchdog included, end with 2. Only what a restart cannot mend
+// keeps it down.
+func TestCrashesAreRestarted(t *testing.T) {
+	page, err := os.ReadFile("../../docs/exit-codes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var prevented []string
+	for _, directive := range directives(t, "luksmediad.service") {
+		if codes, ok := strings.CutPrefix(directive, "RestartPreventExitStatus="); ok {
+			prevented = append(prevented, strings.Fields(codes)...)
+		}
+	}
+	if len(prevented) != 1 || !strings.Contains(string(page), "| "+prevented[0]+" | the daemon does not start: ") {
+		t.Errorf("no restart after %v", prevented)
+	}
+	if !slices.Contains(directives(t, "luksmediad.service"), "Restart=on-failure") {
+		t.Error("no restart")
+	}
+}
+
 // Every file here is installed.
 func TestEverythingIsInstalled(t *testing.T) {
 	makefile, err := os.ReadFile("../../Makefile")
