@@ -8,8 +8,10 @@ package command
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"time"
 )
@@ -68,6 +70,9 @@ func (r Runner) run(ctx context.Context, stdin, stdout *os.File, extra []*os.Fil
 	if err := p.cmd.Start(); err != nil {
 		return nil, failure.because(err)
 	}
+	if filepath.Base(path) == deriver {
+		p.expose()
+	}
 	if err := p.wait(ctx); errors.Is(err, ErrStuck) {
 		return nil, failure.because(err)
 	} else if err != nil {
@@ -77,6 +82,19 @@ func (r Runner) run(ctx context.Context, stdin, stdout *os.File, extra []*os.Fil
 		return nil, failure.because(ErrOutputTooLarge)
 	}
 	return p.stdout.data, nil
+}
+
+// deriver is the program that computes the keys of keyslots: Argon2id takes up to 1 GiB of memory.
+const deriver = "cryptsetup"
+
+// exposure is the score that systemd gives it for the same reason (OOMScoreAdjust= in src/cryptsetup/cryptsetup-generator.c).
+const exposure = "500"
+
+// expose has the kernel end the program first where memory runs out, and nobody who has not asked for any. It would have the low score of
+// this process, which needs no privilege to raise. After Start the program has memory of its own (clone(2), CLONE_VFORK); one that has
+// ended meanwhile has no score.
+func (p *process) expose() {
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", p.cmd.Process.Pid), []byte(exposure), 0)
 }
 
 // process is one started program and what it has written.

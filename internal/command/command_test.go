@@ -69,6 +69,31 @@ func TestProgramsAreFoundInFixedPathOnly(t *testing.T) {
 	}
 }
 
+// What needs the memory for Argon2id is ended before the services of this machine, whatever the score of the daemon; nothing else is.
+func TestCryptsetupIsEndedFirstWhereMemoryRunsOut(t *testing.T) {
+	own, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name, want := range map[string]string{"cryptsetup": "500\n", "e2fsck": string(own)} {
+		program := filepath.Join(dir, name)
+		if err := os.WriteFile(program, []byte("#!/bin/sh\nread go; cat /proc/self/oom_score_adj\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		stdin, started, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(100*time.Millisecond, func() { started.Close() })
+		out, err := Runner{}.Run(t.Context(), stdin, nil, program)
+		if err != nil || string(out) != want {
+			t.Errorf("%s has %q, want %q: %v", name, out, want, err)
+		}
+		stdin.Close()
+	}
+}
+
 func TestMissingProgramIsNamed(t *testing.T) {
 	_, err := Runner{}.Run(t.Context(), nil, nil, "no-such-mkfs")
 	if err == nil || !strings.HasPrefix(err.Error(), "no-such-mkfs: program not found") {
