@@ -380,24 +380,31 @@ func TestLockWhileWaiting(t *testing.T) {
 	})
 }
 
-// Who gave up waiting for the gate is started when it opens late. Nothing is started where the volume opens at once: at
-// boot its own job waits, and what does not run later was stopped by somebody.
+// Who gave up waiting for the gate is started when it opens late, also where the first opening succeeds. Nothing is started where the gate
+// waits or is active: at boot its own job waits, and what does not run later was stopped by somebody.
 func TestResume(t *testing.T) {
 	fails := func(s *site, _ *testing.T) {
 		s.volume.failsAt(volume.StepContainer, errBroken)
 		time.Sleep(10 * time.Millisecond)
 		s.volume.gives(adopted())
 	}
+	opens := func(o *volume.Opened) func(*site) { return func(s *site) { s.volume.gives(o) } }
+	inTime := func(s *site) { s.volume.mends() }
+	abandoned := func(then func(*site)) func(*site) {
+		return func(s *site) { s.gate.abandoned.set(true); then(s) }
+	}
 	tests := map[string]struct {
-		opens  *volume.Opened
+		opens  func(*site)
 		before func(*site, *testing.T)
 		want   int
 	}{
-		"at boot":                {opened(), nil, 0},
-		"by a restarted daemon":  {adopted(), nil, 0},
-		"opened by hand, late":   {nil, fails, 1},
-		"after lock and unlock":  {adopted(), lockAndUnlock, 1},
-		"asked for what is open": {adopted(), func(s *site, t *testing.T) { s.Unlock(t.Context()) }, 0},
+		"at boot":                   {inTime, nil, 0},
+		"after the gate's time":     {abandoned(inTime), nil, 1},
+		"by a restarted daemon":     {opens(adopted()), nil, 0},
+		"adopted, the gate stopped": {abandoned(opens(adopted())), nil, 0},
+		"opened by hand, late":      {nil, fails, 1},
+		"after lock and unlock":     {opens(adopted()), lockAndUnlock, 1},
+		"asked for what is open":    {opens(adopted()), func(s *site, t *testing.T) { s.Unlock(t.Context()) }, 0},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -405,7 +412,7 @@ func TestResume(t *testing.T) {
 				s := newSite()
 				s.volume.failsAt(volume.StepContainer, errBroken)
 				if test.opens != nil {
-					s.volume.gives(test.opens)
+					test.opens(s)
 				}
 				s.start(t)
 				if test.before != nil {

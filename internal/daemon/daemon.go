@@ -31,6 +31,8 @@ type Gate interface {
 	Running(ctx context.Context) ([]string, error)
 	// Stop stops these services, then the gate.
 	Stop(ctx context.Context) error
+	// Abandoned tells whether the gate is neither active nor about to be.
+	Abandoned(ctx context.Context) (bool, error)
 	// Resume starts the enabled services that are not active: those that gave up waiting for the gate.
 	Resume(ctx context.Context) (started []string, err error)
 }
@@ -176,8 +178,10 @@ type request struct {
 type outcome struct {
 	opened  *volume.Opened
 	changed bool
-	phase   phase
-	err     error
+	// late: who waited for the gate had given up when the opening came to its end.
+	late  bool
+	phase phase
+	err   error
 }
 
 // verdict is what a look at the mount table said about the open volume.
@@ -331,6 +335,7 @@ func (d *Daemon) settle(ctx context.Context, o outcome) {
 	if was == closing {
 		d.late, d.kept = o.err == nil, o.err != nil
 	}
+	d.late = d.late || o.late
 	_ = d.advance(ctx, e) // both operations have a cell for both ends
 	o.phase = d.phase
 	switch d.phase {
@@ -373,7 +378,7 @@ func (d *Daemon) turnAway(busy error) {
 }
 
 // openGate says READY=1 the first time. Who gave up waiting for the gate is started; what does not run although the gate
-// has been open or opens in time is left alone: at boot its own job waits, later somebody has stopped it.
+// is active or opens in time is left alone: at boot its own job waits, later somebody has stopped it.
 func (d *Daemon) openGate(ctx context.Context) {
 	if !d.gateOpen {
 		d.Journal.Emit(journal.GateOpened)

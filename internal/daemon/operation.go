@@ -46,7 +46,22 @@ func (d *Daemon) open(ctx context.Context) outcome {
 	}
 	d.Board.Set(health.Gate, health.OK, "", "")
 	d.probeNow(ctx)
-	return outcome{opened: opened, changed: observer.changed}
+	return outcome{opened: opened, changed: observer.changed, late: observer.changed && d.isAbandoned(ctx)}
+}
+
+// gatePatience is for a service manager that does not answer: it must not be what the volume waits for.
+const gatePatience = 5 * time.Second
+
+// isAbandoned tells whether a first opening came too late for those who waited for it: the gate's job is queued at the begin of the boot, and
+// what comes before the daemon, a check of the filesystem, and a person who is asked take of its time too.
+func (d *Daemon) isAbandoned(ctx context.Context) bool {
+	if d.ready.Load() {
+		return false // what does not run now was stopped by somebody
+	}
+	ctx, cancel := context.WithTimeout(ctx, gatePatience)
+	defer cancel()
+	abandoned, err := d.Gate.Abandoned(ctx)
+	return abandoned || err != nil // what waits all the same is not harmed by being started
 }
 
 // lookAtStores shows what is at the paths of the stores while the volume is not there. What cannot be seen is not shown: the opening says why.

@@ -405,6 +405,8 @@ type scriptedGate struct {
 	// stops is what the service manager does to stop the gate.
 	stops script[func(context.Context) error]
 	fails script[error]
+	// abandoned: its job has timed out.
+	abandoned script[bool]
 }
 
 func (g *scriptedGate) Running(context.Context) ([]string, error) {
@@ -417,6 +419,10 @@ func (g *scriptedGate) Stop(ctx context.Context) error {
 		return stops(ctx)
 	}
 	return g.fails.get()
+}
+
+func (g *scriptedGate) Abandoned(context.Context) (bool, error) {
+	return g.abandoned.get(), g.fails.get()
 }
 
 func (g *scriptedGate) Resume(context.Context) ([]string, error) {

@@ -26,6 +26,16 @@ func (g Gate) Running(ctx context.Context) ([]string, error) {
 	return running, err
 }
 
+// Abandoned tells whether the gate is neither active nor about to be: who waited for it has given up. Where there is none, nobody has.
+func (g Gate) Abandoned(ctx context.Context) (abandoned bool, err error) {
+	err = g.with(ctx, func(units *Units) error {
+		state, err := units.State(ctx, g.Unit)
+		abandoned = err == nil && state.Load == "loaded" && !state.running() && !state.Job
+		return err
+	})
+	return abandoned, err
+}
+
 // Stop stops the gate. systemd stops what requires it first, since a requirer is ordered after it.
 func (g Gate) Stop(ctx context.Context) error {
 	return g.with(ctx, func(units *Units) error {

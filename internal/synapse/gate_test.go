@@ -174,6 +174,31 @@ func TestRunning(t *testing.T) {
 	}
 }
 
+// The gate's job waits for the volume, until its time is up.
+func TestAbandoned(t *testing.T) {
+	m := startServiceManager(t, requirers())
+	for _, test := range []struct {
+		load, active string
+		job          uint32
+		want         bool
+	}{
+		{"loaded", "inactive", 7, false},
+		{"loaded", "activating", 7, false},
+		{"loaded", "active", 0, false},
+		{"loaded", "inactive", 0, true},
+		{"loaded", "failed", 0, true},
+		{"not-found", "inactive", 0, false},
+	} {
+		m.export("luksmediad-gate.service", map[string]any{"LoadState": test.load, "ActiveState": test.active, "Job": struct {
+			Number uint32
+			Path   godbus.ObjectPath
+		}{test.job, "/org/freedesktop/systemd1/job/7"}})
+		if abandoned, err := gate().Abandoned(t.Context()); err != nil || abandoned != test.want {
+			t.Errorf("%+v: %t, %v", test, abandoned, err)
+		}
+	}
+}
+
 // What gave up waiting is started: enabled, and not running. What nobody enabled, or somebody stopped, is not.
 func TestResume(t *testing.T) {
 	m := startServiceManager(t, requirers())

@@ -29,6 +29,7 @@ type UnitState struct {
 	Active string // ActiveState: "active", "reloading", "inactive", "failed", "activating", "deactivating"
 	Sub    string // SubState: "running", "dead", "exited", …
 	File   string // UnitFileState: "enabled", "disabled", "static", …; empty without a file
+	Job    bool   // a job waits or runs
 }
 
 // running: it has processes, or is about to have them: a service between two tries to start it is activating.
@@ -91,8 +92,10 @@ func (u *Units) State(ctx context.Context, unit string) (UnitState, error) {
 		value, _ := properties[name].(string) // absent or of another type: empty
 		return value
 	}
+	job, _ := properties["Job"].([]any) // (uo), its number and path; number 0 is none
 	return UnitState{
 		Load: text("LoadState"), Active: text("ActiveState"), Sub: text("SubState"), File: text("UnitFileState"),
+		Job: len(job) > 0 && job[0] != uint32(0),
 	}, nil
 }
 
