@@ -76,6 +76,7 @@ func hints() []hint {
 		{config.ErrUnsafe, "config_unsafe", exitRefused, "chown root:root " + config.DefaultPath + " && chmod 0644 " + config.DefaultPath},
 		{volume.ErrNotSetUp, "not_set_up", exitNotSetUp, "luksmediad create"},
 		{volume.ErrUnfinished, "unfinished", exitNotSetUp, "luksmediad create"},
+		{volume.ErrKeysChanged, "keys_changed", exitRefused, "luksmediad key list"},
 		{volume.ErrKeysUnfinished, "keys_unfinished", exitFailed, "luksmediad key list; repeat the luksmediad key add or key remove that was interrupted"},
 		{volume.ErrAdopting, "adopting", exitNotSetUp, "luksmediad adopt"},
 		{volume.ErrAlreadySetUp, "already_set_up", exitRefused, "luksmediad status"},

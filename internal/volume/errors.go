@@ -13,6 +13,8 @@ var (
 	ErrUnfinished = errors.New("its creation was interrupted")
 	// ErrKeysUnfinished: a change of keys was interrupted, and it takes a key to end it.
 	ErrKeysUnfinished = errors.New("a change of its keys was interrupted")
+	// ErrKeysChanged: something else has changed the keyslots while a change of theirs went on.
+	ErrKeysChanged = errors.New("the keyslots were changed meanwhile")
 	// ErrAdopting: an adopt was interrupted and has to be ended.
 	ErrAdopting = errors.New("its adoption was interrupted")
 	// ErrAlreadySetUp: the volume has been created before.

@@ -102,7 +102,7 @@ func (k *keyChanging) add(ctx context.Context, wanted Enrolment, added *AddedKey
 	if err := wanted.check(ctx); err != nil || k.dry {
 		return err
 	}
-	k.journal = &keyChange{UUID: k.header.UUID, Added: &addedKeyslot{
+	k.journal = &keyChange{UUID: k.header.UUID, Removed: k.halfRemoved(), Added: &addedKeyslot{
 		Keyslot: added.Keyslot, Source: wanted.Kind(), Sequence: k.header.SequenceID,
 	}}
 	k.noteRemovals(added.Replaced)
@@ -116,7 +116,7 @@ func (k *keyChanging) add(ctx context.Context, wanted Enrolment, added *AddedKey
 	defer way.Key.Wipe()
 	if len(added.Replaced) > 0 {
 		// Not before the new one is recorded: what goes wrong from here on leaves both. The journal goes on naming it: it is not known yet.
-		if err := k.removeKeyslots(ctx, way, added.Replaced...); err != nil {
+		if err := k.removeKeyslots(ctx, []*unlock.Way{way}, added.Replaced...); err != nil {
 			return err
 		}
 	}

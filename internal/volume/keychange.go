@@ -45,6 +45,15 @@ type removedKeyslot struct {
 	Keyslot int `json:"keyslot"`
 	// Tokens speak for no other keyslot.
 	Tokens []int `json:"tokens"`
+	// Salt is that of the keyslot as soon as its removal has begun. cryptsetup wipes its area before it takes it out of the header
+	// (LUKS2_keyslot_wipe in lib/luks2/luks2_keyslot.c): from then on nobody knows whether it still opens.
+	Salt []byte `json:"salt,omitempty"`
+}
+
+// half tells whether the keyslot in header is one whose removal was begun and not ended.
+func (r *removedKeyslot) half(header *luks2.Header) bool {
+	keyslot, there := header.Metadata.Keyslots[r.Keyslot]
+	return there && r.Salt != nil && bytes.Equal(keyslot.KDF.Salt, r.Salt)
 }
 
 // fills tells whether the keyslot in header is the one that was begun.
@@ -95,7 +104,12 @@ func (k *keyChanging) loadJournal() error {
 	return err
 }
 
+// endJournal leaves in it what is to be removed once more; by then all else of the change is known.
 func (k *keyChanging) endJournal() error {
+	if half := k.halfRemoved(); len(half) > 0 {
+		k.journal = &keyChange{UUID: k.journal.UUID, Removed: half}
+		return k.saveJournal()
+	}
 	k.journal = nil
 	return k.states.Remove(k.keyChangeName())
 }
@@ -284,7 +298,7 @@ func (k *keyChanging) takeBack(ctx context.Context) error {
 		return nil
 	}
 	if added.fills(k.header) {
-		if err := k.removeKeyslots(ctx, k.ways[0], added.Keyslot); err != nil {
+		if err := k.removeKeyslots(ctx, k.ways[:1], added.Keyslot); err != nil {
 			return err
 		}
 	}
@@ -297,24 +311,89 @@ func (k *keyChanging) takeBack(ctx context.Context) error {
 	return nil
 }
 
-// removeKeyslots removes keyslots and the tokens that speak for them alone. way must open another one.
-func (k *keyChanging) removeKeyslots(ctx context.Context, way *unlock.Way, keyslots ...int) error {
+// removeKeyslots removes keyslots and the tokens that speak for them alone. The first of ways must open another one; all of them are what
+// made it right.
+func (k *keyChanging) removeKeyslots(ctx context.Context, ways []*unlock.Way, keyslots ...int) error {
+	if err := k.confirm(ways, keyslots, keyslots...); err != nil {
+		return err
+	}
 	k.noteRemovals(keyslots)
+	for i := range k.journal.Removed {
+		if removed := &k.journal.Removed[i]; slices.Contains(keyslots, removed.Keyslot) {
+			removed.Salt = k.header.Metadata.Keyslots[removed.Keyslot].KDF.Salt
+		}
+	}
 	if err := k.saveJournal(); err != nil {
 		return err
 	}
 	for _, keyslot := range keyslots {
-		if err := k.cryptsetup.RemoveKeyslot(ctx, k.device, k.header, keyslot, way); err != nil {
+		if err := k.forgetProof(keyslot); err != nil {
+			return err
+		}
+		if err := k.confirm(ways, keyslots, keyslot); err != nil {
+			return err
+		}
+		if err := k.cryptsetup.RemoveKeyslot(ctx, k.device, k.header, keyslot, ways[0]); err != nil {
 			return err
 		}
 	}
 	return k.endRemovals(ctx)
 }
 
+// confirm reads the header anew and requires that keyslots which are about to go, and those of ways beside all that go, are what they were
+// when that was decided: somebody may have changed them by other means while a key source waited for a person.
+func (k *keyChanging) confirm(ways []*unlock.Way, going []int, now ...int) (err error) {
+	if k.header, err = k.read(); err != nil {
+		return err
+	}
+	if err := k.checkWhole(); err != nil {
+		return err
+	}
+	needed := slices.Clone(now)
+	for _, way := range ways {
+		needed = append(needed, slices.DeleteFunc(slices.Clone(way.Keyslots), func(number int) bool { return slices.Contains(going, number) })...)
+	}
+	for _, number := range needed {
+		if found, there := k.header.Metadata.Keyslots[number]; !there || !bytes.Equal(found.KDF.Salt, k.decidedOn(number)) {
+			return wrongf(ErrKeysChanged, "cannot remove keyslot %d of %s: keyslot %d is not what it was", now[0], k.container.Name(), number)
+		}
+	}
+	return nil
+}
+
+// decidedOn is the salt of a keyslot that the change has filled, or has found.
+func (k *keyChanging) decidedOn(keyslot int) []byte {
+	if added := k.journal.Added; added != nil && added.Keyslot == keyslot {
+		return added.Salt
+	}
+	return k.before.Metadata.Keyslots[keyslot].KDF.Salt
+}
+
+// halfRemoved are the keyslots whose removal was interrupted when it had begun.
+func (k *keyChanging) halfRemoved() (half []removedKeyslot) {
+	if k.journal == nil || k.journal.UUID != k.header.UUID {
+		return nil
+	}
+	for _, removed := range k.journal.Removed {
+		if removed.half(k.header) {
+			half = append(half, removed)
+		}
+	}
+	return half
+}
+
+// checkRemovals fails if keyslots are to be removed once more, which takes a key.
+func (k *keyChanging) checkRemovals() error {
+	if half := k.halfRemoved(); len(half) > 0 {
+		return wrongf(ErrKeysUnfinished, "container %s: keyslot %d may be wiped already, and its removal has to be repeated", k.container.Name(), half[0].Keyslot)
+	}
+	return nil
+}
+
 func (k *keyChanging) noteRemovals(keyslots []int) {
 	k.journal.Removed = slices.DeleteFunc(k.journal.Removed, func(noted removedKeyslot) bool { return slices.Contains(keyslots, noted.Keyslot) })
 	for _, keyslot := range keyslots {
-		k.journal.Removed = append(k.journal.Removed, removedKeyslot{keyslot, tokensOnlyOf(k.header, keyslot)})
+		k.journal.Removed = append(k.journal.Removed, removedKeyslot{Keyslot: keyslot, Tokens: tokensOnlyOf(k.header, keyslot)})
 	}
 }
 
@@ -329,7 +408,7 @@ func tokensOnlyOf(header *luks2.Header, keyslot int) []int {
 }
 
 // endRemovals follows up each keyslot that is gone: cryptsetup leaves its tokens behind, without a keyslot. One that is still there
-// stays: nothing has happened to it yet.
+// stays in the header.
 func (k *keyChanging) endRemovals(ctx context.Context) (err error) {
 	if len(k.journal.Removed) == 0 {
 		return nil

@@ -104,11 +104,11 @@ func (k *keyChanging) remove(ctx context.Context, options RemoveOptions) error {
 	if k.dry {
 		return nil
 	}
-	k.journal = &keyChange{UUID: k.header.UUID}
+	k.journal = &keyChange{UUID: k.header.UUID, Removed: k.halfRemoved()}
 	if _, there := k.header.Metadata.Keyslots[options.Keyslot]; !there {
 		return k.forget(options.Keyslot)
 	}
-	if err := k.removeKeyslots(ctx, k.ways[0], options.Keyslot); err != nil {
+	if err := k.removeKeyslots(ctx, k.ways, options.Keyslot); err != nil {
 		return fmt.Errorf("cannot remove keyslot %d: %w", options.Keyslot, err)
 	}
 	return k.finish(ctx)

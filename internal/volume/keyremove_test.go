@@ -1,9 +1,12 @@
 package volume
 
 import (
+	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"slices"
 	"strconv"
@@ -12,6 +15,7 @@ import (
 	"luksmediad/internal/command"
 	"luksmediad/internal/journal"
 	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/pkg/unlock/secret"
 	"luksmediad/pkg/unlock/tpm2"
 	"luksmediad/test/swtpm"
@@ -584,4 +588,98 @@ func (r *ring) requireCleaned() []journal.Event {
 		r.t.Errorf("the journal is still there: %v", err)
 	}
 	return w.events
+}
+
+// meanwhile is a key source that waits for a person, while somebody does something else to the container.
+type meanwhile struct {
+	unlock.Source
+	do func()
+}
+
+func (m meanwhile) Offers(ctx context.Context, header *luks2.Header) iter.Seq2[unlock.Offer, error] {
+	m.do()
+	return m.Source.Offers(ctx, header)
+}
+
+// What was decided on a header that is not that of the container any more is not done.
+func TestRemoveWhatIsNotAsItWas(t *testing.T) {
+	kill := func(r *ring, keyslot, by string) {
+		r.run("luksKillSlot", "--key-file="+r.path(by), r.container(), keyslot)
+	}
+	swap := func(r *ring) {
+		kill(r, "2", "passphrase")
+		r.addForeign(2, "in its place")
+	}
+	for name, test := range map[string]struct {
+		since    func(*ring)
+		keyslot  int
+		sources  func(*ring) []unlock.Source
+		keyslots []int
+	}{
+		"another in its place": {swap, 2, func(r *ring) []unlock.Source { return offers(r.t, ringPassphrase) }, []int{0, 1, 2}},
+		"what opens it":        {func(r *ring) { kill(r, "0", "foreign") }, 2, func(r *ring) []unlock.Source { return offers(r.t, ringPassphrase) }, []int{1, 2}},
+		"what a person keeps": {func(r *ring) { kill(r, "1", "passphrase") }, 0,
+			func(r *ring) []unlock.Source { return append(r.Sources(), offers(r.t, ringForeign)...) }, []int{0, 2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRing(t)
+			r.add(EnrolKeyFile{Path: r.path("key")})
+			sources := test.sources(r)
+			sources[0] = meanwhile{sources[0], func() { test.since(r) }}
+			requireStep(t, r.RemoveKey(t.Context(), RemoveOptions{Keyslot: test.keyslot, Sources: sources}, &watcher{}), StepKeys, ErrKeysChanged)
+			r.requireInHeader(test.keyslots...)
+		})
+	}
+	t.Run("replaced", func(t *testing.T) {
+		r, tpm := newRing(t), swtpm.Start(t)
+		r.add(EnrolTPM2{Device: tpm.TCTI()})
+		sources := []unlock.Source{meanwhile{offers(t, ringPassphrase)[0], func() { swap(r) }}}
+		_, err := r.AddKey(t.Context(), EnrolTPM2{Device: tpm.TCTI()}, AddOptions{Sources: sources, Replace: Replacement{Superseded: true}}, &watcher{})
+		requireStep(t, err, StepKeys, ErrKeysChanged)
+		r.requireInHeader(0, 1, 2, 3)
+		r.must(r.unseals(tpm, 3, nil))
+	})
+}
+
+// A keyslot whose removal has begun may be wiped already: it counts as no proven way in any more, its copy stays as it is, and it is told
+// until the removal is repeated.
+func TestRemovalHalfDone(t *testing.T) {
+	r := newRing(t)
+	r.backUp()
+	r.add(EnrolKeyFile{Path: r.path("key")})
+	r.crashAt("remove 2", "before cryptsetup luksKillSlot")
+	area := r.header().Metadata.Keyslots[2].Area
+	r.overwrite(area.Offset, make([]byte, area.Size)) // as cryptsetup does first
+	copied := func() string {
+		content, err := os.ReadFile(r.backupPath(r.header().UUID))
+		r.must(err)
+		return fmt.Sprintf("%x", sha256.Sum256(content))
+	}
+	before := copied()
+	if proofs, err := r.Proofs(r.header()); err != nil || slices.ContainsFunc(proofs, func(p KeyProof) bool { return p.Keyslot == 2 }) {
+		t.Errorf("proofs %v, %v", proofs, err)
+	}
+	if _, err := r.BackUpHeader(t.Context()); !errors.Is(err, ErrKeysUnfinished) {
+		t.Errorf("a wiped keyslot was made known: %v", err)
+	}
+	w := &watcher{}
+	o, err := r.opening("swtpm:path="+r.path("none"), w)
+	r.must(err)
+	defer o.container.Close()
+	o.endKeyChange(t.Context())
+	if !slices.Equal(w.events, []journal.Event{journal.Failed}) || copied() != before {
+		t.Errorf("events %v", w.events)
+	}
+	// Another change goes on, and does not forget it.
+	r.write("key", "another key file")
+	if added := r.add(EnrolKeyFile{Path: r.path("key")}); added.Keyslot != 3 {
+		t.Errorf("%+v", added)
+	}
+	if _, err := r.BackUpHeader(t.Context()); !errors.Is(err, ErrKeysUnfinished) {
+		t.Errorf("the removal is forgotten: %v", err)
+	}
+	r.must(r.remove(2))
+	r.requireKeyslots("0 recovery", "3 keyfile")
+	r.requireInHeader(0, 1, 3)
+	r.requireLook(nil)
 }

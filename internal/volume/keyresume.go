@@ -42,6 +42,9 @@ func (k *keyChanging) resume(ctx context.Context) error {
 	case err != nil:
 		return err
 	}
+	if err := k.checkRemovals(); err != nil {
+		return err
+	}
 	return k.cleanUp(ctx)
 }
 
@@ -66,7 +69,7 @@ func (k *keyChanging) endReplacement(ctx context.Context) error {
 		return err
 	}
 	defer key.Wipe()
-	return k.removeKeyslots(ctx, &unlock.Way{Source: sourceTPM2, Keyslots: []int{added}, Key: key}, replaced...)
+	return k.removeKeyslots(ctx, []*unlock.Way{{Source: sourceTPM2, Keyslots: []int{added}, Key: key}}, replaced...)
 }
 
 // unreplaced are the keyslots that luksmediad made, and that are still there beside what replaces them.

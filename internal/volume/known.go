@@ -284,6 +284,9 @@ func (v *Volume) BackUpHeader(ctx context.Context) (string, error) {
 	if keyslots := k.unrecorded(); len(keyslots) > 0 {
 		return "", wrongf(ErrKeysUnfinished, "cannot back up the header of %s: keyslot %d has to go", k.record.Container, keyslots[0])
 	}
+	if err := k.checkRemovals(); err != nil {
+		return "", err
+	}
 	if err := k.cleanUp(ctx); err != nil {
 		return "", err
 	}

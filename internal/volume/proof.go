@@ -63,3 +63,16 @@ func (v *Volume) loadProofs() ([]KeyProof, error) {
 func (v *Volume) noteProof(header *luks2.Header, keyslot int, source string) {
 	_ = v.NoteProof(header, keyslot, source)
 }
+
+// forgetProof takes back what was written down of a keyslot.
+func (v *Volume) forgetProof(keyslot int) error {
+	known, err := v.loadProofs()
+	if err != nil {
+		return err
+	}
+	left := slices.DeleteFunc(slices.Clone(known), func(p KeyProof) bool { return p.Keyslot == keyslot })
+	if len(left) == len(known) {
+		return nil
+	}
+	return v.states.Save(v.proofName(), proofVersion, proofs{left})
+}
