@@ -2,6 +2,7 @@ package unlock
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +33,22 @@ var MinimumVersion = [3]int{2, 4, 3}
 // Cryptsetup drives cryptsetup(8). Keys go to it through pipes, never by argument or environment.
 type Cryptsetup struct {
 	Runner Runner
+	// Patience bounds how long a mapping may take to come or go; 0 is DefaultPatience.
+	Patience time.Duration
+}
+
+// DefaultPatience is far above what a keyslot takes, which cryptsetup makes for 2 s (lib/internal.h, DEFAULT_LUKS2_ITER_TIME), and the
+// default of udev's own patience with an event, 3 min (udev.conf(5), event_timeout=). A semaphore of udev that nobody completes keeps
+// libdevmapper waiting for ever (dm_udev_wait in libdm/libdm-common.c of lvm2).
+const DefaultPatience = 5 * time.Minute
+
+func (c Cryptsetup) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, cmp.Or(c.Patience, DefaultPatience))
+}
+
+// expired tells whether a program was ended because its own time was up, not that of who has asked for it.
+func expired(ctx context.Context, err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil
 }
 
 // FormatOptions are the properties of a new container that differ from one to the next.
@@ -175,13 +193,15 @@ func (c Cryptsetup) BackupHeader(ctx context.Context, device, file string) error
 }
 
 // Activate opens device as /dev/mapper/name by keyslot slot. cryptsetup reads header, not the one on the device, so
-// that what was validated is what is used.
+// that what was validated is what is used. When its patience is at an end the mapping may be there nevertheless.
 func (c Cryptsetup) Activate(ctx context.Context, device, name string, header *luks2.Header, slot int, key *secret.Key) error {
 	file, err := memoryFile("luks2-header", header, header.ImageSize())
 	if err != nil {
 		return err
 	}
 	defer file.Close()
+	ctx, cancel := c.bounded(ctx)
+	defer cancel()
 	return c.withKey(ctx, "open", device, key, []*os.File{file}, "open", "--batch-mode", "--disable-external-tokens",
 		"--type", "luks2", "--header", "/proc/self/fd/3", "--key-slot", strconv.Itoa(slot), device, name)
 }
@@ -189,12 +209,19 @@ func (c Cryptsetup) Activate(ctx context.Context, device, name string, header *l
 // Deactivate removes the mapping name, with which dm-crypt wipes its key. It does so by dmsetup(8): cryptsetup close
 // reads the header on the device first and rewrites a damaged copy of it.
 func (c Cryptsetup) Deactivate(ctx context.Context, name string) error {
-	_, err := c.Runner.Run(ctx, nil, nil, "dmsetup", "remove", "--retry", name)
+	bounded, cancel := c.bounded(ctx)
+	defer cancel()
+	_, err := c.Runner.Run(bounded, nil, nil, "dmsetup", "remove", "--retry", name)
 	if err == nil {
 		return nil
 	}
+	mapping, unknown := FindMapping(name)
 	class := ErrCryptsetup
-	if mapping, found := FindMapping(name); found == nil && mapping != nil && mapping.Used {
+	switch {
+	case unknown != nil:
+	case mapping == nil && expired(ctx, err):
+		return nil
+	case mapping != nil && mapping.Used:
 		class = ErrMappingBusy
 	}
 	return fmt.Errorf("cannot close %s: %w: %w", name, class, err)

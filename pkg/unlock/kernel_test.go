@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"luksmediad/internal/command"
 )
@@ -121,6 +122,23 @@ func TestActivate(t *testing.T) {
 	}
 	if err := a.cryptsetup.Deactivate(t.Context(), mapName); err != nil {
 		t.Fatal(err)
+	}
+	requireNoMapping(t)
+}
+
+// Who waits for udev alone has done what it was for, be it to open or to close.
+func TestHungButDone(t *testing.T) {
+	a := newAttached(t)
+	hung := func(program string) Cryptsetup {
+		return Cryptsetup{Runner: &hanging{program: program, after: true}, Patience: 10 * time.Second}
+	}
+	opener := Opener{Cryptsetup: hung("cryptsetup"), Sources: []Source{Passphrase{Key: newKey(t, formatKey)}}}
+	if opened, err := opener.Open(t.Context(), a.target); err != nil || opened.Keyslot != formatSlot {
+		t.Fatalf("%+v, %v", opened, err)
+	}
+	a.requireMapping(t)
+	if err := hung("dmsetup").Deactivate(t.Context(), mapName); err != nil {
+		t.Error(err)
 	}
 	requireNoMapping(t)
 }

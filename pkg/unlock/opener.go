@@ -151,12 +151,21 @@ func (o Opener) activate(ctx context.Context, target Target, offer Offer) (int, 
 	err := ErrNoKeyslot
 	for _, keyslot := range offer.Keyslots {
 		tried := o.Cryptsetup.Activate(ctx, target.Device, target.Name, target.Header, keyslot, offer.Key)
-		if tried == nil || !anotherKeyMayFit(tried) {
+		if tried == nil || expired(ctx, tried) && isComplete(target) {
+			return keyslot, nil
+		}
+		if !anotherKeyMayFit(tried) {
 			return keyslot, tried
 		}
 		err = worse(err, tried)
 	}
 	return -1, err
+}
+
+// isComplete tells whether a cryptsetup that has come to no end has done all that it was for.
+func isComplete(target Target) bool {
+	mapping, err := verified(target)
+	return err == nil && !mapping.Suspended
 }
 
 // verified compares the kernel's table with the header.

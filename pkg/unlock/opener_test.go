@@ -3,10 +3,12 @@ package unlock
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"luksmediad/pkg/unlock/tpm2"
 )
@@ -95,6 +97,37 @@ func TestOpenEndsWhereNoKeyHelps(t *testing.T) {
 	}
 	if last.Len() == 0 {
 		t.Error("the next source was asked")
+	}
+}
+
+// hanging has a program wait for what never comes, before it does anything or after.
+type hanging struct {
+	recorder
+	program string
+	after   bool
+}
+
+func (h *hanging) Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error) {
+	if name != h.program {
+		return h.recorder.Run(ctx, stdin, extra, name, args...)
+	}
+	if h.after {
+		if out, err := h.recorder.Run(ctx, stdin, extra, name, args...); err != nil {
+			return out, err
+		}
+	}
+	return h.recorder.Run(ctx, stdin, extra, "sleep", "60")
+}
+
+// A cryptsetup that comes to no end is ended, and the opening fails, so that it is tried again.
+func TestOpenEndsWhereCryptsetupHangs(t *testing.T) {
+	device := newContainer(t, Cryptsetup{Runner: &recorder{}})
+	opener := Opener{Cryptsetup: Cryptsetup{Runner: &hanging{program: "cryptsetup"}, Patience: 50 * time.Millisecond},
+		Sources: []Source{Passphrase{Key: newKey(t, formatKey)}}}
+	began := time.Now()
+	_, err := opener.Open(t.Context(), Target{Container: device, Device: device, Name: "luksmediad-test", Header: readHeader(t, device)})
+	if !errors.Is(err, ErrCryptsetup) || !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 20*time.Second {
+		t.Errorf("after %v: %v", time.Since(began), err)
 	}
 }
 
