@@ -335,6 +335,9 @@ func describeWays(ways []wayIn) string {
 		when := "never proven"
 		if !way.proven.IsZero() {
 			when = "proven " + way.proven.UTC().Format(time.DateOnly)
+			if way.source == string(keys.Credential) {
+				when += " (as decrypted at the last start)" // what systemd could decrypt now only the next one tells
+			}
 		}
 		texts = append(texts, way.source+" "+when)
 	}

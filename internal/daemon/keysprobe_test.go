@@ -203,6 +203,15 @@ func TestKeysProbeOfTwoKeyFiles(t *testing.T) {
 	b.requireReason(health.ReasonKeyFailed, "key file missing")
 }
 
+// A credential was decrypted by systemd when the daemon started: that it still could be is nothing that the probe sees.
+func TestKeysProbeOfCredential(t *testing.T) {
+	proven := time.Date(2026, 11, 26, 15, 0, 0, 0, time.UTC)
+	have := describeWays([]wayIn{{source: "recovery", proven: proven}, {source: "credential", proven: proven}, {source: "command"}})
+	if want := "recovery proven 2026-11-26, credential proven 2026-11-26 (as decrypted at the last start), command never proven"; have != want {
+		t.Errorf("%q instead of %q", have, want)
+	}
+}
+
 // Two keyslots of one kind fail together.
 func TestKeysProbeWantsIndependentWays(t *testing.T) {
 	b := newKeyBench(t)
