@@ -33,7 +33,7 @@ type Gate interface {
 	Stop(ctx context.Context) error
 	// Abandoned tells whether the gate is neither active nor about to be.
 	Abandoned(ctx context.Context) (bool, error)
-	// Resume starts the enabled services that are not active: those that gave up waiting for the gate.
+	// Resume starts the services that would come up at boot and are not active: those that gave up waiting for the gate.
 	Resume(ctx context.Context) (started []string, err error)
 }
 

@@ -47,12 +47,15 @@ func (g Gate) Stop(ctx context.Context) error {
 	})
 }
 
-// Resume starts the enabled requirers that are not active: those that gave up waiting for the gate. It does not wait for
+// Resume starts the requirers that are not active and would be at boot: those that gave up waiting for the gate. It does not wait for
 // the gate's own sake only: each of them pulls it in. It returns those that were started, also beside an error about others.
 func (g Gate) Resume(ctx context.Context) (started []string, err error) {
 	err = g.eachRequirer(ctx, func(units *Units, unit string, state UnitState) error {
-		if state.File != "enabled" || state.Active != "inactive" && state.Active != "failed" {
+		if state.Active != "inactive" && state.Active != "failed" {
 			return nil
+		}
+		if comes, err := comesAtBoot(ctx, units, unit, state); err != nil || !comes {
+			return err
 		}
 		err := units.Start(ctx, unit)
 		if err == nil {
@@ -61,6 +64,18 @@ func (g Gate) Resume(ctx context.Context) (started []string, err error) {
 		return err
 	})
 	return started, err
+}
+
+// comesAtBoot tells whether a unit is enabled, or is pulled in by an active target without that, as what a generator such as quadlet makes,
+// and static units, are. What somebody has disabled or masked is not, whatever pulls it in.
+func comesAtBoot(ctx context.Context, units *Units, unit string, state UnitState) (bool, error) {
+	switch state.File {
+	case "enabled", "enabled-runtime":
+		return true, nil
+	case "generated", "linked", "linked-runtime", "alias", "indirect", "static":
+		return units.targeted(ctx, unit)
+	}
+	return false, nil
 }
 
 func (g Gate) eachRequirer(ctx context.Context, do func(*Units, string, UnitState) error) error {

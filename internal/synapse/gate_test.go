@@ -85,7 +85,7 @@ func (u unitProperties) GetAll(string) (map[string]godbus.Variant, *godbus.Error
 	return all, nil
 }
 
-// startServiceManager begins to answer; requirers are the units that require the gate, each "active state/file state".
+// startServiceManager begins to answer; requirers are the units that require the gate, each "active state/file state wanting…".
 func startServiceManager(t *testing.T, requirers map[string]string) *serviceManager {
 	t.Helper()
 	conn, err := godbus.Connect(startBus(t))
@@ -97,7 +97,9 @@ func startServiceManager(t *testing.T, requirers map[string]string) *serviceMana
 	var names []string
 	for name, state := range requirers {
 		active, file, _ := strings.Cut(state, "/")
-		m.export(name, map[string]any{"LoadState": "loaded", "ActiveState": active, "SubState": "", "UnitFileState": file})
+		file, wanting, _ := strings.Cut(file, " ")
+		m.export(name, map[string]any{"LoadState": "loaded", "ActiveState": active, "SubState": "", "UnitFileState": file,
+			"WantedBy": strings.Fields(wanting), "RequiredBy": []string{}})
 		names = append(names, name)
 	}
 	m.export("luksmediad-gate.service", map[string]any{"RequiredBy": names})
@@ -208,6 +210,23 @@ func TestResume(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"start broken.service", "start stopped.service"}, m.seen()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// What comes up at boot without being enabled, because a target wants it, is started as well; what somebody has disabled or masked is not.
+func TestResumeWhatTargetsWant(t *testing.T) {
+	units := map[string]string{
+		"runtime.service": "inactive/enabled-runtime", "quadlet.service": "inactive/generated multi-user.target", "idle.service": "inactive/static rescue.target",
+		"static.service": "failed/static x.service multi-user.target", "linked.service": "inactive/linked multi-user.target",
+		"masked.service": "inactive/masked multi-user.target", "disabled.service": "inactive/disabled multi-user.target",
+	}
+	m := startServiceManager(t, units)
+	m.export("multi-user.target", map[string]any{"ActiveState": "active"})
+	m.export("rescue.target", map[string]any{"ActiveState": "inactive"})
+	started, err := gate().Resume(t.Context())
+	want := []string{"linked.service", "quadlet.service", "runtime.service", "static.service"}
+	if diff := cmp.Diff(want, started); err != nil || diff != "" {
+		t.Error(err, diff)
 	}
 }
 

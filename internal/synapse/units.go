@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/coreos/go-systemd/v22/dbus"
 	godbus "github.com/godbus/dbus/v5"
@@ -71,15 +72,38 @@ func (u *Units) Close() { u.conn.Close() }
 
 // Requirers returns the names of the loaded units that have Requires= on a unit, sorted.
 func (u *Units) Requirers(ctx context.Context, unit string) ([]string, error) {
-	property, err := u.conn.GetUnitPropertyContext(ctx, unit, "RequiredBy")
+	return u.names(ctx, unit, "RequiredBy")
+}
+
+// names returns the units in a property of a unit, sorted.
+func (u *Units) names(ctx context.Context, unit, name string) ([]string, error) {
+	property, err := u.conn.GetUnitPropertyContext(ctx, unit, name)
 	if err != nil {
-		return nil, fmt.Errorf("cannot ask what requires %s: %w", unit, classify(err))
+		return nil, fmt.Errorf("cannot ask for %s of %s: %w", name, unit, classify(err))
 	}
 	var names []string
 	if err := property.Value.Store(&names); err != nil {
-		return nil, fmt.Errorf("cannot ask what requires %s: %w", unit, err)
+		return nil, fmt.Errorf("cannot ask for %s of %s: %w", name, unit, err)
 	}
 	return slices.Sorted(slices.Values(names)), nil
+}
+
+// targeted tells whether an active target pulls a unit in.
+func (u *Units) targeted(ctx context.Context, unit string) (bool, error) {
+	wanting, err := u.names(ctx, unit, "WantedBy")
+	requiring, otherErr := u.names(ctx, unit, "RequiredBy")
+	if err := errors.Join(err, otherErr); err != nil {
+		return false, err
+	}
+	for _, name := range append(wanting, requiring...) {
+		if !strings.HasSuffix(name, ".target") {
+			continue
+		}
+		if state, err := u.State(ctx, name); err != nil || state.Active == "active" {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // State returns the state of a unit; one that does not exist has Load "not-found".
