@@ -252,6 +252,13 @@ func TestCrashesAreRestarted(t *testing.T) {
 	}
 }
 
+// A cryptsetup that is ended for the memory of Argon2id must not have the service stopped with it (systemd.service(5), OOMPolicy=).
+func TestDaemonOutlivesCryptsetup(t *testing.T) {
+	if !slices.Contains(directives(t, "luksmediad.service"), "OOMPolicy=continue") {
+		t.Error("the service ends with the first program that runs out of memory")
+	}
+}
+
 // Every file here is installed.
 func TestEverythingIsInstalled(t *testing.T) {
 	makefile, err := os.ReadFile("../../Makefile")
