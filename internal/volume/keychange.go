@@ -369,13 +369,16 @@ func (k *keyChanging) decidedOn(keyslot int) []byte {
 	return k.before.Metadata.Keyslots[keyslot].KDF.Salt
 }
 
-// halfRemoved are the keyslots whose removal was interrupted when it had begun.
+// halfRemoved are the keyslots whose removal was interrupted when it had begun, except those that were seen to open since: their proof was
+// forgotten before.
 func (k *keyChanging) halfRemoved() (half []removedKeyslot) {
 	if k.journal == nil || k.journal.UUID != k.header.UUID {
 		return nil
 	}
+	proofs, err := k.Proofs(k.header)
 	for _, removed := range k.journal.Removed {
-		if removed.half(k.header) {
+		proven := err == nil && slices.ContainsFunc(proofs, func(p KeyProof) bool { return p.Keyslot == removed.Keyslot })
+		if removed.half(k.header) && !proven {
 			half = append(half, removed)
 		}
 	}

@@ -683,3 +683,15 @@ func TestRemovalHalfDone(t *testing.T) {
 	r.requireInHeader(0, 1, 3)
 	r.requireLook(nil)
 }
+
+// One that is seen to open after that was not wiped: its key may go on serving.
+func TestRemovalNotBegun(t *testing.T) {
+	r := newRing(t)
+	r.backUp()
+	r.add(EnrolKeyFile{Path: r.path("key")})
+	r.crashAt("remove 2", "before cryptsetup luksKillSlot")
+	r.must(r.NoteProof(r.header(), 2, sourceKeyFile))
+	r.backUp()
+	r.requireKeyslots("0 recovery", "2 keyfile")
+	r.requireLook(nil)
+}
