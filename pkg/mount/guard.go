@@ -65,6 +65,29 @@ func Guard(path string) error {
 	return nil
 }
 
+// Deny takes the directory path, which has files and so cannot be guarded, away from everybody but root: root:root, mode 0000. No file in it
+// is touched. It does not become immutable, so that root can take the files out of it. All is done on one descriptor, as by Guard.
+//
+// Errors: ErrMounted, ErrSymlink, ErrNotDirectory, fs.ErrNotExist, fs.ErrPermission, ErrInvalid.
+func Deny(path string) error {
+	directory, err := openPoint(path)
+	if err != nil {
+		return fmt.Errorf("cannot take access to %s away: %w", path, err)
+	}
+	defer directory.Close()
+	if err := directory.deny(); err != nil {
+		return fmt.Errorf("cannot take access to %s away: %w", path, err)
+	}
+	return nil
+}
+
+func (p point) deny() error {
+	if err := p.setImmutable(false); err != nil { // it would keep its mode
+		return err
+	}
+	return errors.Join(p.Chown(0, 0), p.Chmod(0), p.Sync())
+}
+
 // openGuarded opens a guarded mountpoint, and nothing else.
 func openGuarded(path string) (point, error) {
 	directory, err := openPoint(path)
