@@ -11,11 +11,17 @@ import (
 	"github.com/spf13/cobra"
 
 	"luksmediad/internal/api"
+	"luksmediad/internal/config"
 	"luksmediad/internal/daemon"
+	"luksmediad/internal/volume"
 )
 
-// errGateClosed: the stores are not all mounted and writable.
-var errGateClosed = errors.New("gate closed")
+var (
+	// errGateClosed: the stores are not all mounted and writable.
+	errGateClosed = errors.New("gate closed")
+	// errConfigGone: a volume is set up, and nothing says which stores it has.
+	errConfigGone = errors.New("a volume is set up here, and its configuration is gone")
+)
 
 // gatePoll is how often the daemon is asked; the answer costs it nothing.
 const gatePoll = 250 * time.Millisecond
@@ -66,10 +72,19 @@ func (a *app) gateWait(ctx context.Context, timeout time.Duration) error {
 		}
 		select {
 		case <-ctx.Done():
+			if err != nil && a.configIsGone() { // no sooner: docker.socket gives up after failures that are too fast
+				return fmt.Errorf("cannot open the gate without %s: %w", a.configPath, errConfigGone)
+			}
 			return fmt.Errorf("cannot open the gate: %s: %w", why, context.Cause(ctx))
 		case <-time.After(gatePoll):
 		}
 	}
+}
+
+// configIsGone: the unit of the daemon is skipped then.
+func (a *app) configIsGone() bool {
+	_, err := a.readConfig()
+	return errors.Is(err, config.ErrMissing) && volume.Recorded(a.places.Paths)
 }
 
 // reopen asks for the volume if the gate's own stop has closed it: its start takes that back, and only that. Why the volume
@@ -100,6 +115,9 @@ The unit luksmediad-gate.service runs this when it stops, which is after the ser
 
 func (a *app) gateClose(ctx context.Context) error {
 	_, vol, err := a.loadAsRoot()
+	if err != nil && a.configIsGone() {
+		return fmt.Errorf("cannot close the gate without %s: %w", a.configPath, errConfigGone)
+	}
 	if err != nil {
 		return err
 	}

@@ -40,6 +40,7 @@ func hints() []hint {
 		{unlock.ErrNoKeyFits, "no_key_fits", exitNoKey, "luksmediad unlock"},
 		{volume.ErrConfirmation, "not_confirmed", exitFailed, ""},
 		{errNotRoot, "not_root", exitFailed, "sudo luksmediad …"},
+		{errConfigGone, "config_gone", exitGateClosed, "put " + config.DefaultPath + " back from a backup; systemctl start luksmediad.service docker.service"},
 		{errGateClosed, "gate_closed", exitGateClosed, "curl -s 'http://127.0.0.1:10165/healthz?verbose'"},
 
 		{errMoveNotBegun, "move_not_begun", exitFailed, "journalctl -u luksmediad-migrate --since -5min"},

@@ -11,7 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"luksmediad/internal/config"
 	"luksmediad/internal/journal"
+	"luksmediad/internal/volume"
 	"luksmediad/test/golden"
 )
 
@@ -256,6 +258,17 @@ func TestCrashesAreRestarted(t *testing.T) {
 func TestDaemonOutlivesCryptsetup(t *testing.T) {
 	if !slices.Contains(directives(t, "luksmediad.service"), "OOMPolicy=continue") {
 		t.Error("the service ends with the first program that runs out of memory")
+	}
+}
+
+// Without a configuration the gate is only skipped where no volume is set up.
+func TestLostConfigurationKeepsTheGateShut(t *testing.T) {
+	have := directives(t, "luksmediad-gate.service")
+	for _, want := range []string{"ConditionPathExists=|" + config.DefaultPath,
+		"ConditionPathExistsGlob=|" + filepath.Join(config.StateDir, volume.RecordGlob)} {
+		if !slices.Contains(have, want) {
+			t.Errorf("no %s in %v", want, have)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -171,6 +172,15 @@ func (v *Volume) forgetRecord() error {
 }
 
 func (v *Volume) recordName() string { return "volume-" + v.Name() }
+
+// RecordGlob matches the records of all volumes in the folder of the state. The gate's unit has it, too.
+const RecordGlob = "volume-*.json"
+
+// Recorded tells whether any volume is set up on this machine, whatever the configuration says.
+func Recorded(paths Paths) bool {
+	found, _ := filepath.Glob(filepath.Join(paths.State, RecordGlob)) // the pattern is well-formed
+	return len(found) > 0
+}
 
 // Record is what was written down when the volume was created. It fails with [ErrUnfinished], [ErrAdopting] or
 // [ErrNotSetUp] if nothing was.
