@@ -99,6 +99,7 @@ func hints() []hint {
 		{volume.ErrShrink, "shrink", exitRefused, "luksmediad status"},
 		{volume.ErrNoSize, "no_size", exitUsage, "luksmediad grow --by SIZE, or --to SIZE"},
 		{volume.ErrGrowDevice, "grow_device", exitUsage, "luksmediad grow"},
+		{volume.ErrGuarded, "guarded", exitRefused, "ls -l /var/lib/luksmediad; luksmediad adopt, or if no volume belongs there: chattr -i {store}"},
 		{volume.ErrStoreNotEmpty, "store_not_empty", exitRefused, "ls -la {store}"},
 		{volume.ErrMountForeign, "mount_foreign", exitRefused, "findmnt {store}"},
 

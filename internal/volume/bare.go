@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"io/fs"
+	"path/filepath"
 	"slices"
 
 	"luksmediad/pkg/mount"
@@ -62,7 +63,7 @@ func (b *barePath) make() error {
 			return nil // noted
 		}
 		made, err = mount.InspectPoint(b.Path)
-		b.Missing = made.Mode == 0 && made.UID == 0 && made.GID == 0
+		b.Missing = made.Mode == 0 && made.UID == 0 && made.GID == 0 && !made.Immutable
 	}
 	if err == nil {
 		b.BarePoint = made
@@ -79,12 +80,14 @@ func (c *creating) restorePaths() error {
 	return errors.Join(faults...)
 }
 
-// restore leaves alone what has taken the directory's place.
+// restore leaves alone what has taken the directory's place. It lasts, since it is nobody's guard any more once the journal is gone.
 func (b *barePath) restore() (err error) {
 	switch {
 	case b.Inode == 0: // never made
 	case b.Missing:
-		err = mount.RemovePoint(b.Path, b.BarePoint)
+		if err = mount.RemovePoint(b.Path, b.BarePoint); err == nil {
+			err = mount.SyncDirectory(filepath.Dir(b.Path))
+		}
 	default:
 		err = mount.RestorePoint(b.Path, b.BarePoint)
 	}

@@ -51,6 +51,11 @@ func (v *Volume) beginCreation(fresh *creation) (*creation, error) {
 	return found, nil
 }
 
+// mayGuard tells whether the path is one that this creation has made, or has found without a guard.
+func (c *creation) mayGuard(path string) bool {
+	return slices.ContainsFunc(c.Bare, func(bare barePath) bool { return bare.Path == path && !bare.Immutable })
+}
+
 // madeKeyFile tells whether the key file at path is one that this creation made, perhaps not to the end.
 func (c *creation) madeKeyFile(path string) (bool, error) {
 	for _, file := range c.KeyFiles {

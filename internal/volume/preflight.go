@@ -40,6 +40,7 @@ func (c *creating) preflight(ctx context.Context) error {
 		} else {
 			faults = append(faults, mount.CheckGuardable(store.Path))
 		}
+		faults = append(faults, c.checkUnguarded(store))
 	}
 	for _, source := range c.config.Unlock {
 		faults = append(faults, c.checkSource(ctx, source))
@@ -59,6 +60,22 @@ func (c *creating) checkAbsent() error {
 		return nil
 	}
 	return err
+}
+
+// checkUnguarded refuses a path that something else than the interrupted creation has guarded: a store lies behind it.
+func (c *creating) checkUnguarded(store config.Store) error {
+	state, err := mount.GuardState(store.Path)
+	if err != nil || state != mount.PointGuarded {
+		return err
+	}
+	unfinished, err := c.loadCreation()
+	if errors.Is(err, fs.ErrNotExist) {
+		unfinished, err = &creation{}, nil
+	}
+	if err != nil || unfinished.mayGuard(store.Path) {
+		return err
+	}
+	return wrongf(ErrGuarded, "cannot put store %s at %s", store.Name, store.Path)
 }
 
 // checkContainerPath accepts nothing at the path, a blank block device, or what an interrupted create has left.

@@ -17,6 +17,8 @@ type BarePoint struct {
 	Mode   uint32 `json:"mode"`
 	UID    uint32 `json:"uid"`
 	GID    uint32 `json:"gid"`
+	// Immutable: somebody has guarded it before, and RestorePoint leaves it so.
+	Immutable bool `json:"immutable,omitempty"`
 }
 
 func newBarePoint(stat unix.Stat_t) BarePoint {
@@ -25,15 +27,25 @@ func newBarePoint(stat unix.Stat_t) BarePoint {
 
 func (b BarePoint) is(stat unix.Stat_t) bool { return stat.Dev == b.Device && stat.Ino == b.Inode }
 
-// InspectPoint describes the directory at path, for RestorePoint. Errors: as OpenDirectory.
+// InspectPoint describes the directory at path, for RestorePoint. Errors: as OpenDirectory, and fs.ErrPermission (a directory of mode 0000 is
+// read by root only).
 func InspectPoint(path string) (BarePoint, error) {
-	directory, err := OpenDirectory(path)
+	directory, err := openNoLinks(path, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return BarePoint{}, fmt.Errorf("cannot inspect mountpoint: %w", err)
 	}
 	defer directory.Close()
 	stat, err := fstat(directory)
-	return newBarePoint(stat), err
+	if err != nil {
+		return BarePoint{}, err
+	}
+	found := newBarePoint(stat)
+	flags, err := (point{directory}).flags()
+	if errors.Is(err, ErrUnsupported) {
+		return found, nil
+	}
+	found.Immutable = flags&immutable != 0
+	return found, err
 }
 
 // MakePoint makes the directory path, of mode 0000, and describes it for RemovePoint. mkdir(2) itself would follow a link above it that
@@ -63,10 +75,13 @@ func makePoint(path string) (BarePoint, error) {
 
 // RestorePoint takes the guard from path and gives the directory its owner and mode back. It is the directory that counts, not
 // the path: whoever owns the parent can put something else there, a link to a file of root's for example. A directory
-// that is not bare has not been guarded and is left alone.
+// that is not bare has not been guarded and is left alone, and so is one that was immutable before.
 //
 // Errors: ErrForeign (another directory is there), ErrMounted, ErrSymlink, ErrNotDirectory, fs.ErrNotExist, fs.ErrPermission.
 func RestorePoint(path string, before BarePoint) error {
+	if before.Immutable {
+		return nil
+	}
 	directory, err := before.open(path)
 	if err != nil {
 		return fmt.Errorf("cannot restore mountpoint: %w", err)
@@ -103,7 +118,7 @@ func (p point) restore(before BarePoint) error {
 		return err
 	}
 	// The mode last: a change of owner clears bits of it (chown(2)).
-	return errors.Join(p.Chown(int(before.UID), int(before.GID)), unix.Fchmod(int(p.Fd()), before.Mode))
+	return errors.Join(p.Chown(int(before.UID), int(before.GID)), unix.Fchmod(int(p.Fd()), before.Mode), p.Sync())
 }
 
 // RemovePoint removes the directory that MakePoint made, guarded or not. Errors: ErrNotEmpty, and those of RestorePoint.

@@ -125,3 +125,17 @@ func TestCheckGuardable(t *testing.T) {
 		}
 	}
 }
+
+// Where there was a guard before, it is somebody else's.
+func TestRestorePointOfGuarded(t *testing.T) {
+	target := mountpoint(t)
+	guardFor(t, target)
+	before, err := InspectPoint(target)
+	if err != nil || !before.Immutable {
+		t.Fatalf("%+v, %v", before, err)
+	}
+	if err := RestorePoint(target, before); err != nil {
+		t.Fatal(err)
+	}
+	checkState(t, target, PointGuarded)
+}
