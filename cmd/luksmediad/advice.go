@@ -30,6 +30,7 @@ func stateAdvice() []advice {
 		{"store_plaintext", "luksmediad migrate {store_name}"},
 		{"store_moving", "luksmediad migrate --attach"},
 		{"store_unfinished", "luksmediad migrate {store_name}"},
+		{"store_unconfigured", "name the store in /etc/luksmediad/config.yaml again; systemctl reload luksmediad"},
 		{damagedCopy, repairHeader},
 		{"key_same_disk", "findmnt --target {keyfile}; move the key file to another disk and name it in /etc/luksmediad/config.yaml"},
 		{"protection_unknown", "lsblk --output NAME,TYPE,RM,MOUNTPOINTS; luksmediad config check"},

@@ -99,8 +99,9 @@ func hints() []hint {
 		{volume.ErrShrink, "shrink", exitRefused, "luksmediad status"},
 		{volume.ErrNoSize, "no_size", exitUsage, "luksmediad grow --by SIZE, or --to SIZE"},
 		{volume.ErrGrowDevice, "grow_device", exitUsage, "luksmediad grow"},
+		{volume.ErrStoreNotEmpty, "store_not_empty", exitRefused, clearStore},
+		{volume.ErrStoreGone, "store_gone", exitRefused, "findmnt --target {store}; mount its disk, or if it has no files any more: touch {store}/.empty; then luksmediad unlock"},
 		{volume.ErrGuarded, "guarded", exitRefused, "ls -l /var/lib/luksmediad; luksmediad adopt, or if no volume belongs there: chattr -i {store}"},
-		{volume.ErrStoreNotEmpty, "store_not_empty", exitRefused, "ls -la {store}"},
 		{volume.ErrMountForeign, "mount_foreign", exitRefused, "findmnt {store}"},
 
 		{volume.ErrStoreUnclaimed, "store_unclaimed", exitRefused, "luksmediad adopt --store {store_name}=DIRECTORY, where . is everything"},
@@ -197,7 +198,7 @@ func hints() []hint {
 		{mount.ErrNoSpace, "no_space", exitFailed, "df -h"},
 		{mount.ErrSymlink, "symlink", exitRefused, "readlink -f {store}"},
 		{mount.ErrNotDirectory, "not_directory", exitRefused, "ls -ld {store}"},
-		{mount.ErrNotEmpty, "store_not_empty", exitRefused, "ls -la {store}"},
+		{mount.ErrNotEmpty, "store_not_empty", exitRefused, clearStore},
 		{mount.ErrForeign, "mount_foreign", exitRefused, "lsblk -f"},
 		{mount.ErrMounted, "already_mounted", exitRefused, "findmnt {store}"},
 		{mount.ErrUnguarded, "unguarded", exitRefused, "lsattr -d {store}"},
@@ -284,6 +285,8 @@ const (
 	// links outside; then what must not be renamed.
 	findObstacles = `find {store} -xdev \( ! -type f ! -type d ! -type l -o -type f -perm /6000 -o -type f -links +1 \) -ls; ` +
 		`lsattr -aR {store} | grep -E '^[^ ]*[ia][^ ]* '; findmnt --list --output TARGET | grep -F {store}`
+	// clearStore is the advice about files in the place of a store, from which access may have been taken.
+	clearStore = "ls -la {store}; mv {store} {store}.clear && luksmediad unlock; to read what is there: chown OWNER {store}.clear && chmod 0750 {store}.clear"
 	// checkToken is the advice about a token that Synapse does not take, or that cannot be used.
 	checkToken = "chmod o= {token}; grep as_token the registration file; compare with {token}"
 	// lookAtFile is the advice about a file that is no key.

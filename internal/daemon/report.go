@@ -20,6 +20,7 @@ const (
 	reasonPlaintext         health.Reason = "store_plaintext"
 	reasonMoving            health.Reason = "store_moving"
 	reasonUnfinished        health.Reason = "store_unfinished"
+	reasonUnconfigured      health.Reason = "store_unconfigured"
 	reasonHeaderDamaged     health.Reason = "header_copy_damaged"
 	reasonKeySameDisk       health.Reason = "key_same_disk"
 	reasonProtectionUnknown health.Reason = "protection_unknown"
@@ -108,13 +109,21 @@ func (d *Daemon) reportOpened(opened *volume.Opened) {
 			d.Board.Set(row.condition, health.OK, "", "")
 		}
 	}
-	d.reportStores(opened.Stores)
+	if len(opened.Unconfigured) > 0 {
+		d.Board.Set(health.Store, health.Warn, reasonUnconfigured, unconfiguredText(opened.Unconfigured[0]))
+	} else {
+		d.reportStores(opened.Stores)
+	}
 	d.countAttempts(opened.Failed)
 	if !opened.Adopted() {
 		d.Collector.ObserveUnlock(opened.Took, "")
 	}
 	pin := opened.Record.Pin
 	d.Collector.SetContainer(pin.ContainerBytes, pin.Cipher, pin.SectorSize)
+}
+
+func unconfiguredText(store volume.EncryptedStore) string {
+	return fmt.Sprintf("the files of store %s are in the volume, and the configuration does not name it any more", store)
 }
 
 func (d *Daemon) reportStores(stores []volume.StoreStatus) {

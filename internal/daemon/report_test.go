@@ -83,6 +83,12 @@ func TestConditions(t *testing.T) {
 			s.volume.gives(o)
 			s.start(t)
 		}},
+		{"open with a store that is not configured any more", func(t *testing.T, s *site) {
+			o := opened()
+			o.Unconfigured = []volume.EncryptedStore{{Name: "avatars", Path: "/srv/synapse/avatars"}}
+			s.volume.gives(o)
+			s.start(t)
+		}},
 		{"open by a key on the same disk", func(t *testing.T, s *site) {
 			s.volume.gives(opened())
 			s.keys.found.set(func() volume.Protection {

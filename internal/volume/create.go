@@ -204,6 +204,7 @@ func (c *creating) fill(context.Context) error {
 			return err
 		}
 		if status.State == StorePlaintext {
+			c.record.Plaintext = append(c.record.Plaintext, recorded(store))
 			continue
 		}
 		if err := c.makeStore(store); err != nil {

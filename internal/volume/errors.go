@@ -33,6 +33,8 @@ var (
 	ErrFilesystemForeign = errors.New("filesystem foreign")
 	// ErrStoreNotEmpty: files lie in clear text where an encrypted store belongs.
 	ErrStoreNotEmpty = errors.New("it is not empty")
+	// ErrStoreGone: a store was in clear text, and nothing of it is at its path now.
+	ErrStoreGone = errors.New("it had files, and has none now")
 	// ErrGuarded: the path is guarded, and so the place of a store of another volume, or of one whose record is lost.
 	ErrGuarded = errors.New("it is guarded")
 	// ErrMountForeign: something else is mounted where the volume or a store belongs.

@@ -260,15 +260,13 @@ func (v *Volume) resolveMoves(record *Record) error {
 	if err != nil {
 		return err
 	}
+	var faults []error
 	for _, m := range all.Moves {
-		if !m.unresolved() {
-			continue
-		}
-		if err := v.resolve(m, record); err != nil {
-			return err
+		if m.unresolved() {
+			faults = append(faults, v.resolve(m, record))
 		}
 	}
-	return nil
+	return errors.Join(faults...)
 }
 
 func (v *Volume) resolve(m *move, record *Record) error {

@@ -31,6 +31,8 @@ type Opened struct {
 	// Failed lists the sources that were tried before.
 	Failed []unlock.Attempt
 	Stores []StoreStatus
+	// Unconfigured are the stores in the volume that the configuration does not name any more.
+	Unconfigured []EncryptedStore
 	// Took is how long the source that fitted took.
 	Took time.Duration
 }
@@ -124,6 +126,7 @@ func (o *opening) loadRecord(context.Context) (err error) {
 	if o.opened.Record, err = o.Volume.loadRecord(); err != nil {
 		return err
 	}
+	o.opened.Unconfigured = o.Unconfigured(o.opened.Record)
 	return o.checkStores(o.opened.Record)
 }
 
@@ -149,20 +152,34 @@ func (v *Volume) CheckSettings() error {
 	return nil
 }
 
-// resolveRecord first ends what an interrupted move has left undecided.
+// resolveRecord guards what is recorded also where the record is of no use to the rest.
 func (o *opening) resolveRecord(ctx context.Context) error {
-	record, err := o.Volume.loadRecord()
-	if err == nil {
-		err = o.resolveMoves(record)
-	}
+	record, err := o.readRecord()
 	if err != nil {
 		return err
 	}
-	return o.loadRecord(ctx)
+	if err := o.settleRecord(ctx, record); err != nil {
+		return errors.Join(err, o.guardRecorded(record))
+	}
+	return nil
+}
+
+// settleRecord first ends what an interrupted move has left undecided.
+func (o *opening) settleRecord(ctx context.Context, record *Record) error {
+	if err := o.checkContainer(record); err != nil {
+		return err
+	}
+	if err := o.resolveMoves(record); err != nil {
+		return err
+	}
+	if err := o.loadRecord(ctx); err != nil {
+		return err
+	}
+	return o.notePlaintext(o.opened.Record)
 }
 
 // guard makes the bare mount points useless before anything else can fail.
-func (o *opening) guard(context.Context) error { return o.guardAll(o.opened.Record, o.observer) }
+func (o *opening) guard(context.Context) error { return o.guardRecorded(o.opened.Record) }
 
 // open wants to write, also where nothing is written: a container that is immutable, or on a filesystem that is mounted read-only, is of no
 // use.

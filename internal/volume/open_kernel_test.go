@@ -386,7 +386,7 @@ func TestUnguardableStoreIsNotRecorded(t *testing.T) {
 	s := newCreated(t).again(laterStore)
 	later := s.config.Stores[1].Path
 	s.link(s.dir, later)
-	s.refusesOpen(StepBind, mount.ErrSymlink)
+	s.refusesOpen(StepRecord, mount.ErrSymlink)
 	s.remove(later)
 	s.open()
 	s.requireOpen()

@@ -30,10 +30,13 @@ type Record struct {
 	Keyslots []Keyslot `json:"keyslots"`
 	// Encrypted lists the stores that have moved in: they never fall back to clear text.
 	Encrypted []EncryptedStore `json:"encrypted"`
+	// Plaintext lists the stores that were seen with files in clear text: where such a path is empty, its disk is missing rather than that the
+	// store is new. What moves in stays listed, for its way back.
+	Plaintext []EncryptedStore `json:"plaintext,omitempty"`
 	Created   time.Time        `json:"created"`
 }
 
-// EncryptedStore is a store that has moved in: its folder in the volume goes by its name, and what a service finds at
+// EncryptedStore is a store that has moved in, or may: its folder in the volume goes by its name, and what a service finds at
 // the path must be that folder.
 type EncryptedStore struct {
 	Name string `json:"name"`
@@ -45,6 +48,20 @@ func (s EncryptedStore) String() string { return s.Name + " at " + s.Path }
 // isEncrypted tells whether the store has moved in.
 func (r *Record) isEncrypted(store config.Store) bool {
 	return slices.Contains(r.Encrypted, recorded(store))
+}
+
+// hadFiles tells whether a store of that name or at that path was seen in clear text.
+func (r *Record) hadFiles(store config.Store) bool {
+	return slices.ContainsFunc(r.Plaintext, func(s EncryptedStore) bool { return s.Name == store.Name || s.Path == store.Path })
+}
+
+// Unconfigured are the stores that have moved in and that the configuration does not name any more.
+func (v *Volume) Unconfigured(record *Record) []EncryptedStore {
+	return slices.DeleteFunc(slices.Clone(record.Encrypted), v.isConfigured)
+}
+
+func (v *Volume) isConfigured(store EncryptedStore) bool {
+	return slices.ContainsFunc(v.config.Stores, func(s config.Store) bool { return recorded(s) == store })
 }
 
 // Outside are the configured stores that have not moved in.
@@ -122,6 +139,18 @@ func (v *Volume) addSalts(record *Record) {
 
 // loadRecord fails with [ErrUnfinished], [ErrAdopting] or [ErrNotSetUp] if there is none.
 func (v *Volume) loadRecord() (*Record, error) {
+	record, err := v.readRecord()
+	if err == nil {
+		err = v.checkContainer(record)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return record, nil
+}
+
+// readRecord does not ask whether the configuration is about the same container.
+func (v *Volume) readRecord() (*Record, error) {
 	var record Record
 	err := v.states.Load(v.recordName(), recordVersion, &record)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -130,12 +159,15 @@ func (v *Volume) loadRecord() (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	if record.Container != v.config.Volume.Container {
-		return nil, wrongf(ErrSettings, "cannot use volume %s: it was created in %s, not %s",
-			v.Name(), record.Container, v.config.Volume.Container)
-	}
 	v.addSalts(&record)
 	return &record, nil
+}
+
+func (v *Volume) checkContainer(record *Record) error {
+	if record.Container == v.config.Volume.Container {
+		return nil
+	}
+	return wrongf(ErrSettings, "cannot use volume %s: it was created in %s, not %s", v.Name(), record.Container, v.config.Volume.Container)
 }
 
 func (v *Volume) whyNoRecord() error {

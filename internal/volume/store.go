@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,7 +20,7 @@ import (
 type StoreState string
 
 const (
-	// StoreNew: the path is empty and is bound as soon as the volume is open.
+	// StoreNew: the path is empty, as far as is known it always was, and it is bound as soon as the volume is open.
 	StoreNew StoreState = "new"
 	// StorePlaintext: files lie at the path that have not moved in; they are left alone.
 	StorePlaintext StoreState = "plaintext"
@@ -37,6 +38,7 @@ type StoreStatus struct {
 	Mounted, Guarded bool
 	// Unfinished: a move or a way back of this store was interrupted. Old: what was at the path before is still there, in clear text.
 	Unfinished, Old bool
+	point           mount.PointState
 }
 
 // storeMode keeps other users out; Synapse is the owner.
@@ -61,21 +63,93 @@ func (v *Volume) checkStore(store config.Store, record *Record) (StoreStatus, er
 		return StoreStatus{}, err
 	}
 	status, err := v.storeStatus(store, record)
-	if err == nil && status.Guarded && status.State != StoreEncrypted {
-		err = record.unknownStore(store)
+	if err == nil && status.State != StoreEncrypted {
+		err = v.checkOutside(store, status, record)
 	}
 	return status, err
 }
 
+// checkOutside refuses a store that has not moved in and is not new either, though it would be bound as a new one: its files lie elsewhere.
+func (v *Volume) checkOutside(store config.Store, status StoreStatus, record *Record) error {
+	switch status.point {
+	case mount.PointGuarded:
+		return record.unknownStore(store)
+	case mount.PointSymlink:
+		return fmt.Errorf("cannot use store %s: %w", recorded(store), mount.ErrSymlink)
+	case mount.PointNotDirectory:
+		return fmt.Errorf("cannot use store %s: %w", recorded(store), mount.ErrNotDirectory)
+	case mount.PointMissing, mount.PointEmpty:
+		if record.hadFiles(store) {
+			return v.checkUndecided(store)
+		}
+	}
+	if len(v.Unconfigured(record)) > 0 && !slices.Contains(record.Plaintext, recorded(store)) {
+		return record.unknownStore(store) // it may be the one that is not configured any more, under another name and path
+	}
+	if status.State != StoreNew {
+		return nil
+	}
+	return v.checkNotMoving(store)
+}
+
+// checkUndecided takes a store that had files and has none only where an interrupted move may have put it into the volume, which an opening finds
+// out first.
+func (v *Volume) checkUndecided(store config.Store) error {
+	m, err := v.loadMove(store)
+	if err != nil || m != nil && m.unresolved() {
+		return err
+	}
+	return wrongf(ErrStoreGone, "cannot use store %s", recorded(store))
+}
+
+// checkNotMoving refuses a store of which a copy was begun from another path: the folder in the volume has a part of it.
+func (v *Volume) checkNotMoving(store config.Store) error {
+	all, err := v.loadMoves()
+	if err != nil {
+		return err
+	}
+	for _, m := range all.Moves {
+		if m.Store == store.Name {
+			return wrongf(ErrSettings, "cannot use store %s: its move from %s has not come to its end", recorded(store), m.Path)
+		}
+	}
+	return nil
+}
+
+// notePlaintext records the stores that are in clear text: a disk that is missing at the next opening makes none of them new.
+func (v *Volume) notePlaintext(record *Record) error {
+	before := len(record.Plaintext)
+	for _, store := range v.config.Stores {
+		status, err := v.storeStatus(store, record)
+		if err != nil {
+			return err
+		}
+		seen := status.point == mount.PointNotEmpty || status.point == mount.PointMounted
+		if seen && status.State != StoreEncrypted && !slices.Contains(record.Plaintext, recorded(store)) {
+			record.Plaintext = append(record.Plaintext, recorded(store))
+		}
+	}
+	if len(record.Plaintext) == before {
+		return nil
+	}
+	return v.saveRecord(record)
+}
+
 // guardAll guards every bare mount point of the volume: the private root and the encrypted stores.
 func (v *Volume) guardAll(record *Record, observer Observer) error {
+	return v.guardEach(record, observer, v.guardPath)
+}
+
+// guardEach guards the stores by guard, those too that are not configured any more. Where one of these has lost the folder above it, too,
+// nobody writes.
+func (v *Volume) guardEach(record *Record, observer Observer, guard func(path string, observer Observer) error) error {
 	if err := os.MkdirAll(filepath.Dir(v.Root()), 0o700); err != nil {
 		return fmt.Errorf("cannot make the folder for mount points: %w", err)
 	}
 	faults := []error{v.guardPath(v.Root(), observer)}
-	for _, store := range v.config.Stores {
-		if record.isEncrypted(store) {
-			faults = append(faults, v.guardPath(store.Path, observer))
+	for _, store := range record.Encrypted {
+		if err := guard(store.Path, observer); v.isConfigured(store) || !errors.Is(err, fs.ErrNotExist) {
+			faults = append(faults, err)
 		}
 	}
 	return errors.Join(faults...)
@@ -104,16 +178,50 @@ func (v *Volume) guardPath(path string, observer Observer) error {
 	return nil
 }
 
+// guardRecorded guards what is recorded before anything is opened, or although that has failed.
+func (o *opening) guardRecorded(record *Record) error {
+	return o.guardEach(record, o.observer, o.guardStore)
+}
+
+// guardStore guards the path of a store that has moved in. Files there are none of its own, and nobody writes more of them: access to the
+// directory is taken away, and what becomes of them is for a person to say.
+func (o *opening) guardStore(path string, observer Observer) error {
+	err := o.guardPath(path, observer)
+	if !errors.Is(err, ErrStoreNotEmpty) && !errors.Is(err, mount.ErrNotEmpty) {
+		return err
+	}
+	if o.isBack(path) {
+		return nil
+	}
+	if denied := mount.Deny(path); denied != nil {
+		return errors.Join(err, denied)
+	}
+	return fmt.Errorf("%w; nobody but root has access to it any more", err)
+}
+
+// isBack tells whether what lies at the path is the store after all: its way back was interrupted before the record said so. Where that cannot be
+// told, the record counts.
+func (v *Volume) isBack(path string) bool {
+	all, err := v.loadMoves()
+	return err == nil && slices.ContainsFunc(all.Moves, func(m *move) bool {
+		if m.Path != path || !m.unresolved() {
+			return false
+		}
+		at, err := m.look()
+		return err == nil && at == placePlain
+	})
+}
+
 // bindStores binds every store that is in the volume or can be without a migration.
 func (o *opening) bindStores(context.Context) error {
 	for _, store := range o.config.Stores {
-		status, err := o.storeStatus(store, o.opened.Record)
+		status, err := o.checkStore(store, o.opened.Record)
 		if err == nil && status.State == StoreNew {
 			status, err = o.adoptNewStore(store)
 		}
 		if err == nil && status.State == StoreEncrypted {
 			err = o.bindStore(store, o.opened.Mapping.Device, o.observer)
-			status.Mounted, status.Guarded = true, false
+			status.Mounted, status.Guarded, status.point = true, false, mount.PointMounted
 		}
 		if err != nil {
 			return err
@@ -208,11 +316,11 @@ func (v *Volume) storeStatus(store config.Store, record *Record) (StoreStatus, e
 	if err != nil {
 		return status, err
 	}
-	status.Mounted, status.Guarded = state == mount.PointMounted, state == mount.PointGuarded
+	status.Mounted, status.Guarded, status.point = state == mount.PointMounted, state == mount.PointGuarded, state
 	switch {
 	case record != nil && record.isEncrypted(store):
 		status.State = StoreEncrypted
-	case state == mount.PointNotEmpty, state == mount.PointMounted:
+	case state == mount.PointNotEmpty, state == mount.PointMounted, record != nil && record.hadFiles(store):
 		status.State = StorePlaintext
 	}
 	return status, v.addMove(store, &status)
