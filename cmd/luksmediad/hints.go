@@ -45,7 +45,8 @@ func hints() []hint {
 
 		{errMoveNotBegun, "move_not_begun", exitFailed, "journalctl -u luksmediad-migrate --since -5min"},
 		{daemon.ErrReloadLater, "reload_later", exitBusy, "luksmediad status; systemctl reload luksmediad"},
-		{daemon.ErrVolumeOpen, "volume_open", exitRefused, "luksmediad lock; systemctl reload luksmediad; luksmediad unlock"},
+		{daemon.ErrVolumeOpen, "volume_open", exitRefused, "systemctl stop luksmediad-gate.service; systemctl reload luksmediad; luksmediad unlock"},
+		{errOtherVolume, "other_volume", exitRefused, "systemctl cat luksmediad; or, if the daemon has this configuration: systemctl reload luksmediad"},
 		{errNoReload, "no_reload", exitFailed, "systemctl restart luksmediad"},
 		{errReloadUnheard, "reload_unheard", exitFailed, "journalctl -u luksmediad --since -1h"},
 		{state.ErrBusy, "busy", exitBusy, "luksmediad status"},

@@ -33,6 +33,9 @@ func (a *app) lock(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := a.checkHolder(ctx, vol); err != nil {
+		return err
+	}
 	gate := synapse.Gate{Unit: gateUnit}
 	running, err := gate.Running(ctx)
 	if err != nil {

@@ -39,8 +39,11 @@ func (a *app) status(ctx context.Context) error {
 		return err
 	}
 	status, err := a.client().Status(ctx)
-	if errors.Is(err, api.ErrNoDaemon) {
+	switch {
+	case errors.Is(err, api.ErrNoDaemon):
 		status, err = statusAlone(loaded, vol)
+	case err == nil:
+		err = refuseAnother(status, vol)
 	}
 	if err != nil {
 		return err

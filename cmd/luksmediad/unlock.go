@@ -48,6 +48,9 @@ func (c *unlockCommand) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := c.checkHolder(ctx, vol); err != nil {
+		return err
+	}
 	progress := newProgress(c.app, vol.MappingName())
 	defer progress.close()
 	if c.passphrase.given() {

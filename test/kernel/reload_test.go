@@ -165,6 +165,9 @@ func TestReloadByCommand(t *testing.T) {
 	s.edit("container: "+s.container+"-2", "container: "+s.container)
 	s.edit("name: "+s.volume, "name: another")
 	s.refuses("volume_open", 15, "config", "reload")
+	for _, asked := range []string{"lock", "unlock", "status"} {
+		s.refuses("other_volume", 15, asked, "--yes")
+	}
 	s.edit("name: another", "name: "+s.volume)
 	s.edit("stores:\n", "stores:\n  - {name: other, path: "+filepath.Join(s.dir, "missing/other")+"}\n")
 	s.refuses("not_found", 1, "config", "reload")

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"luksmediad/internal/api"
+	"luksmediad/internal/volume"
+)
+
+// errOtherVolume: the daemon that runs has another volume than the configuration that the command was given.
+var errOtherVolume = errors.New("the daemon that runs has another volume")
+
+// holdsAnother tells whether the daemon's volume is another one than that of a name: what it does then is not about that.
+func holdsAnother(status *api.Status, volume string) bool { return status.Volume != volume }
+
+// checkHolder refuses to go on with the daemon of another volume, which would act on its own. Where none runs there is none to confuse.
+func (a *app) checkHolder(ctx context.Context, vol *volume.Volume) error {
+	status, err := a.client().Status(ctx)
+	switch {
+	case errors.Is(err, api.ErrNoDaemon):
+		return nil
+	case err != nil:
+		return err
+	}
+	return refuseAnother(status, vol)
+}
+
+func refuseAnother(status *api.Status, vol *volume.Volume) error {
+	if !holdsAnother(status, vol.Name()) {
+		return nil
+	}
+	return fmt.Errorf("cannot ask about volume %s: process %d has %s: %w", vol.Name(), status.PID, status.Volume, errOtherVolume)
+}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"encoding/json"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"luksmediad/internal/api"
+	"luksmediad/internal/volume"
+)
+
+// serveAs is a daemon that has the volume of a status, and is asked for nothing else.
+func serveAs(t *testing.T, status *api.Status) places {
+	t.Helper()
+	machine := t.TempDir()
+	at := places{Paths: volume.Paths{State: filepath.Join(machine, "state"), Runtime: machine}, socket: filepath.Join(machine, "control.sock")}
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "unix", at.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	daemon := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v1/status" {
+			t.Errorf("asked for %s", r.URL.Path)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(status)
+	})}
+	go func() { _ = daemon.Serve(listener) }()
+	t.Cleanup(func() { daemon.Close() })
+	return at
+}
+
+// With the configuration of another volume nothing is asked of the daemon, and nothing shown as if it were of that.
+func TestAnotherVolume(t *testing.T) {
+	at := serveAs(t, openStatus())
+	for name, want := range map[string]int{"synapse-media": exitDone, "try-out": exitRefused} {
+		path := filepath.Join(t.TempDir(), "config.yaml")
+		content := "volume: {name: " + name + "}\nstores:\n  - path: /srv/synapse/media_store\n"
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := newSession(t)
+		code := run([]string{"--config", path, "status"}, s.in, s.out, s.err, at)
+		if shown := strings.Contains(written(t, s.out), "synapse-media"); code != want || shown != (want == exitDone) {
+			t.Errorf("status of %s: exit code %d, %s%s", name, code, written(t, s.out), written(t, s.err))
+		}
+		a := &app{configPath: path, places: at}
+		_, vol, err := a.load()
+		if err == nil {
+			err = a.checkHolder(t.Context(), vol)
+		}
+		if (err == nil) != (want == exitDone) || err != nil && explain(err).Class != "other_volume" {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := (&app{places: places{socket: at.socket + "-none"}}).checkHolder(t.Context(), vol); err != nil {
+			t.Errorf("without a daemon: %v", err)
+		}
+	}
+}
