@@ -18,7 +18,8 @@ func TestExitCodePage(t *testing.T) {
 	for _, e := range exitCodes() {
 		fmt.Fprintf(&page, "| %d | %s |\n", e.code, e.meaning)
 	}
-	page.WriteString("\n# Classes of errors\n\nThe class is what `--json`, the API (`class`), the journal (`LUKSMEDIAD_REASON=`) and the metrics (`reason`) say.\n\n")
+	page.WriteString("\n# Classes of errors\n\nThe class is what `--json`, the API (`class`), the journal (`LUKSMEDIAD_REASON=`) and the metrics (`reason`) say. " +
+		"Names in braces are\nfilled in from the configuration: `{synapse_log}` is `docker logs` of the container, or `journalctl -u` of the unit, that `stores[].service` names.\n\n")
 	page.WriteString("| class | code | what to type next |\n|---|---:|---|\n")
 	seen := map[string]bool{}
 	row := func(class string, exit int, next string) {

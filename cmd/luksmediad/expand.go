@@ -57,6 +57,12 @@ func expand(c *config.Config, next string) string {
 	names = append(names, "{fsck}", map[config.Filesystem]string{config.Ext4: "e2fsck -f", config.XFS: "xfs_repair"}[c.Volume.Filesystem])
 	if len(c.Stores) == 1 {
 		names = append(names, "{store}", c.Stores[0].Path, "{store_name}", c.Stores[0].Name)
+		names = append(names, lookAt(c.Stores[0]).names("service")...)
+	}
+	for _, store := range c.Stores {
+		if store.Name == c.SynapseStore() {
+			names = append(names, lookAt(store).names("synapse")...)
+		}
 	}
 	if s := c.Probes.Synapse; s != nil {
 		names = append(names, "{token}", s.TokenFile, "{admin_token}", s.AdminTokenFile)

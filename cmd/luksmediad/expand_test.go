@@ -19,7 +19,7 @@ func TestAdviceIsFilled(t *testing.T) {
 		Volume: config.Volume{Name: "media", Container: "/var/media.luks", Filesystem: config.XFS},
 		Stores: []config.Store{{Name: "media", Path: "/srv/media_store"}},
 		Unlock: []config.KeySource{{Keyfile: &config.Keyfile{Path: "/root/media.key"}}},
-		Probes: config.Probes{Synapse: &config.Synapse{HomeserverConfig: "/srv/homeserver.yaml"}},
+		Probes: config.Probes{Synapse: &config.Synapse{Store: "media", HomeserverConfig: "/srv/homeserver.yaml"}},
 	}
 	var advised []string
 	for _, h := range hints() {
@@ -45,6 +45,41 @@ func TestAdviceIsFilled(t *testing.T) {
 	c.Stores = append(c.Stores, config.Store{Name: "other", Path: "/srv/other"})
 	if got, want := expand(c, "findmnt {store}"), "findmnt {store}"; got != want {
 		t.Errorf("several stores: got %q, want %q", got, want)
+	}
+}
+
+// What is asked about Synapse, or another service, is asked of what is configured.
+func TestAdviceAsksTheService(t *testing.T) {
+	for name, test := range map[string]struct {
+		service *config.Service
+		want    string
+	}{
+		"docker": {&config.Service{Docker: "matrix"}, "docker logs --tail 50 matrix|docker ps --all|docker inspect matrix"},
+		"project": {&config.Service{Compose: &config.Compose{Project: "matrix", Service: "hs"}},
+			"docker compose -p matrix logs --tail 50 hs|docker compose -p matrix ps --all|docker inspect $(docker compose -p matrix ps --all --quiet hs)"},
+		"file": {&config.Service{Compose: &config.Compose{File: "/srv/app/compose.yml", Service: "hs"}},
+			"docker compose -f /srv/app/compose.yml logs --tail 50 hs|docker compose -f /srv/app/compose.yml ps --all|" +
+				"docker inspect $(docker compose -f /srv/app/compose.yml ps --all --quiet hs)"},
+		"unit": {&config.Service{Systemd: "hs.service"}, "journalctl -u hs.service -n 50|systemctl status hs.service|systemctl cat hs.service"},
+		"none": {nil, "journalctl --since -1h|ss --listening --tcp --numeric --processes|findmnt --target /srv/media"},
+	} {
+		c := &config.Config{Stores: []config.Store{{Name: "media", Path: "/srv/media", Service: test.service}}}
+		for _, of := range []string{"service", "synapse"} {
+			if got := expand(c, strings.ReplaceAll("{of_log}|{of_state}|{of_description}", "of", of)); got != test.want {
+				t.Errorf("%s: %s", name, got)
+			}
+		}
+		// Of several stores the one of the probe is Synapse's; which of them an error is about is not known.
+		c.Stores = append([]config.Store{{Name: "other", Path: "/srv/other", Service: &config.Service{Docker: "other"}}}, c.Stores...)
+		c.Probes.Synapse = &config.Synapse{Store: "media"}
+		if got := expand(c, "{synapse_log}|{synapse_state}|{synapse_description}|{service_log}"); got != test.want+"|{service_log}" {
+			t.Errorf("%s beside another: %s", name, got)
+		}
+	}
+	for _, row := range probeAdvice() {
+		if strings.Contains(row.next, "synapse ") || strings.HasSuffix(row.next, " synapse") {
+			t.Errorf("%s names a container that may not be there: %s", row.reason, row.next)
+		}
 	}
 }
 

@@ -1,0 +1,34 @@
+package main
+
+import "luksmediad/internal/config"
+
+// looks are how a person looks at what uses a store: what it has logged, whether it runs, and what it has been given.
+type looks struct{ log, state, description string }
+
+// lookAt has for a store of which nobody says what uses it what can be seen of anything.
+func lookAt(store config.Store) looks {
+	switch service := store.Service; {
+	case service == nil:
+		return looks{"journalctl --since -1h", "ss --listening --tcp --numeric --processes", "findmnt --target " + store.Path}
+	case service.Docker != "":
+		return looks{"docker logs --tail 50 " + service.Docker, "docker ps --all", "docker inspect " + service.Docker}
+	case service.Compose != nil:
+		return lookAtCompose(service.Compose)
+	}
+	unit := store.Service.Systemd
+	return looks{"journalctl -u " + unit + " -n 50", "systemctl status " + unit, "systemctl cat " + unit}
+}
+
+// lookAtCompose needs no file where the project is known by its name (docker compose of version 2).
+func lookAtCompose(c *config.Compose) looks {
+	compose := "docker compose -p " + c.Project
+	if c.File != "" {
+		compose = "docker compose -f " + c.File
+	}
+	return looks{compose + " logs --tail 50 " + c.Service, compose + " ps --all", "docker inspect $(" + compose + " ps --all --quiet " + c.Service + ")"}
+}
+
+// names are the places in advice that these fill.
+func (l looks) names(of string) []string {
+	return []string{"{" + of + "_log}", l.log, "{" + of + "_state}", l.state, "{" + of + "_description}", l.description}
+}
