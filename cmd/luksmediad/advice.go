@@ -92,9 +92,21 @@ func probeAdvice() []advice {
 	}
 }
 
+// lateAdvice is about the probes that wait for something else than a disk when they are not done in time.
+func lateAdvice() map[health.Code]string {
+	return map[health.Code]string{
+		health.Containers: "systemctl status docker.service",
+		health.Keys:       "luksmediad key test",
+		health.Thumbnail:  "{synapse_log}",
+	}
+}
+
 // advise says what to type about a condition that does not hold, by its reason: that of its probe, or the class of the
 // error in a step of the lifecycle.
 func advise(code health.Code, reason health.Reason) string {
+	if late := lateAdvice()[code]; late != "" && reason == health.ReasonTimeout {
+		return late
+	}
 	if reasons := health.Reasons(code); slices.Contains(reasons, reason) || reasons != nil && reason == health.ReasonStale {
 		return find(probeAdvice(), reason)
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"luksmediad/internal/config"
+	"luksmediad/pkg/health"
 	"luksmediad/test/golden"
 )
 
@@ -41,6 +42,11 @@ func TestExitCodePage(t *testing.T) {
 	page.WriteString("\n# Reasons of probes\n\n| reason | what to type next |\n|---|---|\n")
 	for _, a := range append(probeAdvice(), stateAdvice()...) {
 		fmt.Fprintf(&page, "| `%s` | `%s` |\n", a.reason, a.next)
+	}
+	for _, code := range health.Codes() {
+		if next := lateAdvice()[code]; next != "" {
+			fmt.Fprintf(&page, "| `%s` of `%s` | `%s` |\n", health.ReasonTimeout, code, next)
+		}
 	}
 	golden.Compare(t, "../../docs/exit-codes.md", page.String())
 }

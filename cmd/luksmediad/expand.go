@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"io/fs"
+	"regexp"
 	"strings"
+	"sync"
 
 	"luksmediad/internal/api"
 	"luksmediad/internal/config"
@@ -75,5 +77,11 @@ func expand(c *config.Config, next string) string {
 			names = append(names, "{keyfile}", source.Keyfile.Path, "{file}", source.Keyfile.Path)
 		}
 	}
+	if strings.HasPrefix(c.Volume.Container, "/dev/") {
+		next = growBy().ReplaceAllString(next, "enlarge {container} by what made it, such as lvextend, and luksmediad grow")
+	}
 	return strings.NewReplacer(names...).Replace(next)
 }
+
+// growBy is what makes a file larger. A block device is taken as it is.
+var growBy = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`luksmediad grow --by \w+( --dry-run)?`) })

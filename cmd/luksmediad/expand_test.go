@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"luksmediad/internal/config"
+	"luksmediad/pkg/health"
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/secret"
 	"luksmediad/pkg/unlock/tpm2"
@@ -80,6 +81,24 @@ func TestAdviceAsksTheService(t *testing.T) {
 		if strings.Contains(row.next, "synapse ") || strings.HasSuffix(row.next, " synapse") {
 			t.Errorf("%s names a container that may not be there: %s", row.reason, row.next)
 		}
+	}
+}
+
+// A block device does not grow by itself.
+func TestAdviceToGrow(t *testing.T) {
+	const enlarge = "enlarge /dev/vg/media by what made it, such as lvextend, and luksmediad grow"
+	device := adviceFor(&config.Config{Volume: config.Volume{Name: "media", Container: "/dev/vg/media"}})
+	file := adviceFor(&config.Config{Volume: config.Volume{Name: "media", Container: "/srv/media.luks"}})
+	for reason, before := range map[health.Reason]string{health.ReasonLowSpace: "", health.ReasonFullSoon: "", health.ReasonNoSpace: "df -h /var/lib/luksmediad/volumes/media; "} {
+		if got := device(health.Space, reason); got != before+enlarge {
+			t.Errorf("%s of a device: %s", reason, got)
+		}
+		if got := file(health.Space, reason); got != before+"luksmediad grow --by 10GiB --dry-run" {
+			t.Errorf("%s of a file: %s", reason, got)
+		}
+	}
+	if got := device(health.Mount, "volume_full"); got != enlarge {
+		t.Errorf("too small for a store: %s", got)
 	}
 }
 

@@ -206,7 +206,7 @@ func TestRunbook(t *testing.T) {
 		title, text, _ := strings.Cut(section, "\n")
 		sections[title] = text
 	}
-	everywhere := []health.Reason{health.ReasonError, health.ReasonTimeout, health.ReasonIO, health.ReasonNotMounted, health.ReasonNotMovedIn,
+	everywhere := []health.Reason{health.ReasonError, health.ReasonIO, health.ReasonNotMounted, health.ReasonNotMovedIn,
 		health.ReasonUnreadable, health.ReasonReadOnly, health.ReasonNoSpace, health.ReasonNoInodes, health.ReasonLowSpace, health.ReasonLowInodes,
 		health.ReasonFullSoon, health.ReasonContainerStale}
 	for _, code := range health.Codes() {
@@ -256,6 +256,18 @@ func TestEveryReasonHasAdvice(t *testing.T) {
 	for _, reason := range daemonReasons(t) {
 		if advise(health.Gate, reason) == "" {
 			t.Errorf("the daemon gives %s and nothing says what to type", reason)
+		}
+	}
+}
+
+// A probe that was not done in time waits for what it asks, which is not always the disk.
+func TestAdviceWhenLate(t *testing.T) {
+	for code, want := range map[health.Code]string{
+		health.Containers: "systemctl status docker.service", health.Keys: "luksmediad key test", health.Thumbnail: "{synapse_log}",
+		health.Write: kernelLog, health.Ciphertext: kernelLog, health.Header: kernelLog, health.Space: kernelLog,
+	} {
+		if got := advise(code, health.ReasonTimeout); got != want {
+			t.Errorf("%s: %s", code, got)
 		}
 	}
 }
