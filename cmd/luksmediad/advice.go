@@ -83,6 +83,7 @@ func probeAdvice() []advice {
 		{health.ReasonRefused, "{synapse_log}"},
 		{health.ReasonShutdown, kernelLog},
 		{health.ReasonStale, "systemctl status luksmediad"},
+		{health.ReasonSynapseBlocked, letThrough},
 		{health.ReasonSynapseUnreachable, "{synapse_state}"},
 		{health.ReasonTimeout, kernelLog},
 		{health.ReasonTokenUnknown, reviewHeader},

@@ -63,11 +63,11 @@ func expand(c *config.Config, next string) string {
 	}
 	for _, store := range c.Stores {
 		if store.Name == c.SynapseStore() {
-			names = append(names, lookAt(store).names("synapse")...)
+			names = append(names, lookAtSynapse(store, c.Probes.Synapse).names("synapse")...)
 		}
 	}
 	if s := c.Probes.Synapse; s != nil {
-		names = append(names, "{token}", s.TokenFile, "{admin_token}", s.AdminTokenFile)
+		names = append(names, "{synapse_url}", s.URL, "{token}", s.TokenFile, "{admin_token}", s.AdminTokenFile)
 		if s.HomeserverConfig != "" {
 			names = append(names, "{homeserver}", s.HomeserverConfig)
 		}

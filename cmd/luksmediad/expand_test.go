@@ -72,9 +72,20 @@ func TestAdviceAsksTheService(t *testing.T) {
 		}
 		// Of several stores the one of the probe is Synapse's; which of them an error is about is not known.
 		c.Stores = append([]config.Store{{Name: "other", Path: "/srv/other", Service: &config.Service{Docker: "other"}}}, c.Stores...)
-		c.Probes.Synapse = &config.Synapse{Store: "media"}
+		c.Probes.Synapse = &config.Synapse{Store: "media", URL: "http://[::1]:8008"}
 		if got := expand(c, "{synapse_log}|{synapse_state}|{synapse_description}|{service_log}"); got != test.want+"|{service_log}" {
 			t.Errorf("%s beside another: %s", name, got)
+		}
+	}
+	for url, want := range map[string]string{
+		"http://localhost:8008": "docker ps --all", "http://127.0.0.1:8008": "docker ps --all",
+		"http://172.18.0.5:8008":     "systemctl show --property IPAddressAllow luksmediad; docker ps --all",
+		"https://matrix.example.org": "systemctl show --property IPAddressAllow luksmediad; docker ps --all",
+	} {
+		c := &config.Config{Stores: []config.Store{{Name: "media", Service: &config.Service{Docker: "hs"}}}}
+		c.Probes.Synapse = &config.Synapse{Store: "media", URL: url}
+		if got := adviceFor(c)(health.Thumbnail, health.ReasonSynapseUnreachable); got != want {
+			t.Errorf("%s: %s", url, got)
 		}
 	}
 	for _, row := range probeAdvice() {

@@ -62,6 +62,7 @@ func hints() []hint {
 		{api.ErrNoDaemon, "no_daemon", exitFailed, "systemctl start luksmediad"},
 		{health.ErrNoProbe, "no_probe", exitNotSetUp, "luksmediad config check"},
 		{synapse.ErrUnreachable, "synapse_unreachable", exitFailed, "{synapse_state}"},
+		{synapse.ErrBlocked, "synapse_blocked", exitFailed, letThrough},
 		{synapse.ErrUnauthorized, "unauthorized", exitFailed, checkToken},
 		{synapse.ErrNotImage, "not_image", exitFailed, "{synapse_log}"},
 		{synapse.ErrRefused, "refused", exitFailed, "{synapse_log}"},
@@ -290,6 +291,8 @@ const (
 	clearStore = "ls -la {store}; mv {store} {store}.clear && luksmediad unlock; to read what is there: chown OWNER {store}.clear && chmod 0750 {store}.clear"
 	// checkToken is the advice about a token that Synapse does not take, or that cannot be used.
 	checkToken = "chmod o= {token}; grep as_token the registration file; compare with {token}"
+	// letThrough is the advice where the unit, or a firewall, keeps Synapse away.
+	letThrough = "systemctl edit luksmediad, and there [Service] and IPAddressAllow= the addresses of {synapse_url} and, if that is a name, of the name server"
 	// lookAtFile is the advice about a file that is no key.
 	lookAtFile = "ls -l {file}"
 	// sealAnew is the advice about a key that the TPM does not give any more. Where nothing else opens the volume either, no key

@@ -1,6 +1,11 @@
 package main
 
-import "luksmediad/internal/config"
+import (
+	"net/netip"
+	"net/url"
+
+	"luksmediad/internal/config"
+)
 
 // looks are how a person looks at what uses a store: what it has logged, whether it runs, and what it has been given.
 type looks struct{ log, state, description string }
@@ -26,6 +31,26 @@ func lookAtCompose(c *config.Compose) looks {
 		compose = "docker compose -f " + c.File
 	}
 	return looks{compose + " logs --tail 50 " + c.Service, compose + " ps --all", "docker inspect $(" + compose + " ps --all --quiet " + c.Service + ")"}
+}
+
+// lookAtSynapse adds whether the unit lets the daemon through to a Synapse that is elsewhere: connections that it does not let through
+// time out, as if nobody were there.
+func lookAtSynapse(store config.Store, synapse *config.Synapse) looks {
+	look := lookAt(store)
+	if synapse != nil && !isLocal(synapse.URL) {
+		look.state = "systemctl show --property IPAddressAllow luksmediad; " + look.state
+	}
+	return look
+}
+
+// isLocal tells whether IPAddressAllow=localhost lets a server through (systemd.resource-control(5)).
+func isLocal(server string) bool {
+	u, err := url.Parse(server)
+	if err != nil {
+		return false
+	}
+	address, err := netip.ParseAddr(u.Hostname())
+	return u.Hostname() == "localhost" || err == nil && address.IsLoopback()
 }
 
 // names are the places in advice that these fill.

@@ -15,6 +15,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -204,7 +206,7 @@ func (c *Client) do(ctx context.Context, call call) (body []byte, contentType st
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
-		return nil, "", &Error{Class: ErrUnreachable, Action: call.action, Err: withoutURL(err)}
+		return nil, "", &Error{Class: notReached(err), Action: call.action, Err: withoutURL(err)}
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
@@ -246,6 +248,17 @@ func (c *Client) request(ctx context.Context, call call) (*http.Request, error) 
 		request.Header.Set("Content-Type", "image/png")
 	}
 	return request, nil
+}
+
+// notReached tells a Synapse that is not there from one that the unit keeps away by IPAddressDeny= (systemd.resource-control(5)): what is
+// sent elsewhere is refused with EPERM then. Of a question for its name Go keeps the text alone (net.DNSError). A connection by TCP fails
+// so with a firewall only: the kernel lets that of the unit time out (tcp_connect() in its net/ipv4/tcp_output.c).
+func notReached(err error) error {
+	name, asked := errors.AsType[*net.DNSError](err)
+	if errors.Is(err, unix.EPERM) || asked && strings.HasSuffix(name.Err, unix.EPERM.Error()) {
+		return ErrBlocked
+	}
+	return ErrUnreachable
 }
 
 // withoutURL drops method and URL, which the class and the action already say.

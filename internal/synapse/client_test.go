@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"luksmediad/pkg/health"
 )
 
@@ -237,7 +239,7 @@ func TestSynapseSlow(t *testing.T) {
 // The classes are reasons that the thumbnail probe has.
 func TestReasonsAreTheProbes(t *testing.T) {
 	var _ health.MediaServer = (*Client)(nil)
-	for _, class := range []error{ErrUnreachable, ErrUnauthorized, ErrRefused, ErrNotImage} {
+	for _, class := range []error{ErrUnreachable, ErrBlocked, ErrUnauthorized, ErrRefused, ErrNotImage} {
 		reason := health.ReasonOf(fmt.Errorf("wrapped: %w", &Error{Class: class}))
 		if !slices.Contains(health.Reasons(health.Thumbnail), reason) {
 			t.Errorf("%v has reason %q, which the probe does not", class, reason)
@@ -347,5 +349,27 @@ func TestReachAndIdentify(t *testing.T) {
 		if (ok && refused.Disowns()) != test.disowns {
 			t.Errorf("%s: %v", name, refused)
 		}
+	}
+}
+
+// A Synapse that the unit does not let the daemon reach is not down.
+func TestBlocked(t *testing.T) {
+	denied := &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", unix.EPERM)}
+	asking := &net.OpError{Op: "write", Net: "udp", Err: os.NewSyscallError("write", unix.EPERM)}
+	for name, test := range map[string]struct {
+		fails  error
+		class  error
+		reason string
+	}{
+		"denied":          {denied, ErrBlocked, "synapse_blocked"},
+		"its name denied": {&net.OpError{Op: "dial", Err: &net.DNSError{Err: asking.Error(), Name: "hs.test"}}, ErrBlocked, "synapse_blocked"},
+		"no such name":    {&net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "hs.test"}}, ErrUnreachable, "synapse_unreachable"},
+		"nobody there":    {os.NewSyscallError("connect", unix.ECONNREFUSED), ErrUnreachable, "synapse_unreachable"},
+	} {
+		client := NewClient("http://hs.test", tokenFile(t, token), "")
+		client.http.Transport = &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return nil, test.fails }}
+		_, err := client.Upload(t.Context(), nil)
+		t.Log(name)
+		requireClass(t, err, test.class, test.reason)
 	}
 }

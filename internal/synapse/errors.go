@@ -9,6 +9,7 @@ import (
 // The classes of failure of a Client.
 var (
 	ErrUnreachable  = errors.New("synapse is unreachable")
+	ErrBlocked      = errors.New("this process may not reach synapse")
 	ErrUnauthorized = errors.New("synapse does not take the token")
 	ErrRefused      = errors.New("synapse refused the request")
 	ErrNotImage     = errors.New("synapse's answer is not an image")
@@ -16,7 +17,7 @@ var (
 
 // Error is a failed request.
 type Error struct {
-	Class   error  // ErrUnreachable, ErrUnauthorized, ErrRefused or ErrNotImage
+	Class   error  // ErrUnreachable, ErrBlocked, ErrUnauthorized, ErrRefused or ErrNotImage
 	Action  string // what could not be done
 	Status  int    // HTTP status code, 0 without an answer
 	ErrCode string // Matrix error code such as M_UNKNOWN_TOKEN, may be empty
@@ -53,6 +54,8 @@ func (e *Error) Reason() string {
 	switch e.Class {
 	case ErrUnreachable:
 		return "synapse_unreachable"
+	case ErrBlocked:
+		return "synapse_blocked"
 	case ErrUnauthorized:
 		return "unauthorized"
 	case ErrNotImage:

@@ -74,6 +74,7 @@ const (
 	ReasonRefused            Reason = "refused"               // Synapse answered with an error
 	ReasonShutdown           Reason = "filesystem_shutdown"   // the filesystem stopped itself
 	ReasonStale              Reason = "stale"                 // the last outcome is older than three intervals
+	ReasonSynapseBlocked     Reason = "synapse_blocked"       // the service is not let through to Synapse
 	ReasonSynapseUnreachable Reason = "synapse_unreachable"   // no answer from Synapse
 	ReasonTimeout            Reason = "timeout"               // the deadline passed
 	ReasonTokenUnknown       Reason = "token_unknown"         // a token that nobody is known to have made
@@ -150,10 +151,10 @@ var conditions = []definition{
 		reasons: []Reason{
 			ReasonCanaryKept, ReasonError, ReasonIO, ReasonLocalStorageOff, ReasonNoInodes, ReasonNoSpace, ReasonNotImage,
 			ReasonNotMounted, ReasonNotMovedIn, ReasonNotOnVolume, ReasonOriginalGone, ReasonPlaintextCopy, ReasonReadOnly, ReasonRefused,
-			ReasonSynapseUnreachable, ReasonTimeout, ReasonUnauthorized,
+			ReasonSynapseBlocked, ReasonSynapseUnreachable, ReasonTimeout, ReasonUnauthorized,
 		},
 		// Synapse's own state is not the volume's: it starts after the gate opens, and may be stopped.
-		degrades: []Reason{ReasonCanaryKept, ReasonNotMovedIn, ReasonPlaintextCopy, ReasonSynapseUnreachable},
+		degrades: []Reason{ReasonCanaryKept, ReasonNotMovedIn, ReasonPlaintextCopy, ReasonSynapseBlocked, ReasonSynapseUnreachable},
 	},
 	{
 		code: Containers, title: "services see the stores", impact: FailsHealth, dependsOn: []Code{Mount},
