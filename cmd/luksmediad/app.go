@@ -154,6 +154,7 @@ func (a *app) finish(cmd *cobra.Command, err error) int {
 	case explained.Next == unlockByHand:
 		explained.Next = a.instead(cmd, err, explained)
 	}
+	explained.Next = a.asTyped(explained.Next)
 	if a.json {
 		a.printJSON(result{Type: "result", Class: explained.Class, Error: err.Error(), Next: explained.Next, ExitCode: explained.ExitCode})
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -21,9 +23,10 @@ func newConfigCommand(a *app) *cobra.Command {
 	cmd.AddCommand(&cobra.Command{
 		Use:   "check",
 		Short: "Check the configuration and print what it means",
-		Long:  `Report every mistake in the configuration, or print it with all defaults filled in.`,
-		Args:  cobra.NoArgs,
-		RunE:  func(*cobra.Command, []string) error { return a.checkConfig() },
+		Long: `Report every mistake in the configuration, or print it with all defaults filled in. As root it is also compared with
+what was created: one that contradicts it is refused here as it is by the daemon.`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return a.checkConfig() },
 	}, newReloadCommand(a))
 	return cmd
 }
@@ -36,12 +39,35 @@ func checkWebConfig(loaded *config.Config) error {
 }
 
 func (a *app) checkConfig() error {
-	loaded, _, err := a.load()
+	loaded, vol, err := a.load()
 	if err != nil {
 		return err
 	}
 	if err := checkWebConfig(loaded); err != nil {
 		return err
+	}
+	if os.Geteuid() == 0 { // nobody else may read what was created
+		if err := vol.CheckSettings(); err != nil {
+			return err
+		}
+	}
+	return a.printConfig(loaded)
+}
+
+// configResult is the line that config check prints with --json.
+type configResult struct {
+	Type          string          `json:"type"`
+	ExitCode      int             `json:"exit_code"`
+	Configuration json.RawMessage `json:"configuration"`
+}
+
+func (a *app) printConfig(loaded *config.Config) error {
+	if a.json {
+		content, err := loaded.JSON()
+		if err != nil {
+			return err
+		}
+		return a.printJSON(configResult{Type: "result", Configuration: content})
 	}
 	text, err := loaded.Marshal()
 	if err != nil {

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -39,9 +42,28 @@ func fill(c *config.Config, err error, explained api.Explanation) api.Explanatio
 			explained.Next = lookAtFile
 		}
 		explained.Next = strings.ReplaceAll(explained.Next, "{file}", about.File())
+	} else if explained.Class == "not_found" {
+		explained.Next = cmp.Or(makeFolder(c), explained.Next)
 	}
 	explained.Next = expand(c, explained.Next)
 	return explained
+}
+
+// makeFolder is the advice if the folder of the container or of a store is not there, which nothing makes unasked; else empty.
+func makeFolder(c *config.Config) string {
+	if c == nil {
+		return ""
+	}
+	paths := []string{c.Volume.Container}
+	for _, store := range c.Stores {
+		paths = append(paths, store.Path)
+	}
+	for _, path := range paths {
+		if _, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
+			return "mkdir -p " + filepath.Dir(path) + ", unless a filesystem is to be mounted there"
+		}
+	}
+	return ""
 }
 
 // adviceFor is advise with the names of the configured things.
@@ -82,6 +104,29 @@ func expand(c *config.Config, next string) string {
 	}
 	return strings.NewReplacer(names...).Replace(next)
 }
+
+// asTyped has in advice the configuration that is in use, and for root no sudo, which need not be there.
+func (a *app) asTyped(next string) string { return asTyped(next, a.configPath, os.Geteuid() == 0) }
+
+// adviceFor is adviceFor as the daemon gives it.
+func (a *app) adviceFor(c *config.Config) func(health.Code, health.Reason) string {
+	advise := adviceFor(c)
+	return func(code health.Code, reason health.Reason) string { return a.asTyped(advise(code, reason)) }
+}
+
+func asTyped(next, path string, root bool) string {
+	if root {
+		next = strings.NewReplacer(retryAsRoot, kernelLog, "sudoedit ", "editor ").Replace(next) // the kernel tells what has been denied to root
+	}
+	if path == "" || path == config.DefaultPath {
+		return next
+	}
+	next = strings.ReplaceAll(next, config.DefaultPath, path)
+	return ownCommand().ReplaceAllString(next, "${1}luksmediad --config "+strings.ReplaceAll(path, "$", "$$")+" ${2}")
+}
+
+// ownCommand is where advice has a command of luksmediad, not a unit of that name.
+var ownCommand = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(^|[;&:] |sudo |, and )luksmediad ([a-z…])`) })
 
 // growBy is what makes a file larger. A block device is taken as it is.
 var growBy = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`luksmediad grow --by \w+( --dry-run)?`) })

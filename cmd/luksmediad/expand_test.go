@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -91,6 +92,44 @@ func TestAdviceAsksTheService(t *testing.T) {
 	for _, row := range probeAdvice() {
 		if strings.Contains(row.next, "synapse ") || strings.HasSuffix(row.next, " synapse") {
 			t.Errorf("%s names a container that may not be there: %s", row.reason, row.next)
+		}
+	}
+}
+
+// What is typed is about the configuration that is in use, and root needs no sudo.
+func TestAdviceAsTyped(t *testing.T) {
+	for _, test := range []struct{ next, asRoot, other string }{
+		{editConfig, "editor /etc/luksmediad/config.yaml; luksmediad config check", "sudoedit /srv/my.yaml; luksmediad --config /srv/my.yaml config check"},
+		{retryAsRoot, kernelLog, "sudo luksmediad --config /srv/my.yaml …"},
+		{reviewHeader, reviewHeader, "luksmediad --config /srv/my.yaml key list; luksmediad --config /srv/my.yaml key remove N --foreign, " +
+			"or if it is right: luksmediad --config /srv/my.yaml header backup"},
+		{"systemctl status luksmediad; cryptsetup close x && luksmediad unlock", "systemctl status luksmediad; cryptsetup close x && luksmediad unlock",
+			"systemctl status luksmediad; cryptsetup close x && luksmediad --config /srv/my.yaml unlock"},
+		{"journalctl -u luksmediad --since -1h", "journalctl -u luksmediad --since -1h", "journalctl -u luksmediad --since -1h"},
+		{"install the newer luksmediad again", "install the newer luksmediad again", "install the newer luksmediad again"},
+	} {
+		if got := asTyped(test.next, config.DefaultPath, true); got != test.asRoot {
+			t.Errorf("%s: as root %s", test.next, got)
+		}
+		if got := asTyped(test.next, "/srv/my.yaml", false); got != test.other {
+			t.Errorf("%s: with --config %s", test.next, got)
+		}
+	}
+}
+
+// A folder that is not there has to be made; what only says that it is not is no help.
+func TestAdviceAboutFolders(t *testing.T) {
+	there := t.TempDir()
+	gone := filepath.Join(there, "gone")
+	_, missing := os.Stat(gone)
+	for _, test := range []struct{ container, store, want string }{
+		{gone + "/media.luks", there + "/media", "mkdir -p " + gone + ", unless a filesystem is to be mounted there"},
+		{there + "/media.luks", gone + "/media", "mkdir -p " + gone + ", unless a filesystem is to be mounted there"},
+		{there + "/media.luks", there + "/media", "luksmediad config check"},
+	} {
+		c := &config.Config{Volume: config.Volume{Container: test.container}, Stores: []config.Store{{Name: "media", Path: test.store}}}
+		if got := explainFor(c, fmt.Errorf("cannot: %w", missing)).Next; got != test.want {
+			t.Errorf("%+v: %s", test, got)
 		}
 	}
 }

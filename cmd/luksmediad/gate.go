@@ -61,7 +61,7 @@ func (a *app) gateWait(ctx context.Context, timeout time.Duration) error {
 		ready, text, err := a.client().Ready(ctx)
 		switch {
 		case ready:
-			return nil
+			return a.succeedQuietly("gate open")
 		case err == nil:
 			why = strings.TrimSpace(text)
 			if !asked {
@@ -129,7 +129,18 @@ func (a *app) gateClose(ctx context.Context) error {
 		time.Sleep(gatePoll)
 	}
 	if errors.Is(err, api.ErrNoDaemon) {
-		return a.closeAlone(ctx, vol)
+		err = a.closeAlone(ctx, vol)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return a.succeedQuietly("locked")
+}
+
+// succeedQuietly answers programs alone: what the gate's unit prints is in the journal, which has the daemon's word for it.
+func (a *app) succeedQuietly(text string) error {
+	if !a.json {
+		return nil
+	}
+	return a.succeed(text)
 }

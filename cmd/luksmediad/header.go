@@ -153,6 +153,7 @@ func (f *containerFlags) checkHeader() error {
 	case len(report.Damage) > 0:
 		report.Result, report.Next, code = damagedCopy, expand(f.config, find(stateAdvice(), damagedCopy)), exitDegraded
 	}
+	report.Next = f.asTyped(report.Next)
 	return f.printHeader(report, code)
 }
 

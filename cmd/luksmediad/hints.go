@@ -39,8 +39,8 @@ func hints() []hint {
 		{context.Canceled, "interrupted", exitInterrupted, ""},
 		{unlock.ErrNoKeyFits, "no_key_fits", exitNoKey, "luksmediad unlock"},
 		{volume.ErrConfirmation, "not_confirmed", exitFailed, ""},
-		{errNotRoot, "not_root", exitFailed, "sudo luksmediad …"},
 		{errConfigGone, "config_gone", exitGateClosed, "put " + config.DefaultPath + " back from a backup; systemctl start luksmediad.service docker.service"},
+		{errNotRoot, "not_root", exitFailed, retryAsRoot},
 		{errGateClosed, "gate_closed", exitGateClosed, "luksmediad status"},
 
 		{errMoveNotBegun, "move_not_begun", exitFailed, "journalctl -u luksmediad-migrate --since -5min"},
@@ -83,7 +83,7 @@ func hints() []hint {
 		{volume.ErrKeysUnfinished, "keys_unfinished", exitFailed, "luksmediad key list; repeat the luksmediad key add or key remove that was interrupted"},
 		{volume.ErrAdopting, "adopting", exitNotSetUp, "luksmediad adopt"},
 		{volume.ErrAlreadySetUp, "already_set_up", exitRefused, "luksmediad status"},
-		{volume.ErrSettings, "settings", exitRefused, "luksmediad config check"},
+		{volume.ErrSettings, "settings", exitRefused, editConfig},
 		{volume.ErrContainerMissing, "container_missing", exitNotSetUp, "ls -l {container}"},
 		{boot.ErrNotInstalled, "unit_missing", exitNotSetUp, "make install in the source directory; systemctl enable luksmediad.service"},
 		{boot.ErrMasked, "unit_masked", exitNotSetUp, "systemctl unmask luksmediad.service luksmediad-gate.service"},
@@ -223,7 +223,7 @@ func hints() []hint {
 		{state.ErrCorrupt, "state_corrupt", exitRefused, "ls -l /var/lib/luksmediad"},
 		{unlock.ErrCryptsetup, "cryptsetup", exitFailed, "journalctl -u luksmediad"},
 		{context.DeadlineExceeded, "timeout", exitFailed, "luksmediad status"},
-		{fs.ErrPermission, "permission", exitFailed, "sudo luksmediad …"},
+		{fs.ErrPermission, "permission", exitFailed, retryAsRoot},
 		{fs.ErrNotExist, "not_found", exitFailed, "luksmediad config check"},
 	}
 }
@@ -238,7 +238,7 @@ func explain(err error) api.Explanation {
 		if _, ok := errors.AsType[startError](err); ok {
 			code = exitNoDaemon
 		}
-		return api.Explanation{Class: classConfig, Next: "sudoedit " + config.DefaultPath + "; luksmediad config check", ExitCode: code}
+		return api.Explanation{Class: classConfig, Next: editConfig, ExitCode: code}
 	}
 	if _, ok := errors.AsType[usageError](err); ok {
 		return api.Explanation{Class: classUsage, Next: "luksmediad --help", ExitCode: exitUsage}
@@ -293,6 +293,10 @@ const (
 	checkToken = "chmod o= {token}; grep as_token the registration file; compare with {token}"
 	// letThrough is the advice where the unit, or a firewall, keeps Synapse away.
 	letThrough = "systemctl edit luksmediad, and there [Service] and IPAddressAllow= the addresses of {synapse_url} and, if that is a name, of the name server"
+	// retryAsRoot is the advice to whoever may not do it.
+	retryAsRoot = "sudo luksmediad …"
+	// editConfig is the advice about a configuration that is wrong.
+	editConfig = "sudoedit " + config.DefaultPath + "; luksmediad config check"
 	// lookAtFile is the advice about a file that is no key.
 	lookAtFile = "ls -l {file}"
 	// sealAnew is the advice about a key that the TPM does not give any more. Where nothing else opens the volume either, no key

@@ -128,14 +128,18 @@ type service struct {
 // newService is the composition root of the daemon.
 func (a *app) newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger, before *handover) *service {
 	live := new(atomic.Pointer[volume.Opened])
-	options := health.Options{Advise: adviceFor(loaded), OnChange: func(c health.Condition, before health.Status) { reportCondition(log, c, before) }}
+	options := health.Options{Advise: a.adviceFor(loaded), OnChange: func(c health.Condition, before health.Status) { reportCondition(log, c, before) }}
 	var media health.MediaServer
 	if s := loaded.Probes.Synapse; s != nil {
 		media = synapse.NewClient(s.URL, s.TokenFile, s.AdminTokenFile)
 	} else {
 		options.Without = []health.Code{health.Thumbnail}
 	}
-	explained := func(err error) api.Explanation { return explainFor(loaded, err) }
+	explained := func(err error) api.Explanation {
+		explained := explainFor(loaded, err)
+		explained.Next = a.asTyped(explained.Next)
+		return explained
+	}
 	board := health.NewBoard(options)
 	collector := health.NewCollector(board, keyWords()...)
 	collector.ExpectProtection(levelWords()...)

@@ -61,6 +61,9 @@ func (a *app) willBoot(ctx context.Context) error {
 		return err
 	}
 	answer := f.answer()
+	for i := range answer.Checks {
+		answer.Checks[i].Next = a.asTyped(answer.Checks[i].Next)
+	}
 	if a.json {
 		err = a.printJSON(answer)
 	} else {

@@ -14,3 +14,15 @@ func (c *Config) Marshal() ([]byte, error) {
 	}
 	return content, nil
 }
+
+// JSON is Marshal for programs.
+func (c *Config) JSON() ([]byte, error) {
+	content, err := c.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	if content, err = yaml.YAMLToJSON(content); err != nil {
+		return nil, fmt.Errorf("cannot write the configuration as JSON: %w", err)
+	}
+	return content, nil
+}

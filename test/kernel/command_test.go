@@ -79,6 +79,9 @@ func must(t *testing.T, name string, args ...string) string {
 	return strings.TrimSpace(r.stdout)
 }
 
+// typed is a command of luksmediad as advice has it.
+func (s *site) typed(command string) string { return "luksmediad --config " + s.config + " " + command }
+
 // status is the part of "luksmediad status --json" that tests look at.
 type status struct {
 	ContainerBytes       int64 `json:"container_bytes"`

@@ -145,7 +145,7 @@ func TestAcceptPin(t *testing.T) {
 	if r := s.call("key", "pin"); r.code != 15 || !strings.Contains(r.stdout, "container_bytes is 100663296, recorded is 67108864") {
 		t.Errorf("exit code %d\n%s", r.code, r.stdout)
 	}
-	if r := s.call("unlock"); r.code != 15 || !strings.Contains(r.stderr, "type: luksmediad key pin") {
+	if r := s.call("unlock"); r.code != 15 || !strings.Contains(r.stderr, "type: "+s.typed("key pin")) {
 		t.Errorf("exit code %d\n%s", r.code, r.stderr)
 	}
 	if r := s.call("key", "pin", "--accept"); r.code != 2 { // nobody to ask
@@ -182,7 +182,7 @@ func TestAdoptCommand(t *testing.T) {
 	must(t, "cryptsetup", "close", "by-hand")
 
 	r := s.call("adopt", "--yes")
-	if r.code != 15 || !strings.Contains(r.stderr, "type: luksmediad adopt --store media=DIRECTORY") {
+	if r.code != 15 || !strings.Contains(r.stderr, "type: "+s.typed("adopt --store media=DIRECTORY")) {
 		t.Errorf("exit code %d\n%s", r.code, r.stderr)
 	}
 	s.requireClosed()

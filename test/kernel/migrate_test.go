@@ -91,7 +91,7 @@ func (s *site) requireStore(state string) {
 		if c.Code == "store" && (c.Status == "ok") != (state == "encrypted") {
 			s.t.Errorf("%+v", c)
 		}
-		if c.Code == "store" && state == "plaintext" && c.Next != "luksmediad migrate media" {
+		if c.Code == "store" && state == "plaintext" && c.Next != s.typed("migrate media") {
 			s.t.Errorf("type: %s", c.Next)
 		}
 	}

@@ -189,12 +189,12 @@ func (s *site) requireOpenedBy(kind string) {
 // requireUnlockFailed wants every way in which the daemon speaks to say so, and what to type.
 func (s *site) requireUnlockFailed() {
 	s.t.Helper()
-	if unlock := s.condition("unlock"); unlock.Status != "failed" || unlock.Reason != "no_key_fits" || unlock.Next != "luksmediad unlock" {
+	if unlock := s.condition("unlock"); unlock.Status != "failed" || unlock.Reason != "no_key_fits" || unlock.Next != s.typed("unlock") {
 		s.t.Errorf("condition unlock: %+v", unlock)
 	}
 	for _, path := range []string{"/readyz", "/healthz"} {
 		code, body := get(s.t, path)
-		if code != http.StatusServiceUnavailable || !strings.Contains(body, "luksmediad unlock") {
+		if code != http.StatusServiceUnavailable || !strings.Contains(body, s.typed("unlock")) {
 			s.t.Errorf("%s: %d\n%s", path, code, body)
 		}
 	}

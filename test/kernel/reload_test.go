@@ -113,7 +113,7 @@ func TestReload(t *testing.T) {
 		_, body = get(t, "/healthz?verbose")
 		return strings.Contains(body, "[!]configuration degraded")
 	})
-	if !strings.Contains(body, "soon") || !strings.Contains(body, "type: luksmediad config check; systemctl reload luksmediad") {
+	if !strings.Contains(body, "soon") || !strings.Contains(body, "type: "+s.typed("config check; systemctl reload luksmediad")) {
 		t.Error(body)
 	}
 	requireMetric(t, "luksmediad_config_reload_success", 0)
@@ -162,6 +162,7 @@ func TestReloadByCommand(t *testing.T) {
 	s.edit("interval: soon", "interval: 2s")
 	s.edit("container: "+s.container, "container: "+s.container+"-2")
 	s.refuses("settings", 15, "config", "reload")
+	s.refuses("settings", 15, "config", "check")
 	s.edit("container: "+s.container+"-2", "container: "+s.container)
 	s.edit("name: "+s.volume, "name: another")
 	s.refuses("volume_open", 15, "config", "reload")
@@ -171,6 +172,9 @@ func TestReloadByCommand(t *testing.T) {
 	s.edit("name: another", "name: "+s.volume)
 	s.edit("stores:\n", "stores:\n  - {name: other, path: "+filepath.Join(s.dir, "missing/other")+"}\n")
 	s.refuses("not_found", 1, "config", "reload")
+	if r := s.call("config", "check"); r.code != 1 || !strings.Contains(r.stderr, "type: mkdir -p "+filepath.Join(s.dir, "missing")) {
+		t.Errorf("exit code %d\n%s", r.code, r.stderr)
+	}
 	s.edit("  - {name: other, path: "+filepath.Join(s.dir, "missing/other")+"}\n", "")
 	taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:10166")
 	if err != nil {
