@@ -77,7 +77,7 @@ func expand(c *config.Config, next string) string {
 	if c == nil {
 		return next
 	}
-	names := []string{"{volume}", c.Volume.Name, "{container}", c.Volume.Container, "{root}", c.Volume.Root()}
+	names := []string{"{volume}", c.Volume.Name, "{container}", c.Volume.Container, "{root}", c.Volume.Root(), "{units}", strings.Join(c.Units(), " ")}
 	names = append(names, "{fsck}", map[config.Filesystem]string{config.Ext4: "e2fsck -f", config.XFS: "xfs_repair"}[c.Volume.Filesystem])
 	if len(c.Stores) == 1 {
 		names = append(names, "{store}", c.Stores[0].Path, "{store_name}", c.Stores[0].Name)

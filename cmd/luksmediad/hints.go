@@ -88,7 +88,7 @@ func hints() []hint {
 		{boot.ErrNotInstalled, "unit_missing", exitNotSetUp, "make install in the source directory; systemctl enable luksmediad.service"},
 		{boot.ErrMasked, "unit_masked", exitNotSetUp, "systemctl unmask luksmediad.service luksmediad-gate.service"},
 		{boot.ErrNotStarted, "not_started", exitNotSetUp, "systemctl enable luksmediad.service"},
-		{boot.ErrUngated, "ungated", exitDegraded, "systemctl cat docker.service luksmediad-gate.service"},
+		{boot.ErrUngated, "ungated", exitDegraded, "systemctl cat {units} luksmediad-gate.service"},
 		{boot.ErrGone, "gone_at_boot", exitNotSetUp, "findmnt --target {file}"},
 		{boot.ErrDoubtful, "doubtful_at_boot", exitDegraded, "findmnt --target {file}"},
 		{volume.ErrContainerReadOnly, "container_read_only", exitRefused, "lsattr {container}; findmnt --target {container}"},

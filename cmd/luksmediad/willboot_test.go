@@ -95,7 +95,8 @@ func TestForecast(t *testing.T) {
 			Needs: append(good("config", "record", "container"), bad("header", boot.Failed, fmt.Errorf("it is not the recorded one: %w", luks2.ErrPinMismatch)),
 				boot.Check{Name: "service", Status: boot.OK})}},
 	}
-	c := &config.Config{Volume: config.Volume{Name: "synapse-media", Container: "/srv/media.luks"}}
+	c := &config.Config{Volume: config.Volume{Name: "synapse-media", Container: "/srv/media.luks"},
+		Stores: []config.Store{{Name: "media", Path: "/srv/media", Service: &config.Service{Docker: "synapse"}}}}
 	var text strings.Builder
 	for _, test := range tests {
 		f := &foresight{config: c, forecast: test.Forecast}

@@ -45,7 +45,7 @@ func (m Machine) Service(dependents []string) Check {
 	if m.wanted(unitFolders(), serviceUnit) {
 		return Check{Name: name, Status: OK, Text: "enabled"}
 	}
-	if i := slices.IndexFunc(dependents, m.waits); i >= 0 && m.installed(gateUnit) == nil {
+	if i := slices.IndexFunc(dependents, func(d string) bool { return m.waits(d) && m.installed(d) == nil }); i >= 0 && m.installed(gateUnit) == nil {
 		return warning(name, fmt.Errorf("%s is not enabled, and waits until %s starts: %w", serviceUnit, dependents[i], ErrNotStarted))
 	}
 	return failure(name, fmt.Errorf("%s is not enabled: %w", serviceUnit, ErrNotStarted))
@@ -54,11 +54,17 @@ func (m Machine) Service(dependents []string) Check {
 // ErrUngated: what uses the stores does not wait until they are there.
 var ErrUngated = errors.New("not held back by the gate")
 
-// Gate checks that what uses the stores waits for them.
+// Gate checks that what uses the stores waits for them. A unit that is not there holds nothing back, whatever its drop-in says: its
+// service runs otherwise, as a Docker of a user or of snap does.
 func (m Machine) Gate(dependents []string) Check {
 	const name = "gate"
 	if err := m.installed(gateUnit); err != nil {
 		return warning(name, fmt.Errorf("%w: %w", err, ErrUngated))
+	}
+	for _, dependent := range dependents {
+		if m.installed(dependent) != nil {
+			return warning(name, fmt.Errorf("%s is no unit of this system that would be started: %w", dependent, ErrUngated))
+		}
 	}
 	free := slices.DeleteFunc(slices.Clone(dependents), m.waits)
 	if len(free) > 0 {

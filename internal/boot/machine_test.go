@@ -31,6 +31,7 @@ func newHost(t *testing.T) *host {
 		}
 		h.write("/usr/lib/systemd/system/"+name, string(content))
 	}
+	h.write("/usr/lib/systemd/system/docker.service", "[Service]\nExecStart=/usr/bin/dockerd\n")
 	return h
 }
 
@@ -78,6 +79,15 @@ func TestUnits(t *testing.T) {
 		{"enabled until the next boot only", func(h *host) {
 			h.link("/usr/lib/systemd/system/"+serviceUnit, "/run/systemd/system/multi-user.target.wants/"+serviceUnit)
 		}, nil, Failed, OK},
+		{"no such unit", func(h *host) {
+			h.enable()
+			h.remove("/usr/lib/systemd/system/docker.service")
+		}, []string{docker}, OK, Warning},
+		{"no such unit, and not enabled", func(h *host) { h.remove("/usr/lib/systemd/system/docker.service") }, []string{docker}, Failed, Warning},
+		{"such a unit masked", func(h *host) {
+			h.enable()
+			h.link("/dev/null", "/etc/systemd/system/docker.service")
+		}, []string{docker}, OK, Warning},
 		{"drop-in gone", func(h *host) {
 			h.enable()
 			h.remove("/usr/lib/systemd/system/docker.service.d/luksmediad.conf")
@@ -89,6 +99,7 @@ func TestUnits(t *testing.T) {
 		{"required by a link", func(h *host) {
 			h.enable()
 			h.link("../"+gateUnit, "/etc/systemd/system/matrix-synapse.service.requires/"+gateUnit)
+			h.write("/etc/systemd/system/matrix-synapse.service", "[Service]\nExecStart=/usr/bin/synctl\n")
 		}, []string{docker, "matrix-synapse.service"}, OK, OK},
 		{"required by the unit itself", func(h *host) {
 			h.enable()
