@@ -126,9 +126,9 @@ var (
 func explain(err error) api.Explanation {
 	switch {
 	case errors.Is(err, errInUse):
-		return api.Explanation{Class: "in_use", Next: "luksmediad lock --stop-services", ExitCode: 11}
+		return api.Explanation{Class: "in_use", Next: "luksmediad lock", ExitCode: 11}
 	case errors.Is(err, errNoKey):
-		return api.Explanation{Class: "no_key", Next: "luksmediad unlock", ExitCode: 12}
+		return api.Explanation{Class: "no_key_fits", Next: "luksmediad unlock", ExitCode: 12}
 	}
 	return api.Explanation{}
 }

@@ -73,7 +73,7 @@ func TestClientTellsProblemsApart(t *testing.T) {
 	_, err := api.NewControlClient(s.socket).Unlock(t.Context())
 	problem, ok := errors.AsType[*api.ProblemError](err)
 	want := &api.ProblemError{
-		Status: 503, Class: "no_key", Title: "Service Unavailable", Detail: errNoKey.Error(), Next: "luksmediad unlock", ExitCode: 12,
+		Status: 503, Class: "no_key_fits", Title: "Service Unavailable", Detail: errNoKey.Error(), Next: "luksmediad unlock", ExitCode: 12,
 	}
 	if diff := cmp.Diff(want, problem); !ok || diff != "" {
 		t.Errorf("%v: %s", err, diff)

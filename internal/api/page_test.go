@@ -63,7 +63,7 @@ func TestPage(t *testing.T) {
 	if _, text := do(t, s.overTCP(t), http.MethodGet, "http://localhost/", ""); !strings.Contains(text, "all is well") || strings.Contains(text, "type:") {
 		t.Error(text)
 	}
-	d.board.Set(health.Unlock, health.Fail, "no_key", "no key source opens it")
+	d.board.Set(health.Unlock, health.Fail, "no_key_fits", "no key source opens it")
 	if _, text := do(t, s.overTCP(t), http.MethodGet, "http://localhost/", ""); !strings.Contains(text, `for <a href="#unlock">unlock</a>`) {
 		t.Errorf("a cause is not named: %s", text)
 	}

@@ -139,12 +139,12 @@ func TestActions(t *testing.T) {
 		want             want
 	}{
 		{"unlock", "/v1/unlock", "", 0, want{status: 200}},
-		{"unlock in a state that does not allow it", "/v1/unlock", "", 1, want{409, 11, "in_use", "luksmediad lock --stop-services"}},
-		{"unlock without a key", "/v1/unlock", "", 2, want{503, 12, "no_key", "luksmediad unlock"}},
+		{"unlock in a state that does not allow it", "/v1/unlock", "", 1, want{409, 11, "in_use", "luksmediad lock"}},
+		{"unlock without a key", "/v1/unlock", "", 2, want{503, 12, "no_key_fits", "luksmediad unlock"}},
 		{"unlock with a fault of the daemon", "/v1/unlock", "", 3, want{500, 1, "internal", ""}},
 		{"unlock with a passphrase", "/v1/unlock", `{"passphrase":"correct horse"}`, 0, want{400, 2, "bad_request", ""}},
 		{"lock", "/v1/lock", `{"stop_services":true}`, 0, want{status: 200}},
-		{"lock while services run", "/v1/lock", `{"stop_services":false}`, 0, want{409, 11, "in_use", "luksmediad lock --stop-services"}},
+		{"lock while services run", "/v1/lock", `{"stop_services":false}`, 0, want{409, 11, "in_use", "luksmediad lock"}},
 		{"lock with no body", "/v1/lock", ``, 0, want{400, 2, "bad_request", ""}},
 		{"lock with an empty object", "/v1/lock", `{}`, 0, want{400, 2, "bad_request", ""}},
 		{"lock with null", "/v1/lock", `null`, 0, want{400, 2, "bad_request", ""}},

@@ -111,7 +111,7 @@ func TestMetricsAddNoSeries(t *testing.T) {
 // A failing condition that only follows from another one raises no alarm of its own.
 func TestOnlyCausesAreAlarms(t *testing.T) {
 	board := goodBoard(Options{})
-	board.Set(Unlock, Fail, "no_key", "")
+	board.Set(Unlock, Fail, "no_key_fits", "")
 	board.Set(Mount, Fail, "not_mounted", "")
 	text := exposition(t, NewCollector(board))
 	for line, want := range map[string]bool{
