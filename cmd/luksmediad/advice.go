@@ -78,6 +78,7 @@ func probeAdvice() []advice {
 		{health.ReasonPinMismatch, "luksmediad key pin"},
 		{health.ReasonPlaintext, "luksmediad lock"},
 		{health.ReasonPlaintextCopy, "grep -A9 -e media_storage_providers -e backup_media_store_path {homeserver}"},
+		{health.ReasonPodmanStale, "podman restart {subject}"},
 		{health.ReasonProcessStale, "systemctl restart {subject}"},
 		{health.ReasonReadOnly, kernelLog},
 		{health.ReasonRefused, "{synapse_log}"},

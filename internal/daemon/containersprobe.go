@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,21 +69,42 @@ func failureOf(blinds []volume.Blind) error {
 		name := fmt.Sprintf("process %d", b.PID)
 		switch {
 		case b.Container != "":
-			name = "container " + b.Container
+			var class health.Reason
+			class, name = engineOf(b)
 			if failure.Class == health.ReasonProcessStale {
-				failure.Class, failure.Name = health.ReasonContainerStale, b.Container
+				failure.Class, failure.Name = class, b.Container
 			}
 		case b.Unit != "":
 			name = b.Unit
 			if failure.Name == "" {
-				failure.Name = b.Unit
+				failure.Name = unitOf(b)
 			}
 		}
 		texts = append(texts, fmt.Sprintf("%s has in place of store %s %s", name, b.Store, b.Text))
 	}
 	if failure.Name == "" {
-		failure.Name = fmt.Sprintf("$(ps -o unit= %d)", blinds[0].PID)
+		failure.Name = unitOf(blinds[0])
 	}
 	failure.Err = errors.New(strings.Join(texts, "; "))
 	return failure
+}
+
+// engineOf tells who can start a container again.
+func engineOf(b volume.Blind) (reason health.Reason, name string) {
+	if b.Podman {
+		return health.ReasonPodmanStale, "podman's container " + b.Container
+	}
+	return health.ReasonContainerStale, "container " + b.Container
+}
+
+// unitOf is what "systemctl restart" takes for it. A user's service manager is asked about his units, and never started again itself.
+func unitOf(b volume.Blind) string {
+	unit := b.Unit
+	switch {
+	case b.User == "":
+		return cmp.Or(unit, fmt.Sprintf("$(ps -o unit= %d)", b.PID))
+	case unit == "":
+		unit = fmt.Sprintf("$(ps -o uunit= %d)", b.PID)
+	}
+	return "--user --machine=" + b.User + "@.host " + unit
 }

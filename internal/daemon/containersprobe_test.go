@@ -109,6 +109,12 @@ func TestFailureOfBlinds(t *testing.T) {
 			"process 9 has in place of store media z; matrix-synapse.service has in place of store media y; container synapse has in place of store media x"},
 		{[]volume.Blind{process, unit}, health.ReasonProcessStale, "matrix-synapse.service",
 			"process 9 has in place of store media z; matrix-synapse.service has in place of store media y"},
+		{[]volume.Blind{{Container: "4f66ad5e9a1f", Podman: true, PID: 7, Store: "media", Text: "x"}}, health.ReasonPodmanStale, "4f66ad5e9a1f",
+			"podman's container 4f66ad5e9a1f has in place of store media x"},
+		{[]volume.Blind{{Unit: "hs.service", User: "1000", PID: 7, Store: "media", Text: "x"}}, health.ReasonProcessStale,
+			"--user --machine=1000@.host hs.service", "hs.service has in place of store media x"},
+		{[]volume.Blind{{User: "1000", PID: 7, Store: "media", Text: "x"}}, health.ReasonProcessStale,
+			"--user --machine=1000@.host $(ps -o uunit= 7)", "process 7 has in place of store media x"},
 		{[]volume.Blind{process}, health.ReasonProcessStale, "$(ps -o unit= 9)", "process 9 has in place of store media z"},
 	}
 	for _, test := range tests {

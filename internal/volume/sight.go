@@ -24,8 +24,12 @@ type Bind struct {
 type Blind struct {
 	// Container or Unit is its name, both empty for a process of neither.
 	Container, Unit string
-	PID             int
-	Store           string
+	// Podman: the container is one of podman, which Docker does not know.
+	Podman bool
+	// User is whose service manager has the unit or the process, by his number; empty for the system's.
+	User  string
+	PID   int
+	Store string
 	// Text says what it sees, and where.
 	Text string
 }
@@ -110,7 +114,7 @@ func (l *looking) into(found []Blind, view mount.View) []Blind {
 			continue
 		}
 		blind := Blind{PID: view.PID, Store: l.store.Name, Text: text}
-		blind.Container, blind.Unit = namesOfCgroup(view.Cgroup)
+		blind.nameBy(view.Cgroup)
 		return append(found, blind)
 	}
 	return found
@@ -138,16 +142,21 @@ func (l *looking) wrong(table mount.Table, path string) string {
 
 var containerID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\b[0-9a-f]{64}\b`) })
 
-// namesOfCgroup are the container or the unit of a cgroup: /system.slice/docker-ID.scope or /docker/ID, and /system.slice/NAME.service. An
-// engine takes the first twelve digits of an ID for a name.
-func namesOfCgroup(cgroup string) (container, unit string) {
-	if id := containerID().FindString(cgroup); id != "" {
-		return id[:12], ""
-	}
+// nameBy takes the names from a cgroup: /system.slice/docker-ID.scope, /docker/ID and podman's /machine.slice/libpod-ID.scope, of which an engine
+// takes the first twelve digits for a name; /system.slice/NAME.service, to which a container of podman may belong as a part (podman-systemd.unit(5));
+// /user.slice/user-UID.slice/user@UID.service/… of a user's service manager, which is nobody's to restart.
+func (b *Blind) nameBy(cgroup string) {
 	for part := range strings.SplitSeq(cgroup, "/") {
-		if strings.HasSuffix(part, ".service") {
-			return "", part
+		switch user, is := strings.CutPrefix(part, "user@"); {
+		case !strings.HasSuffix(part, ".service"):
+		case is:
+			b.User, b.Unit = strings.TrimSuffix(user, ".service"), ""
+		default:
+			b.Unit = part // the innermost is what has started it
 		}
 	}
-	return "", ""
+	id, podman := containerID().FindString(cgroup), strings.Contains(cgroup, "/libpod-")
+	if id != "" && (b.Unit == "" || !podman) {
+		b.Container, b.Podman, b.Unit = id[:12], podman, ""
+	}
 }

@@ -83,6 +83,28 @@ func TestBlinds(t *testing.T) {
 	}
 }
 
+// The name is that of what can be started again, which a user's service manager with all that is his is not.
+func TestNamesOfCgroup(t *testing.T) {
+	const id = "4f66ad5e9a1f0b1bd2e41f3a1f3d0c9b8a7968574635241302f1e0d9c8b7a695"
+	for cgroup, want := range map[string]Blind{
+		"/system.slice/docker-" + id + ".scope":            {Container: id[:12]},
+		"/docker/" + id:                                    {Container: id[:12]},
+		"/machine.slice/libpod-" + id + ".scope/container": {Container: id[:12], Podman: true},
+		"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-" + id + ".scope/container": {Container: id[:12], Podman: true, User: "1000"},
+		"/system.slice/hs.service/libpod-payload-" + id:                                              {Unit: "hs.service"},
+		"/system.slice/hs.service":                                                         {Unit: "hs.service"},
+		"/system.slice/outer.service/inner.service":                                        {Unit: "inner.service"},
+		"/user.slice/user-1000.slice/user@1000.service/app.slice/hs.service":               {Unit: "hs.service", User: "1000"},
+		"/user.slice/user-1000.slice/user@1000.service/app.slice/app-gnome-terminal.scope": {User: "1000"},
+		"/user.slice/user-1000.slice/session-3.scope":                                      {},
+	} {
+		var got Blind
+		if got.nameBy(cgroup); got != want {
+			t.Errorf("%s: %+v", cgroup, got)
+		}
+	}
+}
+
 func parseTable(t *testing.T, text string) mount.Table {
 	t.Helper()
 	table, err := mount.ParseTable(strings.NewReader(text))

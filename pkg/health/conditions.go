@@ -69,6 +69,7 @@ const (
 	ReasonPinMismatch        Reason = "pin_mismatch"          // the container is not the recorded one
 	ReasonPlaintext          Reason = "plaintext"             // the raw bytes are the file's own
 	ReasonPlaintextCopy      Reason = "plaintext_copy"        // Synapse keeps a second copy elsewhere
+	ReasonPodmanStale        Reason = "podman_stale_mount"    // a container of podman sees something else than the store
 	ReasonProcessStale       Reason = "process_stale_mount"   // a process that is in no container sees something else than the store
 	ReasonReadOnly           Reason = "read_only"             // EROFS
 	ReasonRefused            Reason = "refused"               // Synapse answered with an error
@@ -158,7 +159,7 @@ var conditions = []definition{
 	},
 	{
 		code: Containers, title: "services see the stores", impact: FailsHealth, dependsOn: []Code{Mount},
-		reasons: []Reason{ReasonContainerStale, ReasonError, ReasonNotMounted, ReasonProcessStale, ReasonTimeout},
+		reasons: []Reason{ReasonContainerStale, ReasonError, ReasonNotMounted, ReasonPodmanStale, ReasonProcessStale, ReasonTimeout},
 	},
 	{
 		code: Space, title: "room left", impact: FailsHealth, dependsOn: []Code{Mount},
