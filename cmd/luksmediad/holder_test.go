@@ -14,7 +14,7 @@ import (
 	"luksmediad/internal/volume"
 )
 
-// serveAs is a daemon that has the volume of a status, and is asked for nothing else.
+// serveAs is a daemon that has the volume of a status, which is ready, and is asked for nothing else.
 func serveAs(t *testing.T, status *api.Status) places {
 	t.Helper()
 	machine := t.TempDir()
@@ -24,7 +24,11 @@ func serveAs(t *testing.T, status *api.Status) places {
 		t.Fatal(err)
 	}
 	daemon := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/v1/status" {
+		switch r.URL.Path {
+		case "/v1/status":
+		case "/readyz":
+			return
+		default:
 			t.Errorf("asked for %s", r.URL.Path)
 		}
 		w.Header().Set("Content-Type", "application/json")
@@ -33,6 +37,17 @@ func serveAs(t *testing.T, status *api.Status) places {
 	go func() { _ = daemon.Serve(listener) }()
 	t.Cleanup(func() { daemon.Close() })
 	return at
+}
+
+// Programs get an answer, the unit none.
+func TestGateWait(t *testing.T) {
+	at := serveAs(t, openStatus())
+	for flag, want := range map[string]string{"--json": `{"type":"result","exit_code":0,"text":"gate open"}` + "\n", "--quiet": ""} {
+		s := newSession(t)
+		if code := run([]string{flag, "gate", "wait"}, s.in, s.out, s.err, at); code != exitDone || written(t, s.out) != want {
+			t.Errorf("%s: exit code %d, %s%s", flag, code, written(t, s.out), written(t, s.err))
+		}
+	}
 }
 
 // With the configuration of another volume nothing is asked of the daemon, and nothing shown as if it were of that.

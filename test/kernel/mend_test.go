@@ -35,7 +35,9 @@ func TestDaemonSeesCoveredStore(t *testing.T) {
 func TestLockByGate(t *testing.T) {
 	s := newCreated(t)
 	s.serve()
-	s.succeed("gate", "close")
+	if closed := s.succeed("--json", "gate", "close").stdout; closed != `{"type":"result","exit_code":0,"text":"locked"}`+"\n" {
+		t.Errorf("gate close: %s", closed)
+	}
 	s.requireClosed()
 	s.succeed("gate", "wait", "--timeout", "30s")
 	s.requireOpen()
