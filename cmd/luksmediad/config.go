@@ -1,14 +1,18 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"luksmediad/internal/api"
 	"luksmediad/internal/config"
+	"luksmediad/internal/volume"
 )
 
 func newConfigCommand(a *app) *cobra.Command {
@@ -26,7 +30,7 @@ func newConfigCommand(a *app) *cobra.Command {
 		Long: `Report every mistake in the configuration, or print it with all defaults filled in. As root it is also compared with
 what was created: one that contradicts it is refused here as it is by the daemon.`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return a.checkConfig() },
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.checkConfig(cmd.Context()) },
 	}, newReloadCommand(a))
 	return cmd
 }
@@ -38,7 +42,7 @@ func checkWebConfig(loaded *config.Config) error {
 	return api.CheckWebConfig(loaded.HTTP.WebConfig)
 }
 
-func (a *app) checkConfig() error {
+func (a *app) checkConfig(ctx context.Context) error {
 	loaded, vol, err := a.load()
 	if err != nil {
 		return err
@@ -51,7 +55,27 @@ func (a *app) checkConfig() error {
 			return err
 		}
 	}
+	if err := a.checkName(ctx, loaded); err != nil {
+		return err
+	}
 	return a.printConfig(loaded)
+}
+
+// checkName refuses another name for the volume that the daemon has: under that none would be found, and its stores stay away.
+func (a *app) checkName(ctx context.Context, loaded *config.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, lookPatience)
+	defer cancel()
+	status, err := a.client().Status(ctx)
+	if err != nil || !holdsAnother(status, loaded.Volume.Name) {
+		return nil //nolint:nilerr // what cannot be asked is not known to be wrong
+	}
+	for _, store := range loaded.Stores {
+		moved := func(s api.Store) bool { return s.Path == store.Path && s.State == api.StoreStateEncrypted }
+		if slices.ContainsFunc(status.Stores, moved) {
+			return fmt.Errorf("cannot use volume %s: store %s at %s is in volume %s: %w", loaded.Volume.Name, store.Name, store.Path, status.Volume, volume.ErrSettings)
+		}
+	}
+	return nil
 }
 
 // configResult is the line that config check prints with --json.

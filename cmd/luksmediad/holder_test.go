@@ -50,6 +50,26 @@ func TestGateWait(t *testing.T) {
 	}
 }
 
+// Whose store is in the daemon's volume has that one, whatever it is called.
+func TestCheckName(t *testing.T) {
+	at := serveAs(t, openStatus())
+	for content, want := range map[string]int{
+		"stores:\n  - path: /srv/synapse/media_store\n":                          exitDone,
+		"volume: {name: media}\nstores:\n  - path: /srv/synapse/media_store\n":   exitRefused,
+		"volume: {name: try-out}\nstores:\n  - path: /srv/try-out/media_store\n": exitDone,
+	} {
+		path := filepath.Join(t.TempDir(), "config.yaml")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := newSession(t)
+		if code := run([]string{"--config", path, "--json", "config", "check"}, s.in, s.out, s.err, at); code != want ||
+			(want == exitRefused) != strings.Contains(written(t, s.out), `"class":"settings"`) {
+			t.Errorf("%s: exit code %d, %s%s", content, code, written(t, s.out), written(t, s.err))
+		}
+	}
+}
+
 // With the configuration of another volume nothing is asked of the daemon, and nothing shown as if it were of that.
 func TestAnotherVolume(t *testing.T) {
 	at := serveAs(t, openStatus())
