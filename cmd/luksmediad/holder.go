@@ -33,3 +33,20 @@ func refuseAnother(status *api.Status, vol *volume.Volume) error {
 	}
 	return fmt.Errorf("cannot ask about volume %s: process %d has %s: %w", vol.Name(), status.PID, status.Volume, errOtherVolume)
 }
+
+// ownHolder is the daemon as far as it has the volume.
+type ownHolder struct {
+	*api.ControlClient
+	volume string
+}
+
+func (a *app) holder(vol *volume.Volume) ownHolder { return ownHolder{a.client(), vol.Name()} }
+
+// Status is of no daemon where it has another volume.
+func (h ownHolder) Status(ctx context.Context) (*api.Status, error) {
+	status, err := h.ControlClient.Status(ctx)
+	if err == nil && holdsAnother(status, h.volume) {
+		return nil, fmt.Errorf("process %d has %s: %w", status.PID, status.Volume, api.ErrNoDaemon)
+	}
+	return status, err
+}

@@ -14,7 +14,7 @@ import (
 	"luksmediad/internal/volume"
 )
 
-// serveAs is a daemon that has the volume of a status, which is ready, and is asked for nothing else.
+// serveAs is a daemon that has the volume of a status, which is ready, and does nothing else.
 func serveAs(t *testing.T, status *api.Status) places {
 	t.Helper()
 	machine := t.TempDir()
@@ -28,8 +28,9 @@ func serveAs(t *testing.T, status *api.Status) places {
 		case "/v1/status":
 		case "/readyz":
 			return
-		default:
-			t.Errorf("asked for %s", r.URL.Path)
+		default: // what acts fails
+			http.Error(w, r.URL.Path, http.StatusNotFound)
+			return
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(status)
@@ -91,6 +92,9 @@ func TestAnotherVolume(t *testing.T) {
 		}
 		if (err == nil) != (want == exitDone) || err != nil && explain(err).Class != "other_volume" {
 			t.Errorf("%s: %v", name, err)
+		}
+		if told := tellDaemon(t.Context(), a.holder(vol)); (told == nil) != (want == exitRefused) { // its own one is asked to open
+			t.Errorf("%s: told %v", name, told)
 		}
 		if err := (&app{places: places{socket: at.socket + "-none"}}).checkHolder(t.Context(), vol); err != nil {
 			t.Errorf("without a daemon: %v", err)

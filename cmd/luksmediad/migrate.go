@@ -122,7 +122,7 @@ func (c *migrateCommand) run(ctx context.Context, action api.OperationAction, ar
 	options.Ended = job.end
 	moved, err := choose(vol)(ctx, options, job)
 	if !c.dryRun && job.acted && (err != nil || moved.Changed) {
-		c.untold = untold(tellDaemon(ctx, c.client(), vol.Name()))
+		c.untold = untold(tellDaemon(ctx, c.holder(vol)))
 	}
 	if underJournal() {
 		err = job.withoutNames(err)
@@ -150,16 +150,16 @@ type holder interface {
 // tellPatience is how long a command that has done its work waits for the daemon to take notice.
 const tellPatience = 10 * time.Second
 
-// tellDaemon has the daemon of the volume, if there is one, look at what it holds open once more. What was locked stays locked. A command that was
+// tellDaemon has the daemon, if there is one, look at what it holds open once more. What was locked stays locked. A command that was
 // interrupted has worked on the volume all the same.
-func tellDaemon(ctx context.Context, daemon holder, volume string) error {
+func tellDaemon(ctx context.Context, daemon holder) error {
 	if ctx.Err() != nil {
 		ctx = context.WithoutCancel(ctx)
 	}
 	ctx, cancel := context.WithTimeout(ctx, tellPatience)
 	defer cancel()
 	status, err := daemon.Status(ctx)
-	if err == nil && !holdsAnother(status, volume) && status.Phase != api.PhaseLocked && status.Phase != api.PhaseClosing {
+	if err == nil && status.Phase != api.PhaseLocked && status.Phase != api.PhaseClosing {
 		_, err = daemon.Unlock(ctx)
 	}
 	if errors.Is(err, api.ErrNoDaemon) {

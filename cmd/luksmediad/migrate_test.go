@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,7 +42,6 @@ func TestMoveIsAlive(t *testing.T) {
 // scriptedHolder is a daemon in some phase.
 type scriptedHolder struct {
 	phase   api.Phase
-	volume  string // "media" if empty
 	absent  error
 	fails   error
 	unlocks int
@@ -52,7 +50,7 @@ type scriptedHolder struct {
 }
 
 func (h *scriptedHolder) Status(context.Context) (*api.Status, error) {
-	return &api.Status{Volume: cmp.Or(h.volume, "media"), Phase: h.phase}, h.absent
+	return &api.Status{Phase: h.phase}, h.absent
 }
 
 func (h *scriptedHolder) Unlock(ctx context.Context) (*api.Outcome, error) {
@@ -78,12 +76,11 @@ func TestTellDaemon(t *testing.T) {
 		"opening":    {scriptedHolder{phase: api.PhaseOpening}, 1, nil},
 		"locked":     {scriptedHolder{phase: api.PhaseLocked}, 0, nil},
 		"closing":    {scriptedHolder{phase: api.PhaseClosing}, 0, nil},
-		"another's":  {scriptedHolder{phase: api.PhaseServing, volume: "other"}, 0, nil},
 		"no daemon":  {scriptedHolder{absent: api.ErrNoDaemon}, 0, nil},
 		"it is gone": {scriptedHolder{phase: api.PhaseServing, fails: api.ErrNoDaemon}, 1, nil},
 		"it fails":   {scriptedHolder{phase: api.PhaseServing, fails: broken}, 1, broken},
 	} {
-		if err := tellDaemon(ended, &test.holder, "media"); !errors.Is(err, test.want) {
+		if err := tellDaemon(ended, &test.holder); !errors.Is(err, test.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if test.holder.unlocks != test.unlocks {
