@@ -67,7 +67,7 @@ func (a *app) checkName(ctx context.Context, loaded *config.Config) error {
 	defer cancel()
 	status, err := a.client().Status(ctx)
 	if err != nil || !holdsAnother(status, loaded.Volume.Name) {
-		return nil //nolint:nilerr // what cannot be asked is not known to be wrong
+		return nil // what cannot be asked is not known to be wrong
 	}
 	for _, store := range loaded.Stores {
 		moved := func(s api.Store) bool { return s.Path == store.Path && s.State == api.StoreStateEncrypted }

@@ -39,7 +39,7 @@ func (e *Error) Error() string {
 }
 
 // Disowns tells whether Synapse itself, and no proxy before it, does not take the token.
-func (e *Error) Disowns() bool { return e.Class == ErrUnauthorized && e.ErrCode != "" }
+func (e *Error) Disowns() bool { return errors.Is(e, ErrUnauthorized) && e.ErrCode != "" }
 
 // Unwrap returns the class and the cause.
 func (e *Error) Unwrap() []error {
