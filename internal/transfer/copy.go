@@ -302,7 +302,7 @@ func (c *copier) sync() error {
 // so that it ends the run.
 func (c *copier) syncSource() error {
 	if err := unix.Syncfs(c.from.fd); err != nil {
-		return fmt.Errorf("cannot rely on %s, whose disk has lost writes: %w: %w", c.from.path, ErrRead, err)
+		return fmt.Errorf("cannot rely on %s, whose filesystem has lost writes: %w: %w", c.from.path, ErrRead, err)
 	}
 	return nil
 }

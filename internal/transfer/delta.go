@@ -177,6 +177,9 @@ func follow(ctx context.Context, from, to string, o Options, do func(c *copier) 
 		err = errors.Join(err, <-synced)
 	}
 	if err != nil {
+		if m != nil {
+			_ = m.Close() // only read
+		}
 		return nil, fmt.Errorf("cannot copy what has changed in %s: %w", from, err)
 	}
 	return m, nil

@@ -305,7 +305,7 @@ func TestLostWritesOfTheSource(t *testing.T) {
 			if _, err := do(m, known); !errors.Is(err, ErrRead) || errors.Is(err, ErrSync) {
 				t.Errorf("error %v", err)
 			}
-			if _, err := os.Lstat(filepath.Join(m.to, "dirty")); err == nil {
+			if _, err := os.Lstat(filepath.Join(m.to, "dirty")); err == nil && name == "copy" { // Delta compares meanwhile
 				t.Error("it was copied")
 			}
 		})

@@ -33,6 +33,8 @@ var (
 	ErrFilesystemForeign = errors.New("filesystem foreign")
 	// ErrStoreNotEmpty: files lie in clear text where an encrypted store belongs.
 	ErrStoreNotEmpty = errors.New("it is not empty")
+	// ErrRootNotEmpty: files lie in clear text where the volume itself belongs.
+	ErrRootNotEmpty = errors.New("it has files of its own")
 	// ErrStoreGone: a store was in clear text, and nothing of it is at its path now.
 	ErrStoreGone = errors.New("it had files, and has none now")
 	// ErrGuarded: the path is guarded, and so the place of a store of another volume, or of one whose record is lost.

@@ -69,6 +69,10 @@ func TestRefusedRecordIsGuarded(t *testing.T) {
 			s.refusesOpen(StepRecord, refusal.class)
 			s.requireGuarded(s.store, s.Root())
 
+			if len(s.Unconfigured(&Record{Encrypted: []EncryptedStore{{"media", s.store}}})) > 0 {
+				s.unguard(s.store)
+				return // what is there by now may be something else's
+			}
 			s.unpack()
 			s.refusesOpen(StepRecord, refusal.class)
 			s.requireMode(s.store, 0, 0)

@@ -453,8 +453,10 @@ func (k *keyChanging) forget(keyslot int) error {
 
 // finish saves the header as it is now and ends the journal.
 func (k *keyChanging) finish(ctx context.Context) error {
-	if err := k.backUpHeader(ctx, k.device, k.header.UUID); err != nil {
-		return err
+	if len(k.halfRemoved()) == 0 { // the copy may be the last in which such a keyslot opens
+		if err := k.backUpHeader(ctx, k.device, k.header.UUID); err != nil {
+			return err
+		}
 	}
 	if err := k.rememberChange(); err != nil {
 		return err

@@ -274,31 +274,29 @@ func (v *Volume) resolve(m *move, record *Record) error {
 	if err != nil {
 		return err
 	}
-	if at == placeBare && m.Phase == phaseVerified {
-		if at, err = v.yieldToHolders(m); err != nil {
-			return err
-		}
-	}
-	switch at {
-	case placePlain:
+	moved := EncryptedStore{Name: m.Store, Path: m.Path}
+	switch {
+	case at == placePlain:
 		return v.settlePlain(m, record)
-	case placeBare:
+	case at == placeBare && m.Phase == phaseVerified && !slices.Contains(record.Encrypted, moved):
+		return v.undoExchange(m, record)
+	case at == placeBare:
 		return v.settleEncrypted(m, record)
 	}
 	return wrongf(ErrMoveUnclear, "cannot tell where store %s is: neither its old directory nor the one that took its place is at %s", m.Store, m.Path)
 }
 
-// yieldToHolders undoes an exchange after which somebody still has the old directory: the run that was interrupted may not have looked.
-func (v *Volume) yieldToHolders(m *move) (place, error) {
+// undoExchange is for a run that has not come to look whether somebody has written to the old directory meanwhile: the record is written after that,
+// and before anything can be in the volume alone.
+func (v *Volume) undoExchange(m *move, record *Record) error {
 	aside, err := findAside(m)
 	if err != nil {
-		return placeBare, err
+		return err
 	}
-	holders, err := mount.TreeHolders(aside)
-	if err != nil || len(holders) == 0 {
-		return placeBare, err
+	if err := v.exchangeBack(m, aside); err != nil {
+		return err
 	}
-	return placePlain, v.exchangeBack(m, aside)
+	return v.settlePlain(m, record)
 }
 
 // exchangeBack undoes an exchange, durably: what is written down next takes it for never done.
@@ -309,17 +307,17 @@ func (v *Volume) exchangeBack(m *move, aside string) error {
 	return v.syncExchange(m)
 }
 
-// settleEncrypted makes the copy in the volume the truth for good. The record is written in any case: that it says so in memory may be left from a
-// try that failed.
+// settleEncrypted makes the copy in the volume the truth for good.
 func (v *Volume) settleEncrypted(m *move, record *Record) error {
 	if err := v.syncExchange(m); err != nil {
 		return err
 	}
-	moved := EncryptedStore{Name: m.Store, Path: m.Path}
-	if !slices.Contains(record.Encrypted, moved) {
-		record.Encrypted = append(record.Encrypted, moved)
+	before := record.Encrypted
+	if moved := (EncryptedStore{Name: m.Store, Path: m.Path}); !slices.Contains(before, moved) {
+		record.Encrypted = append(slices.Clone(before), moved)
 	}
 	if err := v.saveRecord(record); err != nil {
+		record.Encrypted = v.encryptedOnDisk(before)
 		return err
 	}
 	if m.Phase == phaseVerified {
@@ -328,6 +326,15 @@ func (v *Volume) settleEncrypted(m *move, record *Record) error {
 		m.Phase = m.settled()
 	}
 	return v.saveMove(m)
+}
+
+// encryptedOnDisk is what the record says after a failure to write it, which may have come behind the rename; or else what it has said before.
+func (v *Volume) encryptedOnDisk(before []EncryptedStore) []EncryptedStore {
+	written, err := v.readRecord()
+	if err != nil {
+		return before
+	}
+	return written.Encrypted
 }
 
 // settlePlain makes the copy outside the truth.

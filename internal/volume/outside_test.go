@@ -47,7 +47,7 @@ func TestStoresOutside(t *testing.T) {
 		class  map[string]error // nil of what is not named
 	}
 	gone := map[string]error{"missing": ErrStoreGone, "empty": ErrStoreGone, "symlink": mount.ErrSymlink, "file": mount.ErrNotDirectory}
-	settings := map[string]error{"missing": ErrSettings, "empty": ErrSettings, "files": ErrSettings, "symlink": mount.ErrSymlink, "file": mount.ErrNotDirectory}
+	settings := map[string]error{"missing": ErrSettings, "empty": ErrSettings, "symlink": mount.ErrSymlink, "file": mount.ErrNotDirectory}
 	for name, test := range map[string]row{
 		"new":                            {nothing, map[string]error{"symlink": mount.ErrSymlink, "file": mount.ErrNotDirectory}},
 		"in clear text before":           {plain("media", ""), gone},

@@ -54,9 +54,11 @@ func (m *mover) planBack(ctx context.Context) (err error) {
 		}
 	}
 	if m.service != nil {
-		m.plan.Runs, _, err = m.service.State(ctx)
+		if m.plan.Runs, _, err = m.service.State(ctx); err != nil {
+			return err
+		}
 	}
-	return err
+	return m.refuseUsed(ctx, nil, m.plan.Runs)
 }
 
 // checkRoomOutside wants room for what the store has grown by in the volume. What is only replaced takes the room of what it replaces, and

@@ -83,11 +83,11 @@ func (v *Volume) checkOutside(store config.Store, status StoreStatus, record *Re
 			return v.checkUndecided(store)
 		}
 	}
-	if len(v.Unconfigured(record)) > 0 && !slices.Contains(record.Plaintext, recorded(store)) {
-		return record.unknownStore(store) // it may be the one that is not configured any more, under another name and path
-	}
 	if status.State != StoreNew {
 		return nil
+	}
+	if len(v.Unconfigured(record)) > 0 {
+		return record.unknownStore(store) // it may be the one that is not configured any more, under another name and path
 	}
 	return v.checkNotMoving(store)
 }
@@ -140,19 +140,40 @@ func (v *Volume) guardAll(record *Record, observer Observer) error {
 	return v.guardEach(record, observer, v.guardPath)
 }
 
-// guardEach guards the stores by guard, those too that are not configured any more. Where one of these has lost the folder above it, too,
-// nobody writes.
+// guardEach guards the stores by guard, and those too that are not configured any more.
 func (v *Volume) guardEach(record *Record, observer Observer, guard func(path string, observer Observer) error) error {
 	if err := os.MkdirAll(filepath.Dir(v.Root()), 0o700); err != nil {
 		return fmt.Errorf("cannot make the folder for mount points: %w", err)
 	}
-	faults := []error{v.guardPath(v.Root(), observer)}
+	faults := []error{v.guardRoot(observer)}
 	for _, store := range record.Encrypted {
-		if err := guard(store.Path, observer); v.isConfigured(store) || !errors.Is(err, fs.ErrNotExist) {
-			faults = append(faults, err)
+		if !v.isConfigured(store) {
+			faults = append(faults, v.guardRetired(store.Path, observer))
+			continue
 		}
+		faults = append(faults, guard(store.Path, observer))
 	}
 	return errors.Join(faults...)
+}
+
+// guardRetired guards the path of a store that is not configured any more, unless something else is there by now, or nothing at all.
+func (v *Volume) guardRetired(path string, observer Observer) error {
+	err := v.guardPath(path, observer)
+	for _, other := range []error{fs.ErrNotExist, ErrStoreNotEmpty, mount.ErrNotEmpty, mount.ErrSymlink, mount.ErrNotDirectory} {
+		if errors.Is(err, other) {
+			return nil
+		}
+	}
+	return err
+}
+
+// guardRoot is about no store: what is there was put there by another program, such as one that has unpacked a backup.
+func (v *Volume) guardRoot(observer Observer) error {
+	err := v.guardPath(v.Root(), observer)
+	if errors.Is(err, ErrStoreNotEmpty) || errors.Is(err, mount.ErrNotEmpty) {
+		return wrongf(ErrRootNotEmpty, "cannot guard %s", v.Root())
+	}
+	return err
 }
 
 // guardPath leaves a mounted or guarded path alone and refuses one that has files under it.
@@ -190,20 +211,24 @@ func (o *opening) guardStore(path string, observer Observer) error {
 	if !errors.Is(err, ErrStoreNotEmpty) && !errors.Is(err, mount.ErrNotEmpty) {
 		return err
 	}
-	if o.isBack(path) {
+	if o.mayBeBack(path) {
 		return nil
 	}
+	before, unseen := mount.InspectPoint(path)
 	if denied := mount.Deny(path); denied != nil {
 		return errors.Join(err, denied)
 	}
-	return fmt.Errorf("%w; nobody but root has access to it any more", err)
+	if unseen != nil || before.Mode == 0 && before.UID == 0 && before.GID == 0 {
+		return fmt.Errorf("%w; nobody but root has access to it", err)
+	}
+	return fmt.Errorf("%w; nobody but root has access to it any more, where it was %d:%d %#o", err, before.UID, before.GID, before.Mode)
 }
 
-// isBack tells whether what lies at the path is the store after all: its way back was interrupted before the record said so. Where that cannot be
-// told, the record counts.
-func (v *Volume) isBack(path string) bool {
+// mayBeBack tells whether what lies at the path may be the store after all: its way back was interrupted before the record said so. Where the
+// journal of moves cannot be read, the opening is refused anyway.
+func (v *Volume) mayBeBack(path string) bool {
 	all, err := v.loadMoves()
-	return err == nil && slices.ContainsFunc(all.Moves, func(m *move) bool {
+	return err != nil || slices.ContainsFunc(all.Moves, func(m *move) bool {
 		if m.Path != path || !m.unresolved() {
 			return false
 		}
