@@ -45,7 +45,7 @@ func (m Machine) Service(dependents []string) Check {
 	if m.wanted(unitFolders(), serviceUnit) {
 		return Check{Name: name, Status: OK, Text: "enabled"}
 	}
-	if i := slices.IndexFunc(dependents, func(d string) bool { return m.waits(d) && m.installed(d) == nil }); i >= 0 && m.installed(gateUnit) == nil {
+	if i := slices.IndexFunc(dependents, func(d string) bool { return m.waits(d) && m.exists(d) }); i >= 0 && m.installed(gateUnit) == nil {
 		return warning(name, fmt.Errorf("%s is not enabled, and waits until %s starts: %w", serviceUnit, dependents[i], ErrNotStarted))
 	}
 	return failure(name, fmt.Errorf("%s is not enabled: %w", serviceUnit, ErrNotStarted))
@@ -62,7 +62,7 @@ func (m Machine) Gate(dependents []string) Check {
 		return warning(name, fmt.Errorf("%w: %w", err, ErrUngated))
 	}
 	for _, dependent := range dependents {
-		if m.installed(dependent) != nil {
+		if !m.exists(dependent) {
 			return warning(name, fmt.Errorf("%s is no unit of this system that would be started: %w", dependent, ErrUngated))
 		}
 	}
@@ -95,6 +95,26 @@ func (m Machine) installed(name string) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", name, ErrNotInstalled)
+}
+
+// generatedFolders are where generators, as that of quadlet, put units at each boot (systemd.generator(7)).
+func generatedFolders() []string {
+	return []string{"/run/systemd/generator", "/run/systemd/generator.early", "/run/systemd/generator.late"}
+}
+
+// exists tells whether a unit that may be started has a file: of its own, of its template, or one that is generated.
+func (m Machine) exists(name string) bool {
+	err := m.installed(name)
+	if !errors.Is(err, ErrNotInstalled) {
+		return err == nil
+	}
+	if before, instance, ok := strings.Cut(name, "@"); ok && m.installed(before+"@"+filepath.Ext(instance)) == nil {
+		return true
+	}
+	return slices.ContainsFunc(generatedFolders(), func(folder string) bool {
+		_, err := os.Lstat(filepath.Join(m.Root, folder, name))
+		return err == nil
+	})
 }
 
 // wanted tells whether another unit pulls a unit in by a link, as systemctl enable makes them.

@@ -88,6 +88,16 @@ func TestUnits(t *testing.T) {
 			h.enable()
 			h.link("/dev/null", "/etc/systemd/system/docker.service")
 		}, []string{docker}, OK, Warning},
+		{"made by a generator", func(h *host) {
+			h.enable()
+			h.write("/run/systemd/generator/synapse.service", "[Service]\nExecStart=/usr/bin/podman run synapse\n")
+			h.write("/etc/systemd/system/synapse.service.d/gate.conf", "[Unit]\nRequires=luksmediad-gate.service\n")
+		}, []string{"synapse.service"}, OK, OK},
+		{"made from a template", func(h *host) {
+			h.enable()
+			h.write("/etc/systemd/system/matrix-synapse@.service", "[Service]\nExecStart=/usr/bin/synctl\n")
+			h.write("/etc/systemd/system/matrix-synapse@main.service.d/gate.conf", "[Unit]\nRequires=luksmediad-gate.service\n")
+		}, []string{"matrix-synapse@main.service"}, OK, OK},
 		{"drop-in gone", func(h *host) {
 			h.enable()
 			h.remove("/usr/lib/systemd/system/docker.service.d/luksmediad.conf")

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"luksmediad/internal/synapse"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 )
@@ -45,12 +46,7 @@ func (p *containersProbe) Run(ctx context.Context) (string, error) {
 
 // carriesStore: the directory is a store, or one above it.
 func (p *containersProbe) carriesStore(source string) bool {
-	return slices.ContainsFunc(p.opened.Stores, func(store volume.StoreStatus) bool { return carries(source, store) })
-}
-
-func carries(source string, store volume.StoreStatus) bool {
-	below, err := filepath.Rel(realPath(source), store.Path)
-	return err == nil && below != ".." && !strings.HasPrefix(below, "../")
+	return slices.ContainsFunc(p.opened.Stores, func(store volume.StoreStatus) bool { return synapse.Carries(source, store.Path) })
 }
 
 // realPath resolves the links of a path that is there.

@@ -21,7 +21,7 @@ func (s *containerStarts) see(stores []volume.StoreStatus, mounts []synapse.Moun
 	started := map[int]time.Time{}
 	for _, store := range stores {
 		for _, m := range mounts {
-			if store.Name == s.store && carries(m.Source, store) && m.Started.After(s.last) {
+			if store.Name == s.store && synapse.Carries(m.Source, store.Path) && m.Started.After(s.last) {
 				started[m.PID] = m.Started
 			}
 		}

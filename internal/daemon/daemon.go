@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -112,8 +113,9 @@ type Daemon struct {
 	lockers atomic.Int32
 	// assessing: a look at where the keys lie is under way.
 	assessing atomic.Bool
-	// said is the last STATUS=.
-	said atomic.Pointer[string]
+	// said is the last STATUS=; saying keeps that so.
+	said   atomic.Pointer[string]
+	saying sync.Mutex
 	// restarting: a service that a move has left stopped is being started.
 	restarting atomic.Bool
 	// resuming: services that gave up waiting for the gate are being started.

@@ -2,9 +2,11 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"luksmediad/internal/journal"
+	"luksmediad/internal/synapse"
 	"luksmediad/pkg/health"
 	"luksmediad/pkg/unlock"
 )
@@ -52,7 +54,7 @@ func (d *Daemon) restart(ctx context.Context) {
 	deadline := time.Now().Add(restartPatience)
 	for {
 		err := d.Mover.Restart(ctx, &observer{Daemon: d, quiet: true})
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || errors.Is(err, synapse.ErrDockerStopped) { // by somebody; the next look asks again
 			return
 		}
 		if time.Now().After(deadline) {

@@ -80,6 +80,8 @@ func isUnknownProbe(err error) bool { return errors.Is(err, health.ErrNoProbe) }
 
 // reportStatus sends one line to the service manager.
 func (d *Daemon) reportStatus() {
+	d.saying.Lock()
+	defer d.saying.Unlock()
 	line := d.statusLine()
 	d.said.Store(&line)
 	d.Notifier.Notify("STATUS=" + line)

@@ -37,8 +37,10 @@ const (
 	maxInspect = 4 << 20
 )
 
-// errDockerStopped: systemd knows Docker, and it does not run.
-var errDockerStopped = fmt.Errorf("%w: %s does not run", ErrNoDocker, dockerUnit)
+// ErrDockerStopped: systemd knows Docker, it does not run, and nothing is about to start it.
+var ErrDockerStopped = fmt.Errorf("%w: %s does not run", ErrNoDocker, dockerUnit)
+
+var errDockerStarting = fmt.Errorf("%w: %s does not run yet", ErrNoDocker, dockerUnit)
 
 // Docker talks to the Docker daemon, Docker Engine API.
 type Docker struct {
@@ -74,10 +76,13 @@ func (d *Docker) mayCall(ctx context.Context) error {
 		return nil
 	}
 	state, err := d.state(ctx)
-	if err == nil && state.Load == "loaded" && state.ailing() != "" {
-		return errDockerStopped
+	switch {
+	case err != nil || state.Load != "loaded" || state.ailing() == "":
+		return err
+	case state.Job || state.running():
+		return errDockerStarting
 	}
-	return err
+	return ErrDockerStopped
 }
 
 // Container is a container that uses a store: by its name, or, with a Service, the one of that service of a Compose project, which is

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -39,10 +40,19 @@ type container struct {
 	}
 }
 
+// Carries tells whether a directory that a container has is path, or one above it.
+func Carries(source, path string) bool {
+	if resolved, err := filepath.EvalSymlinks(source); err == nil {
+		source = resolved
+	}
+	below, err := filepath.Rel(source, path)
+	return err == nil && below != ".." && !strings.HasPrefix(below, "../")
+}
+
 // Mounts are the bind mounts of running containers whose source is wanted; none where no Docker runs.
 func (d *Docker) Mounts(ctx context.Context, wanted func(source string) bool) ([]Mount, error) {
 	mounts, err := d.mounts(ctx, wanted)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, errDockerStopped) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, ErrDockerStopped) || errors.Is(err, errDockerStarting) {
 		return nil, nil
 	}
 	return mounts, err

@@ -111,6 +111,7 @@ func TestStoppedDockerIsLeftAlone(t *testing.T) {
 		"runs":         {UnitState{Load: "loaded", Active: "active"}, nil, true},
 		"is reloading": {UnitState{Load: "loaded", Active: "reloading"}, nil, true},
 		"is stopped":   {UnitState{Load: "loaded", Active: "inactive"}, nil, false},
+		"will start":   {UnitState{Load: "loaded", Active: "inactive", Job: true}, nil, false},
 		"has failed":   {UnitState{Load: "loaded", Active: "failed"}, nil, false},
 		"stops":        {UnitState{Load: "loaded", Active: "deactivating"}, nil, false},
 		"starts":       {UnitState{Load: "loaded", Active: "activating"}, nil, false},
@@ -128,6 +129,9 @@ func TestStoppedDockerIsLeftAlone(t *testing.T) {
 		_, _, err = Container{Docker: docker, Name: "aa11"}.State(t.Context())
 		if test.called != (err == nil) || !test.called && test.err == nil && !errors.Is(err, ErrNoDocker) {
 			t.Errorf("%s: the state of a container: %v", name, err)
+		}
+		if waits := test.state.Job || test.state.Active == "activating"; waits && errors.Is(err, ErrDockerStopped) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
