@@ -60,7 +60,7 @@ func makeFolder(c *config.Config) string {
 	}
 	for _, path := range paths {
 		if _, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
-			return "mkdir -p " + filepath.Dir(path) + ", unless a filesystem is to be mounted there"
+			return "findmnt --target " + filepath.Dir(path) + "; mount what belongs there, or: mkdir -p " + filepath.Dir(path)
 		}
 	}
 	return ""
@@ -83,6 +83,7 @@ func expand(c *config.Config, next string) string {
 		names = append(names, "{store}", c.Stores[0].Path, "{store_name}", c.Stores[0].Name)
 		names = append(names, lookAt(c.Stores[0]).names("service")...)
 	}
+	names = append(names, "{service_log}", logsOf(c.Stores))
 	for _, store := range c.Stores {
 		if store.Name == c.SynapseStore() {
 			names = append(names, lookAtSynapse(store, c.Probes.Synapse).names("synapse")...)
@@ -126,7 +127,9 @@ func asTyped(next, path string, root bool) string {
 }
 
 // ownCommand is where advice has a command of luksmediad, not a unit of that name.
-var ownCommand = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(^|[;&:] |sudo |, and )luksmediad ([a-z…])`) })
+var ownCommand = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(^|[;&:] |sudo |, and |then |the |type )luksmediad ([a-z…])`)
+})
 
 // growBy is what makes a file larger. A block device is taken as it is.
 var growBy = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`luksmediad grow --by \w+( --dry-run)?`) })

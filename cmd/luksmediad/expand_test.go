@@ -72,9 +72,10 @@ func TestAdviceAsksTheService(t *testing.T) {
 			}
 		}
 		// Of several stores the one of the probe is Synapse's; which of them an error is about is not known.
+		log, _, _ := strings.Cut(test.want, "|")
 		c.Stores = append([]config.Store{{Name: "other", Path: "/srv/other", Service: &config.Service{Docker: "other"}}}, c.Stores...)
 		c.Probes.Synapse = &config.Synapse{Store: "media", URL: "http://[::1]:8008"}
-		if got := expand(c, "{synapse_log}|{synapse_state}|{synapse_description}|{service_log}"); got != test.want+"|{service_log}" {
+		if got := expand(c, "{synapse_log}|{synapse_state}|{synapse_description}|{service_log}"); got != test.want+"|docker logs --tail 50 other; "+log {
 			t.Errorf("%s beside another: %s", name, got)
 		}
 	}
@@ -123,8 +124,8 @@ func TestAdviceAboutFolders(t *testing.T) {
 	gone := filepath.Join(there, "gone")
 	_, missing := os.Stat(gone)
 	for _, test := range []struct{ container, store, want string }{
-		{gone + "/media.luks", there + "/media", "mkdir -p " + gone + ", unless a filesystem is to be mounted there"},
-		{there + "/media.luks", gone + "/media", "mkdir -p " + gone + ", unless a filesystem is to be mounted there"},
+		{gone + "/media.luks", there + "/media", "findmnt --target " + gone + "; mount what belongs there, or: mkdir -p " + gone},
+		{there + "/media.luks", gone + "/media", "findmnt --target " + gone + "; mount what belongs there, or: mkdir -p " + gone},
 		{there + "/media.luks", there + "/media", "luksmediad config check"},
 	} {
 		c := &config.Config{Volume: config.Volume{Container: test.container}, Stores: []config.Store{{Name: "media", Path: test.store}}}

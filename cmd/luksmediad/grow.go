@@ -68,7 +68,7 @@ func (c *growCommand) run(ctx context.Context) error {
 	}
 	told := daemon.GrowthOf(vol.Name(), grown, c.dryRun)
 	if !c.dryRun {
-		told.Text += untold(tellDaemon(ctx, c.holder(vol)))
+		told.Text += c.asTyped(untold(tellDaemon(ctx, c.holder(vol))))
 	}
 	return c.succeedWith(growResult{Type: "result", Text: told.Text, From: told.FromBytes, To: told.ToBytes, Changed: told.Changed}, told.Text)
 }

@@ -45,7 +45,7 @@ func hints() []hint {
 
 		{errMoveNotBegun, "move_not_begun", exitFailed, "journalctl -u luksmediad-migrate --since -5min"},
 		{daemon.ErrReloadLater, "reload_later", exitBusy, "luksmediad status; systemctl reload luksmediad"},
-		{daemon.ErrVolumeOpen, "volume_open", exitRefused, "systemctl stop luksmediad-gate.service; systemctl reload luksmediad; luksmediad unlock"},
+		{daemon.ErrVolumeOpen, "volume_open", exitRefused, "systemctl stop luksmediad-gate.service; luksmediad gate close; systemctl reload luksmediad; luksmediad unlock"},
 		{errOtherVolume, "other_volume", exitRefused, "systemctl cat luksmediad; or, if the daemon has this configuration: systemctl reload luksmediad"},
 		{errNoReload, "no_reload", exitFailed, "systemctl restart luksmediad"},
 		{errReloadUnheard, "reload_unheard", exitFailed, "journalctl -u luksmediad --since -1h"},
@@ -102,7 +102,8 @@ func hints() []hint {
 		{volume.ErrNoSize, "no_size", exitUsage, "luksmediad grow --by SIZE, or --to SIZE"},
 		{volume.ErrGrowDevice, "grow_device", exitUsage, "luksmediad grow"},
 		{volume.ErrStoreNotEmpty, "store_not_empty", exitRefused, clearStore},
-		{volume.ErrStoreGone, "store_gone", exitRefused, "findmnt --target {store}; mount its disk, or if it has no files any more: touch {store}/.empty; then luksmediad unlock"},
+		{volume.ErrRootNotEmpty, "root_not_empty", exitRefused, "ls -la {root}; mv {root} {root}.clear && luksmediad unlock"},
+		{volume.ErrStoreGone, "store_gone", exitRefused, "findmnt --target {store}; mount its disk, or if it has no files any more: mkdir -p {store} && touch {store}/.empty; luksmediad unlock"},
 		{volume.ErrGuarded, "guarded", exitRefused, "ls -l /var/lib/luksmediad; luksmediad adopt, or if no volume belongs there: chattr -i {store}"},
 		{volume.ErrMountForeign, "mount_foreign", exitRefused, "findmnt {store}"},
 
@@ -292,7 +293,7 @@ const (
 	// checkToken is the advice about a token that Synapse does not take, or that cannot be used.
 	checkToken = "chmod o= {token}; grep as_token the registration file; compare with {token}"
 	// letThrough is the advice where the unit, or a firewall, keeps Synapse away.
-	letThrough = "systemctl edit luksmediad, and there [Service] and IPAddressAllow= the addresses of {synapse_url} and, if that is a name, of the name server"
+	letThrough = "systemctl edit luksmediad, and there [Service] and IPAddressAllow= the addresses of {synapse_url} and, if that is a name, of the name server; systemctl restart luksmediad"
 	// retryAsRoot is the advice to whoever may not do it.
 	retryAsRoot = "sudo luksmediad …"
 	// editConfig is the advice about a configuration that is wrong.

@@ -31,8 +31,9 @@ import (
 // withoutAdvice are the classes that need none, with the reason.
 func withoutAdvice() map[string]string {
 	return map[string]string{
-		"mount.ErrInvalid": "the mistake of a caller, which no configuration leads to",
-		"boot.ErrPerson":   "told as a state of its own, in which there is somebody to ask",
+		"mount.ErrInvalid":         "the mistake of a caller, which no configuration leads to",
+		"boot.ErrPerson":           "told as a state of its own, in which there is somebody to ask",
+		"synapse.ErrDockerStopped": "an ErrNoDocker, of which only the daemon makes a difference",
 	}
 }
 

@@ -3,6 +3,8 @@ package main
 import (
 	"net/netip"
 	"net/url"
+	"slices"
+	"strings"
 
 	"luksmediad/internal/config"
 )
@@ -51,6 +53,17 @@ func isLocal(server string) bool {
 	}
 	address, err := netip.ParseAddr(u.Hostname())
 	return u.Hostname() == "localhost" || err == nil && address.IsLoopback()
+}
+
+// logsOf are those of all that uses a store, where advice cannot tell which.
+func logsOf(stores []config.Store) string {
+	var logs []string
+	for _, store := range stores {
+		if log := lookAt(store).log; !slices.Contains(logs, log) {
+			logs = append(logs, log)
+		}
+	}
+	return strings.Join(logs, "; ")
 }
 
 // names are the places in advice that these fill.

@@ -363,7 +363,7 @@ type moveResult struct {
 }
 
 func (c *migrateCommand) answerMove(moved *volume.Moved, text string) error {
-	text += c.untold
+	text = c.asTyped(text + c.untold)
 	return c.succeedWith(moveResult{Type: "result", Text: text, Store: moved.Store, Path: moved.Path, Changed: moved.Changed && !c.dryRun,
 		Entries: moved.Entries, Bytes: moved.Bytes, Old: moved.Old, StandstillSeconds: moved.Standstill.Seconds()}, text)
 }

@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"luksmediad/internal/config"
@@ -34,7 +32,9 @@ func (u storeUsers) named(ctx context.Context, store config.Store, runs bool) ([
 			return nil, err
 		}
 	}
-	mounts, err := u.docker.Mounts(ctx, func(source string) bool { return carries(source, store.Path) })
+	mounts, err := u.docker.Mounts(ctx, func(source string) bool {
+		return source != "/" && synapse.Carries(source, store.Path) // agents of backups and metrics have the whole filesystem
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -45,13 +45,4 @@ func (u storeUsers) named(ctx context.Context, store config.Store, runs bool) ([
 		}
 	}
 	return users, nil
-}
-
-// carries: the directory is path, or one above it. Who has the whole filesystem, as agents of backups and metrics do, uses no store by that.
-func carries(source, path string) bool {
-	if resolved, err := filepath.EvalSymlinks(source); err == nil {
-		source = resolved
-	}
-	below, err := filepath.Rel(source, path)
-	return err == nil && source != "/" && below != ".." && !strings.HasPrefix(below, "../")
 }
