@@ -16,8 +16,10 @@ func measureDisk(runs, files, entries int) ([]figure, error) {
 		if err != nil {
 			return nil, err
 		}
-		reading, err := s.measureReading(runs, access{
-			peer: "a loop device without direct I/O", ours: s.mountLoop, theirs: s.mountLosetup, leave: s.unmount,
+		reading, err := withReadahead(s.dir, func() ([]figure, error) {
+			return s.measureReading(runs, access{
+				peer: "a loop device without direct I/O", ours: s.mountLoop, theirs: s.mountLosetup, leave: s.unmount,
+			})
 		})
 		return append(figures, reading...), err
 	})
