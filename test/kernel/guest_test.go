@@ -38,10 +38,11 @@ func TestGuestHasStorage(t *testing.T) {
 	}
 	must(t, "mount", "/dev/mapper/guest", target)
 	defer must(t, "umount", target)
-	must(t, "udevadm", "settle")
-	if tree := must(t, "lsblk", "--fs", loop); !strings.Contains(tree, "crypto") || !strings.Contains(tree, "ext4") {
-		t.Errorf("lsblk -f shows no types:\n%s", tree)
-	}
+	// udev hears of mkfs by inotify, which settle does not wait for.
+	eventually(t, "lsblk -f shows the types", func() bool {
+		tree := must(t, "lsblk", "--fs", loop)
+		return strings.Contains(tree, "crypto") && strings.Contains(tree, "ext4")
+	})
 }
 
 func TestGuestHasTPM(t *testing.T) {
