@@ -113,8 +113,8 @@ type Daemon struct {
 	lockers atomic.Int32
 	// assessing: a look at where the keys lie is under way.
 	assessing atomic.Bool
-	// said is the last STATUS=; saying keeps that so.
-	said   atomic.Pointer[string]
+	// said is the last STATUS=.
+	said   string
 	saying sync.Mutex
 	// restarting: a service that a move has left stopped is being started.
 	restarting atomic.Bool

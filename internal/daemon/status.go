@@ -78,24 +78,29 @@ func openingOf(opened *volume.Opened) api.Opening {
 
 func isUnknownProbe(err error) bool { return errors.Is(err, health.ErrNoProbe) }
 
-// reportStatus sends one line to the service manager.
+// reportStatus sends one line to the service manager. What probes have found is left to refreshStatus: right after an opening it is of the time before.
 func (d *Daemon) reportStatus() {
 	d.saying.Lock()
 	defer d.saying.Unlock()
-	line := d.statusLine()
-	d.said.Store(&line)
-	d.Notifier.Notify("STATUS=" + line)
+	d.say(d.statusLine(false))
 }
 
 // refreshStatus sends it again where something else is to be said by now, such as of a probe.
 func (d *Daemon) refreshStatus() {
-	if said := d.said.Load(); said == nil || *said != d.statusLine() {
-		d.reportStatus()
+	d.saying.Lock()
+	defer d.saying.Unlock()
+	if line := d.statusLine(true); line != d.said {
+		d.say(line)
 	}
 }
 
+func (d *Daemon) say(line string) {
+	d.said = line
+	d.Notifier.Notify("STATUS=" + line)
+}
+
 // statusLine is the phase, what is being done, and what fails first.
-func (d *Daemon) statusLine() string {
+func (d *Daemon) statusLine(probed bool) string {
 	seen := d.view.snapshot()
 	line := string(seen.phase)
 	if seen.doing != "" {
@@ -108,7 +113,7 @@ func (d *Daemon) statusLine() string {
 	switch {
 	case failing && seen.phase == waiting:
 		line += ": " + c.Text
-	case failing && seen.phase == serving:
+	case failing && seen.phase == serving && probed:
 		line += fmt.Sprintf("; %s fails: %s: %s", c.Code, c.Reason, c.Text)
 	default:
 		return line

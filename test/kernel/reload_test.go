@@ -172,7 +172,7 @@ func TestReloadByCommand(t *testing.T) {
 	s.edit("name: another", "name: "+s.volume)
 	s.edit("stores:\n", "stores:\n  - {name: other, path: "+filepath.Join(s.dir, "missing/other")+"}\n")
 	s.refuses("not_found", 1, "config", "reload")
-	if r := s.call("config", "check"); r.code != 1 || !strings.Contains(r.stderr, "type: mkdir -p "+filepath.Join(s.dir, "missing")) {
+	if r := s.call("config", "check"); r.code != 1 || !strings.Contains(r.stderr, "mkdir -p "+filepath.Join(s.dir, "missing")) {
 		t.Errorf("exit code %d\n%s", r.code, r.stderr)
 	}
 	s.edit("  - {name: other, path: "+filepath.Join(s.dir, "missing/other")+"}\n", "")
