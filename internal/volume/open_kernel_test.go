@@ -51,7 +51,7 @@ var openRefusals = map[string]openRefusal{
 	// fault 58
 	"store not empty": {(*site).fillStore, StepGuard, ErrStoreNotEmpty},
 	"store is a link": {(*site).linkStore, StepGuard, mount.ErrSymlink},
-	"root not empty":  {(*site).fillRoot, StepGuard, ErrStoreNotEmpty},
+	"root not empty":  {(*site).fillRoot, StepGuard, ErrRootNotEmpty},
 	"another path":    {func(s *site) { s.config.Volume.Container += "-2" }, StepRecord, ErrSettings},
 }
 
