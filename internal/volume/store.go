@@ -159,10 +159,8 @@ func (v *Volume) guardEach(record *Record, observer Observer, guard func(path st
 // guardRetired guards the path of a store that is not configured any more, unless something else is there by now, or nothing at all.
 func (v *Volume) guardRetired(path string, observer Observer) error {
 	err := v.guardPath(path, observer)
-	for _, other := range []error{fs.ErrNotExist, ErrStoreNotEmpty, mount.ErrNotEmpty, mount.ErrSymlink, mount.ErrNotDirectory} {
-		if errors.Is(err, other) {
-			return nil
-		}
+	if isNotEmpty(err) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, mount.ErrSymlink) || errors.Is(err, mount.ErrNotDirectory) {
+		return nil
 	}
 	return err
 }
@@ -170,10 +168,15 @@ func (v *Volume) guardRetired(path string, observer Observer) error {
 // guardRoot is about no store: what is there was put there by another program, such as one that has unpacked a backup.
 func (v *Volume) guardRoot(observer Observer) error {
 	err := v.guardPath(v.Root(), observer)
-	if errors.Is(err, ErrStoreNotEmpty) || errors.Is(err, mount.ErrNotEmpty) {
+	if isNotEmpty(err) {
 		return wrongf(ErrRootNotEmpty, "cannot guard %s", v.Root())
 	}
 	return err
+}
+
+// isNotEmpty tells of an error of guardPath that there are files, seen before or while it was guarded.
+func isNotEmpty(err error) bool {
+	return errors.Is(err, ErrStoreNotEmpty) || errors.Is(err, mount.ErrNotEmpty)
 }
 
 // guardPath leaves a mounted or guarded path alone and refuses one that has files under it.
@@ -208,17 +211,17 @@ func (o *opening) guardRecorded(record *Record) error {
 // directory is taken away, and what becomes of them is for a person to say.
 func (o *opening) guardStore(path string, observer Observer) error {
 	err := o.guardPath(path, observer)
-	if !errors.Is(err, ErrStoreNotEmpty) && !errors.Is(err, mount.ErrNotEmpty) {
+	if !isNotEmpty(err) {
 		return err
 	}
 	if o.mayBeBack(path) {
 		return nil
 	}
-	before, unseen := mount.InspectPoint(path)
-	if denied := mount.Deny(path); denied != nil {
+	before, denied := mount.Deny(path)
+	if denied != nil {
 		return errors.Join(err, denied)
 	}
-	if unseen != nil || before.Mode == 0 && before.UID == 0 && before.GID == 0 {
+	if before.Mode == 0 && before.UID == 0 && before.GID == 0 {
 		return fmt.Errorf("%w; nobody but root has access to it", err)
 	}
 	return fmt.Errorf("%w; nobody but root has access to it any more, where it was %d:%d %#o", err, before.UID, before.GID, before.Mode)

@@ -66,26 +66,31 @@ func Guard(path string) error {
 }
 
 // Deny takes the directory path, which has files and so cannot be guarded, away from everybody but root: root:root, mode 0000. No file in it
-// is touched. It does not become immutable, so that root can take the files out of it. All is done on one descriptor, as by Guard.
+// is touched. It does not become immutable, so that root can take the files out of it. All is done on one descriptor, as by Guard. before is what
+// the directory was.
 //
 // Errors: ErrMounted, ErrSymlink, ErrNotDirectory, fs.ErrNotExist, fs.ErrPermission, ErrInvalid.
-func Deny(path string) error {
+func Deny(path string) (before BarePoint, err error) {
 	directory, err := openPoint(path)
 	if err != nil {
-		return fmt.Errorf("cannot take access to %s away: %w", path, err)
+		return before, fmt.Errorf("cannot take access to %s away: %w", path, err)
 	}
 	defer directory.Close()
-	if err := directory.deny(); err != nil {
-		return fmt.Errorf("cannot take access to %s away: %w", path, err)
+	if before, err = directory.deny(); err != nil {
+		return before, fmt.Errorf("cannot take access to %s away: %w", path, err)
 	}
-	return nil
+	return before, nil
 }
 
-func (p point) deny() error {
-	if err := p.setImmutable(false); err != nil { // it would keep its mode
-		return err
+func (p point) deny() (before BarePoint, err error) {
+	stat, err := fstat(p.File)
+	if err != nil {
+		return before, err
 	}
-	return errors.Join(p.Chown(0, 0), p.Chmod(0), p.Sync())
+	if err := p.setImmutable(false); err != nil { // it would keep its mode
+		return before, err
+	}
+	return newBarePoint(stat), errors.Join(p.Chown(0, 0), p.Chmod(0), p.Sync())
 }
 
 // openGuarded opens a guarded mountpoint, and nothing else.

@@ -213,7 +213,7 @@ func TestDeny(t *testing.T) {
 	run(t, "chattr", "+i", target)
 	t.Cleanup(func() { Unguard(target) })
 	for range 2 {
-		if err := Deny(target); err != nil {
+		if _, err := Deny(target); err != nil {
 			t.Fatal(err)
 		}
 		var stat unix.Stat_t
@@ -225,7 +225,7 @@ func TestDeny(t *testing.T) {
 		t.Error(err)
 	}
 	mountFor(t, device(t, Ext4), Ext4, target)
-	if err := Deny(target); !errors.Is(err, ErrMounted) {
+	if _, err := Deny(target); !errors.Is(err, ErrMounted) {
 		t.Errorf("%v, want ErrMounted", err)
 	}
 }
