@@ -82,8 +82,9 @@ func expand(c *config.Config, next string) string {
 	if len(c.Stores) == 1 {
 		names = append(names, "{store}", c.Stores[0].Path, "{store_name}", c.Stores[0].Name)
 		names = append(names, lookAt(c.Stores[0]).names("service")...)
+	} else {
+		names = append(names, "{service_log}", logsOf(c.Stores))
 	}
-	names = append(names, "{service_log}", logsOf(c.Stores))
 	for _, store := range c.Stores {
 		if store.Name == c.SynapseStore() {
 			names = append(names, lookAtSynapse(store, c.Probes.Synapse).names("synapse")...)

@@ -1,32 +1,21 @@
 package main
 
 import (
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"luksmediad/internal/config"
 	"luksmediad/internal/synapse"
+	"luksmediad/test/dockerd"
 )
 
-// engine is Docker's side of a socket, with three containers that can write into a folder above the store and others that cannot.
-func engine(t *testing.T, folder string) *synapse.Docker {
+// newEngine is a Docker with three containers that can write into a folder above the store and others that cannot.
+func newEngine(t *testing.T, folder string) *synapse.Docker {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "engine") // not t.TempDir: its name may be too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "docker.sock")
-	listener, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var listed []string
 	for name, bind := range map[string]string{
 		"synapse":  `"Source":"` + folder + `","RW":true`,
@@ -38,16 +27,13 @@ func engine(t *testing.T, folder string) *synapse.Docker {
 	} {
 		listed = append(listed, `{"Id":"id-`+name+`","Names":["/`+name+`"],"Mounts":[{"Type":"bind","Destination":"/data",`+bind+`}]}`)
 	}
-	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return synapse.NewDocker(dockerd.Serve(t, func(w http.ResponseWriter, r *http.Request) {
 		answer := "[" + strings.Join(listed, ",") + "]"
 		if name, ok := strings.CutPrefix(strings.TrimSuffix(r.URL.Path, "/json"), "/containers/"); ok {
 			answer = `{"Id":"id-` + strings.TrimPrefix(name, "id-") + `","State":{"Pid":7}}`
 		}
 		_, _ = w.Write([]byte(answer))
-	})}
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() { server.Close() })
-	return synapse.NewDocker(socket)
+	}))
 }
 
 // Whoever can write into the store is named, but not the service that is going to be stopped, nor who has the whole machine.
@@ -60,7 +46,7 @@ func TestStoreUsers(t *testing.T) {
 		t.Fatal(err)
 	}
 	store := config.Store{Name: "media", Path: filepath.Join(folder, "media_store")}
-	users := storeUsers{engine(t, folder)}
+	users := storeUsers{newEngine(t, folder)}
 	for name, test := range map[string]struct {
 		service *config.Service
 		runs    bool

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -32,7 +31,7 @@ func (p *containersProbe) Run(ctx context.Context) (string, error) {
 	p.starts.see(p.opened.Stores, mounts)
 	var binds []volume.Bind
 	for _, m := range mounts {
-		binds = append(binds, volume.Bind{Container: m.Container, PID: m.PID, Source: realPath(m.Source), Target: m.Target})
+		binds = append(binds, volume.Bind{Container: m.Container, PID: m.PID, Source: synapse.RealPath(m.Source), Target: m.Target})
 	}
 	blinds, err := volume.Blinds(p.opened, binds, p.proc)
 	if err != nil {
@@ -47,14 +46,6 @@ func (p *containersProbe) Run(ctx context.Context) (string, error) {
 // carriesStore: the directory is a store, or one above it.
 func (p *containersProbe) carriesStore(source string) bool {
 	return slices.ContainsFunc(p.opened.Stores, func(store volume.StoreStatus) bool { return synapse.Carries(source, store.Path) })
-}
-
-// realPath resolves the links of a path that is there.
-func realPath(path string) string {
-	if resolved, err := filepath.EvalSymlinks(path); err == nil {
-		return resolved
-	}
-	return path
 }
 
 // failureOf tells of all, and names the first that can be started again.

@@ -42,11 +42,16 @@ type container struct {
 
 // Carries tells whether a directory that a container has is path, or one above it.
 func Carries(source, path string) bool {
-	if resolved, err := filepath.EvalSymlinks(source); err == nil {
-		source = resolved
-	}
-	below, err := filepath.Rel(source, path)
+	below, err := filepath.Rel(RealPath(source), path)
 	return err == nil && below != ".." && !strings.HasPrefix(below, "../")
+}
+
+// RealPath resolves the links of a path that is there.
+func RealPath(path string) string {
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved
+	}
+	return path
 }
 
 // Mounts are the bind mounts of running containers whose source is wanted; none where no Docker runs.

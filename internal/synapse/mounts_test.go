@@ -3,7 +3,7 @@ package synapse
 import (
 	"context"
 	"errors"
-	"net"
+	"luksmediad/test/dockerd"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -17,17 +17,7 @@ import (
 // engineSocket is Docker's side of the socket: the two calls as Docker 20.10 to 29 answers them, cut to what is read.
 func engineSocket(t *testing.T, answers map[string]string) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "engine") // not t.TempDir: its name may be too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "docker.sock")
-	listener, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return dockerd.Serve(t, func(w http.ResponseWriter, r *http.Request) {
 		answer, there := answers[r.URL.Path]
 		switch {
 		case r.Method != http.MethodGet:
@@ -39,10 +29,7 @@ func engineSocket(t *testing.T, answers map[string]string) string {
 		default:
 			_, _ = w.Write([]byte(answer))
 		}
-	})}
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() { server.Close() })
-	return socket
+	})
 }
 
 const listed = `[
