@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"luksmediad/pkg/mount"
 )
 
@@ -19,8 +21,11 @@ type access struct {
 	ours, theirs, leave func() error
 }
 
-// measureReading compares how one reader reads every file that has moved in, with a cold cache: in random order, as clients ask for
-// them, and in that of the names, as a backup does.
+// synapseReaders is how many files Synapse reads at once at most (get_media_sender_thread_pool of synapse/server.py).
+const synapseReaders = 50
+
+// measureReading compares how every file that has moved in is read with a cold cache: in random order, as clients ask for them, by
+// as many readers as Synapse has and by one, and in the order of the names by one, as a backup does.
 func (s *site) measureReading(runs int, a access) ([]figure, error) {
 	sorted, err := s.files()
 	if err != nil {
@@ -28,25 +33,36 @@ func (s *site) measureReading(runs int, a access) ([]figure, error) {
 	}
 	shuffled := slices.Clone(sorted)
 	rand.New(rand.NewPCG(20, 26)).Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
-	random, cache, err := s.compareReading(runs, a, shuffled)
+	served, cache, err := s.compareReading(runs, a, reading{shuffled, synapseReaders})
 	if err != nil {
 		return nil, err
 	}
-	named, _, err := s.compareReading(runs, a, sorted)
-	random.name = "cold read of what has moved in, in random order, beside " + a.peer
+	random, _, err := s.compareReading(runs, a, reading{shuffled, 1})
+	if err != nil {
+		return nil, err
+	}
+	named, _, err := s.compareReading(runs, a, reading{sorted, 1})
+	served.name = fmt.Sprintf("cold read of what has moved in, in random order by %d readers at once, beside %s", synapseReaders, a.peer)
 	cache.name = "page cache that this takes"
-	named.name = "the same cold read in the order of the names"
-	return []figure{random, cache, named}, err
+	random.name = "the same cold read by one reader"
+	named.name = "the same by one reader in the order of the names"
+	return []figure{served, cache, random, named}, err
 }
 
-func (s *site) compareReading(runs int, a access, files []string) (took, cache figure, err error) {
+// reading is which files are read, and by how many readers at once.
+type reading struct {
+	files   []string
+	readers int
+}
+
+func (s *site) compareReading(runs int, a access, r reading) (took, cache figure, err error) {
 	took.unit, cache.unit = "ms", "MiB"
 	for turn := range runs + 1 {
-		ms, mib, err := s.readBy(a.ours, a.leave, files)
+		ms, mib, err := s.readBy(a.ours, a.leave, r)
 		if err != nil {
 			return took, cache, err
 		}
-		peerMS, peerMiB, err := s.readBy(a.theirs, a.leave, files)
+		peerMS, peerMiB, err := s.readBy(a.theirs, a.leave, r)
 		if err != nil {
 			return took, cache, err
 		}
@@ -58,7 +74,7 @@ func (s *site) compareReading(runs int, a access, files []string) (took, cache f
 	return took, cache, nil
 }
 
-func (s *site) readBy(enter, leave func() error, files []string) (ms, mib float64, err error) {
+func (s *site) readBy(enter, leave func() error, r reading) (ms, mib float64, err error) {
 	defer func() { err = errors.Join(err, leave()) }()
 	if err := errors.Join(enter(), settle(), cool()); err != nil {
 		return 0, 0, err
@@ -67,20 +83,23 @@ func (s *site) readBy(enter, leave func() error, files []string) (ms, mib float6
 	if err != nil {
 		return 0, 0, err
 	}
-	if ms, err = (turns{}).time(func() error { return s.read(files) }); err != nil {
+	if ms, err = (turns{}).time(func() error { return s.read(r) }); err != nil {
 		return 0, 0, err
 	}
 	after, err := cachedMiB()
 	return ms, after - before, err
 }
 
-func (s *site) read(files []string) error {
-	for _, name := range files {
-		if _, err := os.ReadFile(filepath.Join(s.store(), name)); err != nil {
+func (s *site) read(r reading) error {
+	var group errgroup.Group
+	group.SetLimit(r.readers)
+	for _, name := range r.files {
+		group.Go(func() error {
+			_, err := os.ReadFile(filepath.Join(s.store(), name))
 			return err
-		}
+		})
 	}
-	return nil
+	return group.Wait()
 }
 
 // files are what has moved in, by name.
