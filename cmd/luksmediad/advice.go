@@ -91,6 +91,7 @@ func probeAdvice() []advice {
 		{health.ReasonUnauthorized, checkToken},
 		{health.ReasonUnproven, "luksmediad key test --passphrase-file -"},
 		{health.ReasonUnreadable, kernelLog},
+		{health.ReasonUploadsOnDisk, "give container {subject} a tmpfs at /tmp (Compose: tmpfs: [/tmp]) and recreate it"},
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"luksmediad/internal/synapse"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
+	"luksmediad/pkg/mount"
 )
 
 // containersProbe looks whether all who have a store see the open volume there.
@@ -29,16 +30,27 @@ func (p *containersProbe) Run(ctx context.Context) (string, error) {
 		return "", err
 	}
 	p.starts.see(p.opened.Stores, mounts)
-	var binds []volume.Bind
-	for _, m := range mounts {
-		binds = append(binds, volume.Bind{Container: m.Container, PID: m.PID, Source: synapse.RealPath(m.Source), Target: m.Target})
+	views, err := mount.Views(p.proc)
+	if err != nil {
+		return "", err
 	}
-	blinds, err := volume.Blinds(p.opened, binds, p.proc)
+	var binds, writers []volume.Bind
+	for _, m := range mounts {
+		bind := volume.Bind{Container: m.Container, PID: m.PID, Source: synapse.RealPath(m.Source), Target: m.Target}
+		binds = append(binds, bind)
+		if p.takesUploads(m) {
+			writers = append(writers, bind)
+		}
+	}
+	blinds, err := volume.Blinds(p.opened, binds, views)
 	if err != nil {
 		return "", err
 	}
 	if len(blinds) > 0 {
 		return "", failureOf(blinds)
+	}
+	if spools := volume.Spools(writers, views, p.proc, mount.Machine{Root: "/"}.LocateMount); len(spools) > 0 {
+		return "", failureOfSpools(spools)
 	}
 	return fmt.Sprintf("%d mounts of a store in containers, all see the volume", len(binds)), nil
 }
@@ -46,6 +58,25 @@ func (p *containersProbe) Run(ctx context.Context) (string, error) {
 // carriesStore: the directory is a store, or one above it.
 func (p *containersProbe) carriesStore(source string) bool {
 	return slices.ContainsFunc(p.opened.Stores, func(store volume.StoreStatus) bool { return synapse.Carries(source, store.Path) })
+}
+
+// takesUploads: the container can write into Synapse's store, which has moved in.
+func (p *containersProbe) takesUploads(m synapse.Mount) bool {
+	return !m.ReadOnly && slices.ContainsFunc(p.opened.Stores, func(store volume.StoreStatus) bool {
+		return store.Name == p.starts.store && store.State == volume.StoreEncrypted && synapse.Carries(m.Source, store.Path)
+	})
+}
+
+// failureOfSpools tells of all, and names the first.
+func failureOfSpools(spools []volume.Spool) error {
+	var texts []string
+	for _, s := range spools {
+		texts = append(texts, fmt.Sprintf("container %s keeps what is uploaded in clear text in %s on disk %s until it is complete", s.Container, s.Path, s.Disk))
+	}
+	return &health.FailureOf{
+		Failure: health.Failure{Class: health.ReasonUploadsOnDisk, Err: errors.New(strings.Join(texts, "; "))},
+		Name:    spools[0].Container,
+	}
 }
 
 // failureOf tells of all, and names the first that can be started again.

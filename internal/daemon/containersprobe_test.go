@@ -126,6 +126,17 @@ func TestFailureOfBlinds(t *testing.T) {
 	}
 }
 
+// All containers are told, the first is named.
+func TestFailureOfSpools(t *testing.T) {
+	err := failureOfSpools([]volume.Spool{{Container: "synapse", Path: "/tmp", Disk: "sda"}, {Container: "worker", Path: "/var/tmp", Disk: "sdb"}})
+	const want = "container synapse keeps what is uploaded in clear text in /tmp on disk sda until it is complete; " +
+		"container worker keeps what is uploaded in clear text in /var/tmp on disk sdb until it is complete"
+	failure, ok := errors.AsType[*health.FailureOf](err)
+	if !ok || failure.Name != "synapse" || err.Error() != want || !health.OnlyDegrades(health.Containers, health.ReasonOf(err)) {
+		t.Errorf("%q, %+v", err, failure)
+	}
+}
+
 // Where else Synapse keeps media is said beside what the probe itself has found.
 func TestPlacesProbe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "homeserver.yaml")

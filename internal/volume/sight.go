@@ -36,13 +36,9 @@ type Blind struct {
 
 // Blinds are the containers with a store, or a directory above it, that do not see the mount of the open volume there: they were started
 // before it, have a stale or a renamed directory, or the mount does not propagate. Beside those of binds, which a container engine
-// tells, they are found by what the kernel shows of every process below proc. It looks into no filesystem.
-func Blinds(opened *Opened, binds []Bind, proc string) ([]Blind, error) {
+// tells, they are found by what the kernel shows of every process, [mount.Views]. It looks into no filesystem.
+func Blinds(opened *Opened, binds []Bind, views []mount.View) ([]Blind, error) {
 	host, err := mount.ReadTable()
-	if err != nil {
-		return nil, err
-	}
-	views, err := mount.Views(proc)
 	if err != nil {
 		return nil, err
 	}

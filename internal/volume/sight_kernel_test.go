@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock"
 )
 
@@ -86,7 +87,7 @@ func TestBlindsOfRealProcesses(t *testing.T) {
 	opened := &Opened{Mapping: &unlock.Mapping{Device: stat.Dev}, Stores: []StoreStatus{{Name: "media", Path: store, State: StoreEncrypted}}}
 	late := inNamespace(t, bind+filepath.Join(dir, "late")).pid
 
-	found, err := Blinds(opened, nil, "/proc")
+	found, err := Blinds(opened, nil, views(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +95,16 @@ func TestBlindsOfRealProcesses(t *testing.T) {
 		t.Errorf("early %d, late %d: %+v", early, late, found)
 	}
 	binds := []Bind{{"first", early, filepath.Join(dir, "data"), filepath.Join(dir, "early")}, {"second", late, filepath.Join(dir, "data"), filepath.Join(dir, "late")}}
-	if found, err = Blinds(opened, binds, "/proc"); err != nil || len(found) != 1 || found[0].Container != "first" {
+	if found, err = Blinds(opened, binds, views(t)); err != nil || len(found) != 1 || found[0].Container != "first" {
 		t.Errorf("%+v, %v", found, err)
 	}
+}
+
+func views(t *testing.T) []mount.View {
+	t.Helper()
+	views, err := mount.Views("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return views
 }

@@ -82,6 +82,7 @@ const (
 	ReasonUnauthorized       Reason = "unauthorized"          // Synapse does not take the token
 	ReasonUnproven           Reason = "unproven"              // fewer than two independent ways in were proven of late
 	ReasonUnreadable         Reason = "unreadable"            // the file, the container or the kernel's table cannot be read
+	ReasonUploadsOnDisk      Reason = "uploads_on_disk"       // what is uploaded lies in clear text on a disk until it is complete
 )
 
 // Impact is what a condition costs when it fails.
@@ -159,7 +160,8 @@ var conditions = []definition{
 	},
 	{
 		code: Containers, title: "services see the stores", impact: FailsHealth, dependsOn: []Code{Mount},
-		reasons: []Reason{ReasonContainerStale, ReasonError, ReasonNotMounted, ReasonPodmanStale, ReasonProcessStale, ReasonTimeout},
+		reasons:  []Reason{ReasonContainerStale, ReasonError, ReasonNotMounted, ReasonPodmanStale, ReasonProcessStale, ReasonTimeout, ReasonUploadsOnDisk},
+		degrades: []Reason{ReasonUploadsOnDisk},
 	},
 	{
 		code: Space, title: "room left", impact: FailsHealth, dependsOn: []Code{Mount},

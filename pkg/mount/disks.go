@@ -78,6 +78,13 @@ func (m Machine) Locate(path string) []Carrier {
 	return w.found
 }
 
+// LocateMount is [Machine.Locate] for what lies on a mount, which may be one of another namespace.
+func (m Machine) LocateMount(info *Info) []Carrier {
+	w := m.newWalk()
+	w.mount(info, layer{})
+	return w.found
+}
+
 func (w *walk) locate(path string) error {
 	location, err := locationNear(path)
 	if err != nil {

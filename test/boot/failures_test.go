@@ -27,7 +27,7 @@ type failure struct {
 const (
 	volumeRoot = "/var/lib/luksmediad/volumes/synapse-media"
 
-	// left is what others than root can use. The picture takes 19 blocks of 4 KiB, and its folders two.
+	// left is what others than root can use. The picture takes 30 blocks of 4 KiB, and its folders two.
 	leaveBlocks = `fill() {
 		left=$(df --output=avail --block-size=4K ` + mediaStore + ` | tail --lines=1)
 		fallocate --length $(((left - $1) * 4096)) ` + mediaStore + `/filler-$1
@@ -43,6 +43,9 @@ const (
 	startEarly = `systemctl kill --signal=SIGSTOP luksmediad && umount ` + mediaStore + `
 	docker run --detach --name early --network none --volume ` + synapseData + `:/data synapse sleep 1000
 	systemctl kill --signal=SIGCONT luksmediad`
+
+	// spooling is a container that would keep uploads on the disk until they are complete.
+	spooling = "docker run --detach --name spooling --network none --volume " + synapseData + ":/data synapse sleep 1000"
 
 	// bareInside has Synapse see the bare mountpoint, as if its container had been started before the volume was mounted.
 	bareInside = `nsenter --target $(docker inspect --format '{{.State.Pid}}' synapse) --mount umount /data/media_store`
@@ -80,7 +83,7 @@ func failures() []failure {
 	return []failure{
 		{name: "nothing left", do: fmt.Sprintf(leaveBlocks, 0), undo: removeFillers, upload: "500",
 			said: "[-]space failed: no_space", next: "luksmediad grow"},
-		{name: "room for the original only", do: fmt.Sprintf(leaveBlocks, 22), undo: removeFillers, upload: "200", thumbnail: "400",
+		{name: "room for the original only", do: fmt.Sprintf(leaveBlocks, 33), undo: removeFillers, upload: "200", thumbnail: "400",
 			said: "[-]space failed: no_space", next: "luksmediad grow"},
 		{name: "read-only", do: "mount -o remount,ro " + volumeRoot, undo: "mount -o remount,rw " + volumeRoot, upload: "500",
 			said: "[-]write failed: read_only", next: "journalctl -k"},
@@ -92,6 +95,8 @@ func failures() []failure {
 			said: "[-]thumbnail failed: original_gone", next: "journalctl -k"},
 		{name: "container from before the mount", do: startEarly, undo: "docker rm --force early",
 			said: "[-]containers failed: container_stale", next: "docker restart early"},
+		{name: "uploads on the disk", do: spooling, undo: "docker rm --force spooling",
+			said: "[!]containers degraded: uploads_on_disk", next: "give container spooling a tmpfs at /tmp"},
 		{name: "empty and immutable", do: bareInside, upload: "500", old: "500", // with another mode than the guard's it would be 404
 			said: "[-]containers failed: container_stale", next: "docker restart synapse"},
 		{name: "path missing, parent not writable", do: refusesToStart, down: true,

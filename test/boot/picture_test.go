@@ -21,13 +21,13 @@ import (
 const windowBytes = 64
 
 // newPicture is a PNG of fresh noise: no compression can change its bytes, and no earlier disk can hold them. It is
-// smaller than the 100 kB from which Synapse's web server spools an upload to a temporary file.
+// larger than the 100 kB up to which Synapse's web server keeps an upload in memory until it is complete.
 func newPicture(t *testing.T) []byte {
 	t.Helper()
 	var seed [32]byte
 	_, _ = crand.Read(seed[:])
 	noise := rand.NewChaCha8(seed)
-	picture := image.NewNRGBA(image.Rect(0, 0, 160, 160))
+	picture := image.NewNRGBA(image.Rect(0, 0, 200, 200))
 	_, _ = noise.Read(picture.Pix)
 	for i := 3; i < len(picture.Pix); i += 4 {
 		picture.Pix[i] = 0xff // opaque: the encoder then leaves alpha out
@@ -36,7 +36,7 @@ func newPicture(t *testing.T) []byte {
 	if err := png.Encode(&out, picture); err != nil {
 		t.Fatal(err)
 	}
-	if out.Len() > 100_000 {
+	if out.Len() <= 100_000 {
 		t.Fatalf("the picture has %d bytes", out.Len())
 	}
 	return out.Bytes()
