@@ -59,6 +59,8 @@ func startBus(t *testing.T) (address string) {
 type serviceManager struct {
 	t    *testing.T
 	conn *godbus.Conn
+	// units are the properties of each unit.
+	units map[string]map[string]any
 
 	mu    sync.Mutex
 	jobs  []string          // "start UNIT", "stop UNIT"
@@ -93,16 +95,16 @@ func startServiceManager(t *testing.T, requirers map[string]string) *serviceMana
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	m := &serviceManager{t: t, conn: conn, fails: map[string]string{}}
+	m := &serviceManager{t: t, conn: conn, fails: map[string]string{}, units: map[string]map[string]any{}}
 	var names []string
 	for name, state := range requirers {
 		active, file, _ := strings.Cut(state, "/")
 		file, wanting, _ := strings.Cut(file, " ")
 		m.export(name, map[string]any{"LoadState": "loaded", "ActiveState": active, "SubState": "", "UnitFileState": file,
-			"WantedBy": strings.Fields(wanting), "RequiredBy": []string{}})
+			"WantedBy": strings.Fields(wanting), "RequiredBy": []string{}, "BoundBy": []string{}})
 		names = append(names, name)
 	}
-	m.export("luksmediad-gate.service", map[string]any{"RequiredBy": names})
+	m.export("luksmediad-gate.service", map[string]any{"RequiredBy": names, "BoundBy": []string{}})
 	if err := conn.ExportMethodTable(map[string]any{"StartUnit": m.job("start"), "StopUnit": m.job("stop")},
 		"/org/freedesktop/systemd1", systemdName+".Manager"); err != nil {
 		t.Fatal(err)
@@ -113,7 +115,13 @@ func startServiceManager(t *testing.T, requirers map[string]string) *serviceMana
 	return m
 }
 
+// requiredBy says what requires a unit, and what is bound to it.
+func (m *serviceManager) requiredBy(unit string, requiring, bound []string) {
+	m.units[unit]["RequiredBy"], m.units[unit]["BoundBy"] = requiring, append([]string{}, bound...)
+}
+
 func (m *serviceManager) export(unit string, values map[string]any) {
+	m.units[unit] = values
 	path := godbus.ObjectPath("/org/freedesktop/systemd1/unit/" + dbus.PathBusEscape(unit))
 	if err := m.conn.Export(unitProperties{path, values}, path, "org.freedesktop.DBus.Properties"); err != nil {
 		m.t.Fatal(err)
@@ -226,6 +234,23 @@ func TestResumeWhatTargetsWant(t *testing.T) {
 	started, err := gate().Resume(t.Context())
 	want := []string{"linked.service", "quadlet.service", "runtime.service", "static.service"}
 	if diff := cmp.Diff(want, started); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+}
+
+// What cannot run without a unit that requires the gate goes down and comes up with it, as a Synapse that requires Docker does.
+func TestResumeWhatRequiresRequirers(t *testing.T) {
+	m := startServiceManager(t, map[string]string{"docker.service": "failed/enabled", "synapse.service": "inactive/enabled",
+		"bridge.service": "inactive/enabled", "bound.service": "active/enabled", "sync.timer": "inactive/disabled"})
+	m.requiredBy("luksmediad-gate.service", []string{"docker.service"}, []string{"bound.service"})
+	m.requiredBy("docker.service", []string{"synapse.service", "multi-user.target", "sync.timer"}, nil)
+	m.requiredBy("synapse.service", []string{"bridge.service", "docker.service"}, []string{"bridge.service"})
+	started, err := gate().Resume(t.Context())
+	if diff := cmp.Diff([]string{"docker.service", "synapse.service", "bridge.service"}, started); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+	running, err := gate().Running(t.Context())
+	if diff := cmp.Diff([]string{"bound.service"}, running); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
 }

@@ -70,9 +70,23 @@ func connect(ctx context.Context, dial func(context.Context) (*dbus.Conn, error)
 // Close ends the connection.
 func (u *Units) Close() { u.conn.Close() }
 
-// Requirers returns the names of the loaded units that have Requires= on a unit, sorted.
+// Requirers returns the names of the loaded units that do not run without a unit: those with Requires= or BindsTo= on it, then those with such
+// on these, and so on, each once. Targets are no services, and lead to everything.
 func (u *Units) Requirers(ctx context.Context, unit string) ([]string, error) {
-	return u.names(ctx, unit, "RequiredBy")
+	var found []string
+	for at := []string{unit}; len(at) > 0; at = at[1:] {
+		requiring, err := u.names(ctx, at[0], "RequiredBy")
+		bound, otherErr := u.names(ctx, at[0], "BoundBy")
+		if err := errors.Join(err, otherErr); err != nil {
+			return found, err
+		}
+		for _, name := range append(requiring, bound...) {
+			if name != unit && !strings.HasSuffix(name, ".target") && !slices.Contains(found, name) {
+				found, at = append(found, name), append(at, name)
+			}
+		}
+	}
+	return found, nil
 }
 
 // names returns the units in a property of a unit, sorted.
