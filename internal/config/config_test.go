@@ -407,7 +407,7 @@ func drawConfig(t *rapid.T) *Config {
 func drawSource(t *rapid.T) KeySource {
 	path := "/root/" + rapid.StringMatching(`[a-z0-9]{1,8}`).Draw(t, "path")
 	wait := time.Duration(rapid.Int64Range(int64(time.Second), int64(10*time.Minute)).Draw(t, "wait"))
-	switch rapid.SampledFrom(kinds()).Draw(t, "kind") {
+	switch rapid.SampledFrom(SourceKinds()).Draw(t, "kind") {
 	case "tpm2":
 		return KeySource{TPM2: &TPM2{
 			Device: "auto", PCRs: []int{rapid.IntRange(0, 23).Draw(t, "pcr")}, Bank: rapid.SampledFrom([]Bank{SHA1, SHA256, SHA384, SHA512}).Draw(t, "bank"),

@@ -29,7 +29,7 @@ func (c *Config) readSource(v value) {
 	}
 	v.mapping(readers)
 	if len(v.problems) == before && count != 1 {
-		v.report(v.key, "{tpm2: {}}", "needs exactly one of: %s", strings.Join(kinds(), ", "))
+		v.report(v.key, "{tpm2: {}}", "needs exactly one of: %s", strings.Join(SourceKinds(), ", "))
 		source = KeySource{}
 	}
 	c.Unlock = append(c.Unlock, source)

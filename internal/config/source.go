@@ -34,8 +34,8 @@ func (s KeySource) Kind() string {
 	return ""
 }
 
-// kinds lists the words for a source.
-func kinds() []string {
+// SourceKinds lists the words for a source.
+func SourceKinds() []string {
 	return []string{"clevis", "command", "credential", "keyfile", "passphrase", "tpm2"}
 }
 

@@ -28,6 +28,7 @@ const (
 	sourceRecovery   = "recovery"
 	sourcePassphrase = "passphrase"
 	sourceClevis     = "clevis"
+	sourceCredential = "credential"
 )
 
 // Enrolment is a source that is to get a key of its own for the container.

@@ -5,11 +5,13 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"luksmediad/internal/config"
 )
 
 // Purposes are the words by which records name what opens a keyslot: a closed set.
 func Purposes() []string {
-	return []string{sourceRecovery, sourceTPM2, sourceKeyFile, sourcePassphrase, sourceClevis}
+	return append(config.SourceKinds(), sourceRecovery)
 }
 
 // Kept is what is kept about the keys beside the container.

@@ -4,7 +4,22 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"luksmediad/internal/config"
 )
+
+// Whatever source create gives a keyslot is counted.
+func TestPurposes(t *testing.T) {
+	c := &creating{Volume: newRing(t).Volume}
+	for _, source := range []config.KeySource{
+		{TPM2: &config.TPM2{PIN: config.NoPIN}}, {Keyfile: &config.Keyfile{}}, {Credential: &config.Credential{}}, {Command: &config.Command{}},
+	} {
+		wanted, err := c.enrolmentOf(t.Context(), source)
+		if err != nil || !slices.Contains(Purposes(), wanted.Kind()) {
+			t.Errorf("%s: %v; announced are %v", source.Kind(), err, Purposes())
+		}
+	}
+}
 
 // What is kept beside the container follows every change of keys, in words that were announced.
 func TestKept(t *testing.T) {

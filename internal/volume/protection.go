@@ -143,7 +143,7 @@ func (a *assessment) protection() Protection {
 // open the container.
 func (a *assessment) ways() []way {
 	var ways []way
-	configured := []string{"recovery"}
+	configured := []string{sourceRecovery}
 	for _, source := range a.config.Unlock {
 		ways = append(ways, a.wayOf(source))
 		configured = append(configured, source.Kind())
@@ -171,15 +171,15 @@ func (a *assessment) wayOf(source config.KeySource) way {
 // wayOfKind judges what is told apart by nothing but its kind. What is not known here is unknown.
 func (a *assessment) wayOfKind(kind, name string) way {
 	switch kind {
-	case "tpm2":
+	case sourceTPM2:
 		return a.wayOfTPM(kind)
-	case "clevis":
+	case sourceClevis:
 		return wayOfClevis(a.header, name)
-	case "passphrase":
+	case sourcePassphrase:
 		return way{kind, LevelPerson, "only a person opens the volume: no image of this machine's disks has a key"}
-	case "keyfile":
+	case sourceKeyFile:
 		return unknownWay(kind, name+" opens with a key file that the configuration does not name")
-	case "credential":
+	case sourceCredential:
 		return unknownWay(kind, name+" opens with a systemd credential, whose own key may lie on the disk of the container")
 	}
 	return unknownWay(kind, fmt.Sprintf("where %s has its key from is not known", name))
