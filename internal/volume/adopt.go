@@ -280,7 +280,7 @@ func (a *adopting) checkMove(store config.Store, folder string) error {
 	}
 	found, err := mount.OpenDirectory(filepath.Join(a.Root(), folder))
 	if err != nil {
-		return wrongf(ErrStoreDirectory, "cannot fill store %s: %v", store.Name, err)
+		return wrongf(ErrStoreDirectory, "cannot fill store %s: %w", store.Name, err)
 	}
 	return found.Close()
 }

@@ -164,7 +164,7 @@ func (e *StepError) Error() string { return e.Err.Error() }
 // Unwrap gives the cause.
 func (e *StepError) Unwrap() error { return e.Err }
 
-// wrongf makes an error of class with a message of its own.
+// wrongf makes an error of class with a message of its own, which may wrap a cause.
 func wrongf(class error, format string, args ...any) error {
-	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), class)
+	return fmt.Errorf("%w: %w", fmt.Errorf(format, args...), class)
 }

@@ -3,10 +3,14 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"luksmediad/pkg/mount"
 )
 
 // markerFile holds the text that ties a filesystem to its record: the UUID of a filesystem can be copied with it,
@@ -14,14 +18,49 @@ import (
 const markerFile = "marker"
 
 func (v *Volume) checkMarker(want string) error {
-	got, err := os.ReadFile(filepath.Join(v.PrivateDir(), markerFile))
-	if err != nil {
-		return wrongf(ErrFilesystemForeign, "cannot use the filesystem at %s: its marker is not readable: %v", v.Root(), err)
-	}
-	if string(got) != want {
+	got, err := v.readMarker()
+	switch {
+	case err != nil:
+		return err
+	case got == "":
+		return wrongf(ErrFilesystemForeign, "cannot use the filesystem at %s: it has no marker", v.Root())
+	case got != want:
 		return wrongf(ErrFilesystemForeign, "cannot use the filesystem at %s: its marker is not the recorded one", v.Root())
 	}
 	return nil
+}
+
+// readMarker gives the marker of the mounted volume, empty if it has none.
+func (v *Volume) readMarker() (string, error) {
+	if err := v.checkPrivateDir(); err != nil {
+		return "", err
+	}
+	file, err := os.OpenFile(filepath.Join(v.PrivateDir(), markerFile), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("cannot read the marker of the volume: %w", asForeign(err))
+	}
+	defer file.Close()
+	content, err := io.ReadAll(io.LimitReader(file, maxMarkerBytes))
+	if err != nil {
+		return "", fmt.Errorf("cannot read the marker of the volume: %w", asForeign(err))
+	}
+	return string(content), nil
+}
+
+// maxMarkerBytes is more than a marker has.
+const maxMarkerBytes = 256
+
+// asForeign adds the class to an error that tells of something else at a path, or of nothing. What a failing disk says stays what it is.
+func asForeign(err error) error {
+	for _, other := range []error{fs.ErrNotExist, unix.ENOTDIR, unix.EISDIR, unix.ELOOP, mount.ErrSymlink} {
+		if errors.Is(err, other) {
+			return fmt.Errorf("%w: %w", err, ErrFilesystemForeign)
+		}
+	}
+	return err
 }
 
 // populate writes the marker into the freshly mounted volume and waits until it is on disk.

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"luksmediad/internal/config"
 	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock"
@@ -223,6 +225,21 @@ func TestForeignFilesystemIsClosed(t *testing.T) {
 			s.requireGuarded(s.Root(), s.store)
 		})
 	}
+}
+
+// A marker that cannot be read for its disk is not foreign: nothing tells what it is.
+func TestUnreadableMarker(t *testing.T) {
+	s := newCreated(t)
+	s.open()
+	marker := filepath.Join(s.PrivateDir(), markerFile)
+	s.must(unix.Mount("/proc/self/mem", marker, "", unix.MS_BIND, "")) // at its beginning nobody has memory
+	_, err := s.Open(t.Context(), s.Sources(), &watcher{})
+	s.must(unix.Unmount(marker, 0))
+	if !errors.Is(err, unix.EIO) || errors.Is(err, ErrFilesystemForeign) {
+		t.Error(err)
+	}
+	s.open()
+	s.close()
 }
 
 func (s *site) remakeFilesystem() {

@@ -3,15 +3,12 @@ package volume
 import (
 	"context"
 	"errors"
-	"io"
-	"io/fs"
+	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 
 	"luksmediad/internal/journal"
 	"luksmediad/pkg/mount"
@@ -97,29 +94,6 @@ func (v *Volume) compareFilesystem(report *PinReport, identity mount.Identity) e
 	return nil
 }
 
-// readMarker gives the marker of the mounted volume, empty if it has none.
-func (v *Volume) readMarker() (string, error) {
-	if err := v.checkPrivateDir(); err != nil {
-		return "", err
-	}
-	file, err := os.OpenFile(filepath.Join(v.PrivateDir(), markerFile), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	if err != nil {
-		return "", wrongf(ErrFilesystemForeign, "cannot read the marker of the volume: %v", err)
-	}
-	defer file.Close()
-	content, err := io.ReadAll(io.LimitReader(file, maxMarkerBytes))
-	if err != nil {
-		return "", wrongf(ErrFilesystemForeign, "cannot read the marker of the volume: %v", err)
-	}
-	return string(content), nil
-}
-
-// maxMarkerBytes is more than a marker has.
-const maxMarkerBytes = 256
-
 // AcceptOptions say how a container is accepted as it is.
 type AcceptOptions struct {
 	// Sources offer the keys of which one must open the container.
@@ -171,7 +145,7 @@ func (a *accepting) compare(context.Context) error {
 	for _, store := range a.record.Encrypted {
 		folder, err := mount.OpenDirectory(a.Store(store.Name))
 		if err != nil {
-			return wrongf(ErrFilesystemForeign, "cannot accept %s: it has no folder of store %s: %v", a.container.Name(), store.Name, err)
+			return fmt.Errorf("cannot accept %s: folder of store %s: %w", a.container.Name(), store.Name, asForeign(err))
 		}
 		folder.Close()
 	}

@@ -135,7 +135,7 @@ func (m *mover) carry(ctx context.Context, options transfer.BackOptions) error {
 	}
 	m.manifest, err = transfer.CarryBack(ctx, m.target(), aside, m.verified, options)
 	if errors.Is(err, transfer.ErrNoSpace) {
-		return wrongf(ErrDiskFull, "cannot take store %s back to %s: %v", m.store.Name, filepath.Dir(m.store.Path), err)
+		return wrongf(ErrDiskFull, "cannot take store %s back to %s: %w", m.store.Name, filepath.Dir(m.store.Path), err)
 	}
 	return err
 }
