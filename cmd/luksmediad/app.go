@@ -261,7 +261,7 @@ const lockPatience = 30 * time.Second
 func locked(ctx context.Context, vol *volume.Volume, do func() error) error {
 	waiting, cancel := context.WithTimeout(ctx, lockPatience+vol.Patience())
 	defer cancel()
-	release, err := vol.Lock(waiting)
+	release, err := vol.Acquire(waiting)
 	if err != nil {
 		return err
 	}

@@ -87,7 +87,7 @@ func (c *unlockCommand) byKey(ctx context.Context, vol *volume.Volume, sources [
 	go c.attend(waiting, vol.QuestionID(), refuse)
 	err = locked(ctx, vol, func() error {
 		begin()
-		return vol.Unlock(ctx, sources, progress)
+		return vol.OpenMapping(ctx, sources, progress)
 	})
 	if err != nil {
 		return err

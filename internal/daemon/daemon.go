@@ -23,7 +23,7 @@ import (
 type Operations interface {
 	Open(ctx context.Context, sources []unlock.Source, observer volume.Observer) (*volume.Opened, error)
 	Close(ctx context.Context, observer volume.Observer) error
-	Lock(ctx context.Context) (release func() error, err error)
+	Acquire(ctx context.Context) (release func() error, err error)
 }
 
 // Gate is the unit that services require, as the service manager sees it.

@@ -111,7 +111,7 @@ func (d *Daemon) grow(ctx context.Context, patience time.Duration, choose func()
 func (d *Daemon) growLocked(ctx context.Context, patience time.Duration, choose func() (*volume.GrowOptions, error)) (growth *volume.Growth, err error) {
 	waiting, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	release, err := d.Volume.Lock(waiting)
+	release, err := d.Volume.Acquire(waiting)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ import (
 // HeaderChecker compares the header with what is recorded about it.
 type HeaderChecker interface {
 	CheckHeader(r io.ReaderAt, size int64) (string, error)
-	Lock(ctx context.Context) (release func() error, err error)
+	Acquire(ctx context.Context) (release func() error, err error)
 }
 
 // headerProbe reads the header from the disk, past the page cache, and compares it with the record and with the copy that is kept.
@@ -58,7 +58,7 @@ const lockPatience = 100 * time.Millisecond
 func (p *headerProbe) changing(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, lockPatience)
 	defer cancel()
-	release, err := p.volume.Lock(ctx)
+	release, err := p.volume.Acquire(ctx)
 	if err != nil {
 		return errors.Is(err, state.ErrBusy)
 	}

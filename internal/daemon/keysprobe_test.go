@@ -388,7 +388,7 @@ func TestHeaderProbe(t *testing.T) {
 	}
 	b.must(os.WriteFile(b.path("more"), []byte("more"), 0o400))
 	// While somebody works on the volume nothing is said about what may be half of a change.
-	release, err := b.volume.Lock(t.Context())
+	release, err := b.volume.Acquire(t.Context())
 	b.must(err)
 	b.cryptsetup("luksAddKey", "--key-file="+b.path("passphrase"), b.config.Volume.Container, b.path("more"))
 	if _, err := probe.Run(t.Context()); err != nil {

@@ -105,7 +105,7 @@ func (d *Daemon) probeNow(ctx context.Context) {
 }
 
 func (d *Daemon) openLocked(ctx context.Context, observer volume.Observer) (*volume.Opened, error) {
-	release, err := d.lock(ctx)
+	release, err := d.acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +122,7 @@ func (d *Daemon) close(ctx context.Context) outcome {
 	if err != nil {
 		return outcome{err: err}
 	}
-	release, err := d.lock(ctx)
+	release, err := d.acquire(ctx)
 	if err != nil {
 		return outcome{err: err}
 	}
@@ -160,13 +160,13 @@ const (
 	busyPatience = 30 * time.Second
 )
 
-// lock waits for whoever else works on the volume, perhaps a person who is asked something, and shows who that is: the volume has not
+// acquire waits for whoever else works on the volume, perhaps a person who is asked something, and shows who that is: the volume has not
 // failed.
-func (d *Daemon) lock(ctx context.Context) (release func() error, err error) {
+func (d *Daemon) acquire(ctx context.Context) (release func() error, err error) {
 	began := time.Now()
 	for {
 		waiting, cancel := context.WithTimeout(ctx, lockPause)
-		release, err = d.Volume.Lock(waiting)
+		release, err = d.Volume.Acquire(waiting)
 		cancel()
 		if !errors.Is(err, state.ErrBusy) || ctx.Err() != nil {
 			break

@@ -103,7 +103,7 @@ func (d *Daemon) handOver(ctx context.Context, check func() (*config.Config, err
 
 // tryHandOver looks while nobody works on the volume. What it has waited for may have taken long, so that it checks once more.
 func (d *Daemon) tryHandOver(ctx context.Context, check func() (*config.Config, error)) (_ Handover, err error) {
-	release, err := d.Volume.Lock(ctx)
+	release, err := d.Volume.Acquire(ctx)
 	if errors.Is(err, state.ErrBusy) {
 		return Handover{}, fmt.Errorf("%w: %w", ErrReloadLater, err)
 	}

@@ -353,7 +353,7 @@ func (v *scriptedVolume) Close(ctx context.Context, observer volume.Observer) er
 	return nil
 }
 
-func (v *scriptedVolume) Lock(ctx context.Context) (func() error, error) {
+func (v *scriptedVolume) Acquire(ctx context.Context) (func() error, error) {
 	for v.holder.get() != 0 {
 		select {
 		case <-ctx.Done():

@@ -618,7 +618,7 @@ func TestResealByPassphrase(t *testing.T) {
 	s.create()
 	tpm.Extend(7, "update")
 	w := &watcher{}
-	s.must(s.Unlock(t.Context(), s.passphrase(s.recovery), w))
+	s.must(s.OpenMapping(t.Context(), s.passphrase(s.recovery), w))
 	if !slices.Contains(w.events, journal.Resealed) {
 		t.Errorf("events %v", w.events)
 	}

@@ -26,7 +26,7 @@ func (c *creating) allocate(ctx context.Context) (err error) {
 		return err
 	}
 	c.resumed = c.journal != fresh
-	if err := c.closeMapping(ctx); err != nil {
+	if err := c.closeOwnMapping(ctx); err != nil {
 		return err
 	}
 	if err := c.openOwnContainer(); err != nil || c.container.block {
@@ -90,7 +90,7 @@ func (c *creating) undo(ctx context.Context) error {
 	if err := c.forgetRecord(); err != nil {
 		return err
 	}
-	if err := c.closeMapping(ctx); err != nil {
+	if err := c.closeOwnMapping(ctx); err != nil {
 		return err
 	}
 	faults := []error{c.removeContainer()}

@@ -38,7 +38,7 @@ func (v *Volume) Close(ctx context.Context, observer Observer) error {
 	return runSteps(ctx, observer, []step{
 		{StepUnbind, func(context.Context) error { return v.unbindStores(mapping, observer) }},
 		{StepUnmount, func(context.Context) error { return v.unmount(mapping, observer) }},
-		{StepLock, func(ctx context.Context) error { return v.lock(ctx, mapping, observer) }},
+		{StepLock, func(ctx context.Context) error { return v.closeMapping(ctx, mapping, observer) }},
 	})
 }
 
@@ -114,8 +114,8 @@ func (v *Volume) unmount(mapping *unlock.Mapping, observer Observer) error {
 	return nil
 }
 
-// lock closes the mapping and waits until the loop device that carried it is free.
-func (v *Volume) lock(ctx context.Context, mapping *unlock.Mapping, observer Observer) error {
+// closeMapping also waits until the loop device that carried it is free.
+func (v *Volume) closeMapping(ctx context.Context, mapping *unlock.Mapping, observer Observer) error {
 	if err := v.cryptsetup.Deactivate(ctx, mapping.Name); err != nil {
 		return withHolders(err, mapping)
 	}

@@ -217,14 +217,14 @@ func (c *creating) fill(context.Context) error {
 
 // lockAgain leaves everything closed, and requires that neither mkfs nor the mount punched holes into the file.
 func (c *creating) lockAgain(ctx context.Context) error {
-	if err := c.closeMapping(ctx); err != nil {
+	if err := c.closeOwnMapping(ctx); err != nil {
 		return err
 	}
 	return c.container.checkAllocated()
 }
 
-// closeMapping undoes unlock and fill; what a crash has left of them too.
-func (c *creating) closeMapping(ctx context.Context) error {
+// closeOwnMapping undoes unlock and fill; what a crash has left of them too.
+func (c *creating) closeOwnMapping(ctx context.Context) error {
 	mapping, err := c.ownMapping()
 	if err != nil || mapping == nil {
 		return err

@@ -87,7 +87,7 @@ func TestAdoption(t *testing.T) {
 // Half of it is open, as after a crash of an Open: the rest is done.
 func TestAdoptionOfWhatIsThere(t *testing.T) {
 	s := newCreated(t)
-	if err := s.Unlock(t.Context(), s.Sources(), &watcher{}); err != nil {
+	if err := s.OpenMapping(t.Context(), s.Sources(), &watcher{}); err != nil {
 		t.Fatal(err)
 	}
 	s.open()

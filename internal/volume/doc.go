@@ -2,5 +2,5 @@
 //
 // Each operation is a list of steps. A step looks first: what is already as it should be is adopted, what is foreign
 // is refused, only the rest is done. So every operation can be interrupted anywhere and run again. Nothing here
-// decides when: that is for the daemon and the commands, which hold the lock of [Volume.Lock] meanwhile.
+// decides when: that is for the daemon and the commands, which hold the lock of [Volume.Acquire] meanwhile.
 package volume

@@ -197,7 +197,7 @@ const lockPatience = 2 * time.Minute
 func (v *Volume) lockPatiently(ctx context.Context) (release func() error, err error) {
 	waiting, cancel := context.WithTimeout(ctx, lockPatience)
 	defer cancel()
-	return v.Lock(waiting)
+	return v.Acquire(waiting)
 }
 
 // movesFolder is below the private folder of the volume: manifests name files, and nothing of that belongs outside.

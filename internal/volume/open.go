@@ -84,8 +84,8 @@ func (v *Volume) Open(ctx context.Context, sources []unlock.Source, observer Obs
 	return &o.opened, nil
 }
 
-// Unlock does the part of Open that needs a key: the mapping is there afterwards, nothing is mounted.
-func (v *Volume) Unlock(ctx context.Context, sources []unlock.Source, observer Observer) error {
+// OpenMapping does the part of Open that needs a key: the mapping is there afterwards, nothing is mounted.
+func (v *Volume) OpenMapping(ctx context.Context, sources []unlock.Source, observer Observer) error {
 	o := &opening{Volume: v, observer: observer, sources: sources}
 	defer o.release()
 	return o.run(ctx, []step{

@@ -174,7 +174,7 @@ func (v *visit) leave(ctx context.Context) error {
 		return nil
 	}
 	v.opened = false
-	return v.lock(ctx, v.mapping, silent{})
+	return v.closeMapping(ctx, v.mapping, silent{})
 }
 
 func (v *visit) releaseBacking() {

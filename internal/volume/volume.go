@@ -84,9 +84,9 @@ func (v *Volume) PrivateDir() string { return filepath.Join(v.Root(), ".luksmedi
 // Store is the folder in the volume that belongs to the store called name.
 func (v *Volume) Store(name string) string { return filepath.Join(v.Root(), "stores", name) }
 
-// Lock keeps every other process from operating on the volume until released. It waits as long as ctx allows and
+// Acquire keeps every other process from operating on the volume until released. It waits as long as ctx allows and
 // fails with [state.ErrBusy].
-func (v *Volume) Lock(ctx context.Context) (release func() error, err error) {
+func (v *Volume) Acquire(ctx context.Context) (release func() error, err error) {
 	return state.LockWait(ctx, filepath.Join(v.paths.Runtime, v.Name()+".lock"))
 }
 
