@@ -3,6 +3,7 @@ package main
 import (
 	"slices"
 
+	"luksmediad/internal/daemon"
 	"luksmediad/pkg/health"
 )
 
@@ -24,16 +25,15 @@ const (
 // stateAdvice is about conditions that the daemon decides without an error.
 func stateAdvice() []advice {
 	return []advice{
-		{"locked", "luksmediad unlock"},
-		{"gate_stopped", "luksmediad unlock"},
-		{"not_open", "luksmediad unlock"},
-		{"store_plaintext", "luksmediad migrate {store_name}"},
-		{"store_moving", "luksmediad migrate --attach"},
-		{"store_unfinished", "luksmediad migrate {store_name}"},
-		{"store_unconfigured", "name the store in /etc/luksmediad/config.yaml again; systemctl reload luksmediad"},
-		{damagedCopy, repairHeader},
-		{"key_same_disk", "findmnt --target {keyfile}; move the key file to another disk and name it in /etc/luksmediad/config.yaml"},
-		{"protection_unknown", "lsblk --output NAME,TYPE,RM,MOUNTPOINTS; luksmediad config check"},
+		{daemon.ReasonLocked, "luksmediad unlock"},
+		{daemon.ReasonGateStopped, "luksmediad unlock"},
+		{daemon.ReasonNotOpen, "luksmediad unlock"},
+		{daemon.ReasonPlaintext, "luksmediad migrate {store_name}"},
+		{daemon.ReasonMoving, "luksmediad migrate --attach"},
+		{daemon.ReasonUnfinished, "luksmediad migrate {store_name}"},
+		{daemon.ReasonUnconfigured, "name the store in /etc/luksmediad/config.yaml again; systemctl reload luksmediad"},
+		{daemon.ReasonKeySameDisk, "findmnt --target {keyfile}; move the key file to another disk and name it in /etc/luksmediad/config.yaml"},
+		{daemon.ReasonProtectionUnknown, "lsblk --output NAME,TYPE,RM,MOUNTPOINTS; luksmediad config check"},
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"luksmediad/pkg/health"
 	"luksmediad/pkg/unlock/luks2"
 )
 
@@ -128,9 +129,6 @@ type refusalLine struct {
 	Allowed string `json:"allowed"`
 }
 
-// damagedCopy is the class of a header of which one copy is left; also a reason of the condition "header".
-const damagedCopy = "header_copy_damaged"
-
 func (f *containerFlags) checkHeader() error {
 	s, err := f.read()
 	if s.Container == nil || errors.Is(err, luks2.ErrNotLUKS2) {
@@ -151,7 +149,7 @@ func (f *containerFlags) checkHeader() error {
 		explained := explainFor(f.config, err)
 		report.Result, report.Next, code = explained.Class, explained.Next, explained.ExitCode
 	case len(report.Damage) > 0:
-		report.Result, report.Next, code = damagedCopy, expand(f.config, find(stateAdvice(), damagedCopy)), exitDegraded
+		report.Result, report.Next, code = string(health.ReasonCopyDamaged), expand(f.config, repairHeader), exitDegraded
 	}
 	report.Next = f.asTyped(report.Next)
 	return f.printHeader(report, code)

@@ -11,6 +11,7 @@ import (
 	"luksmediad/internal/config"
 	"luksmediad/internal/keys"
 	"luksmediad/internal/volume"
+	"luksmediad/pkg/health"
 	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/test/golden"
 )
@@ -46,7 +47,7 @@ func TestOneHeaderCopyDamaged(t *testing.T) {
 	for _, offset := range []int64{0, headerBytes} {
 		d := newDisk(t)
 		d.overwrite(offset, make([]byte, headerBytes))
-		if report := d.check(exitDegraded, damagedCopy); len(report.Damage) != 1 || len(report.Copies) != 1 || report.Damage[0].Offset != offset {
+		if report := d.check(exitDegraded, string(health.ReasonCopyDamaged)); len(report.Damage) != 1 || len(report.Copies) != 1 || report.Damage[0].Offset != offset {
 			t.Errorf("%+v", report)
 		}
 		d.ask("key list --json").requireSlots(exitDone, "0 passphrase not_tested")
@@ -67,7 +68,7 @@ func TestStaleHeaderCopy(t *testing.T) {
 	old := d.header(headerBytes)
 	d.addKey(1, keyFileContent)
 	d.overwrite(headerBytes, old)
-	report := d.check(exitDegraded, damagedCopy)
+	report := d.check(exitDegraded, string(health.ReasonCopyDamaged))
 	if len(report.Copies) != 2 || report.Copies[1].SequenceID >= report.SequenceID || report.Damage[0].Reason != string(luks2.ReasonStale) {
 		t.Errorf("%+v", report)
 	}

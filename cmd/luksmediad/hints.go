@@ -141,7 +141,7 @@ func hints() []hint {
 		{transfer.ErrNewer, "state_newer", exitRefused, "install the newer luksmediad again"},
 		{transfer.ErrCorrupt, "manifest_corrupt", exitRefused, "luksmediad status"},
 
-		{volume.ErrHeaderDamaged, damagedCopy, exitRefused, repairHeader},
+		{volume.ErrHeaderDamaged, string(health.ReasonCopyDamaged), exitRefused, repairHeader},
 		{volume.ErrKeyslotForeign, "keyslot_foreign", exitRefused, "luksmediad key list; luksmediad key remove N --foreign"},
 		{volume.ErrKeyslotMissing, "keyslot_missing", exitFailed, "luksmediad key list"},
 		{volume.ErrKeyslotsFull, "keyslots_full", exitFailed, "luksmediad key list; luksmediad key remove N"},

@@ -16,6 +16,7 @@ import (
 	"luksmediad/internal/config"
 	"luksmediad/internal/keys"
 	"luksmediad/internal/volume"
+	"luksmediad/pkg/health"
 	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
@@ -256,8 +257,8 @@ func (f *foresight) line(c boot.Check) checkLine {
 		explained := explainAhead(f.config, c.Err)
 		line.Class, line.Next = explained.Class, explained.Next
 	case c.Name == string(volume.StepHeader) && c.Status == boot.Warning:
-		line.Class = damagedCopy
-		line.Next = expand(f.config, find(stateAdvice(), damagedCopy))
+		line.Class = string(health.ReasonCopyDamaged)
+		line.Next = expand(f.config, repairHeader)
 	}
 	return line
 }

@@ -219,7 +219,7 @@ func TestReasonOfALock(t *testing.T) {
 		for _, test := range []struct {
 			byHand bool
 			want   health.Reason
-		}{{false, ReasonGateStopped}, {true, reasonLocked}, {false, reasonLocked}} {
+		}{{false, ReasonGateStopped}, {true, ReasonLocked}, {false, ReasonLocked}} {
 			if _, err := s.Lock(t.Context(), api.LockRequest{StopServices: test.byHand}); err != nil {
 				t.Error(err)
 			}

@@ -290,7 +290,7 @@ func (d *Daemon) serve(ctx context.Context, r *request) {
 		return
 	}
 	if r.byHand {
-		d.reportClosed(reasonLocked) // whyever it was closed before
+		d.reportClosed(ReasonLocked) // whyever it was closed before
 	}
 	r.reply <- outcome{phase: d.phase}
 }

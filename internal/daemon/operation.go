@@ -41,7 +41,7 @@ func (d *Daemon) open(ctx context.Context) outcome {
 	d.assess()
 	if err := d.proveWrite(ctx); err != nil {
 		d.emitFailure(journal.OpenFailed, string(health.Write), err)
-		d.Board.Set(health.Gate, health.Fail, reasonNotOpen, err.Error())
+		d.Board.Set(health.Gate, health.Fail, ReasonNotOpen, err.Error())
 		return outcome{err: err}
 	}
 	d.Board.Set(health.Gate, health.OK, "", "")
@@ -127,7 +127,7 @@ func (d *Daemon) close(ctx context.Context) outcome {
 		return outcome{err: err}
 	}
 	defer release()
-	d.Board.Set(health.Gate, health.Fail, reasonNotOpen, "the volume is being closed") // before anything of it goes
+	d.Board.Set(health.Gate, health.Fail, ReasonNotOpen, "the volume is being closed") // before anything of it goes
 	d.Live.Store(nil)
 	d.restProbes(ctx)
 	if err := d.Volume.Close(ctx, &observer{Daemon: d}); err != nil {
@@ -135,7 +135,7 @@ func (d *Daemon) close(ctx context.Context) outcome {
 	}
 	d.lookAtStores()
 	if d.lockers.Load() > 0 {
-		d.reportClosed(reasonLocked)
+		d.reportClosed(ReasonLocked)
 	} else {
 		d.reportClosed(ReasonGateStopped)
 	}

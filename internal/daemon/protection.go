@@ -33,7 +33,7 @@ func (d *Daemon) assess() {
 		case p := <-found:
 			d.reportProtection(p)
 		case <-time.After(assessPatience):
-			d.Board.Set(health.Protection, health.Fail, reasonProtectionUnknown,
+			d.Board.Set(health.Protection, health.Fail, ReasonProtectionUnknown,
 				fmt.Sprintf("where the keys lie was not found out in %v: a disk or a server may hang", assessPatience))
 			d.reportProtection(<-found)
 		}
@@ -48,9 +48,9 @@ func (d *Daemon) reportProtection(p volume.Protection) {
 	d.Collector.SetProtection(string(p.Level))
 	switch p.Level {
 	case volume.LevelNoneSameDisk:
-		d.Board.Set(health.Protection, health.Fail, reasonKeySameDisk, p.Text)
+		d.Board.Set(health.Protection, health.Fail, ReasonKeySameDisk, p.Text)
 	case volume.LevelUnknown:
-		d.Board.Set(health.Protection, health.Fail, reasonProtectionUnknown, p.Text)
+		d.Board.Set(health.Protection, health.Fail, ReasonProtectionUnknown, p.Text)
 	default:
 		d.Board.Set(health.Protection, health.OK, "", p.Text)
 	}

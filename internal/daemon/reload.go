@@ -237,7 +237,7 @@ func (d *Daemon) takeOver(before Handover) {
 		return
 	}
 	if !d.knows() {
-		d.reportClosed(reasonLocked)
+		d.reportClosed(ReasonLocked)
 	}
 	d.gateShut = true   // whoever requires it was told
 	go d.lookAtStores() // which may hang with a disk

@@ -242,7 +242,7 @@ func TestHandoverToAnotherVolume(t *testing.T) {
 		if c := next.condition(t, health.Header); c.Status != health.Unknown {
 			t.Errorf("%+v", c)
 		}
-		if c := next.condition(t, health.Unlock); c.Status != health.Fail || c.Reason != reasonLocked {
+		if c := next.condition(t, health.Unlock); c.Status != health.Fail || c.Reason != ReasonLocked {
 			t.Errorf("%+v", c)
 		}
 		if next.phaseNow(t) != api.PhaseLocked {

@@ -13,21 +13,19 @@ import (
 	"luksmediad/pkg/unlock/luks2"
 )
 
-// Reasons of conditions that are no failure of a step.
+// The reasons of conditions that are no failure of a step.
 const (
-	reasonLocked            health.Reason = "locked"
-	reasonNotOpen           health.Reason = "not_open"
-	reasonPlaintext         health.Reason = "store_plaintext"
-	reasonMoving            health.Reason = "store_moving"
-	reasonUnfinished        health.Reason = "store_unfinished"
-	reasonUnconfigured      health.Reason = "store_unconfigured"
-	reasonHeaderDamaged     health.Reason = "header_copy_damaged"
-	reasonKeySameDisk       health.Reason = "key_same_disk"
-	reasonProtectionUnknown health.Reason = "protection_unknown"
+	// ReasonGateStopped: the volume was closed because the gate's unit stopped, and may be opened when it starts.
+	ReasonGateStopped       health.Reason = "gate_stopped"
+	ReasonLocked            health.Reason = "locked"
+	ReasonNotOpen           health.Reason = "not_open"
+	ReasonPlaintext         health.Reason = "store_plaintext"
+	ReasonMoving            health.Reason = "store_moving"
+	ReasonUnfinished        health.Reason = "store_unfinished"
+	ReasonUnconfigured      health.Reason = "store_unconfigured"
+	ReasonKeySameDisk       health.Reason = "key_same_disk"
+	ReasonProtectionUnknown health.Reason = "protection_unknown"
 )
-
-// ReasonGateStopped: the volume was closed because the gate's unit stopped, and may be opened when it starts.
-const ReasonGateStopped health.Reason = "gate_stopped"
 
 // decision is a condition that steps of opening decide.
 type decision struct {
@@ -66,7 +64,7 @@ func (d *Daemon) reportFailure(err error) {
 		d.countAttempts(noKey.Attempts)
 	}
 	d.reportSteps(step, health.Reason(explanation.Class), err.Error())
-	d.Board.Set(health.Gate, health.Fail, reasonNotOpen, "the volume is not open")
+	d.Board.Set(health.Gate, health.Fail, ReasonNotOpen, "the volume is not open")
 }
 
 func (d *Daemon) emitFailure(event journal.Event, step string, err error) api.Explanation {
@@ -104,13 +102,13 @@ func (d *Daemon) reportSteps(failed volume.Step, reason health.Reason, text stri
 func (d *Daemon) reportOpened(opened *volume.Opened) {
 	for _, row := range decisions() {
 		if row.condition == health.Header && len(opened.Header.Damage) > 0 {
-			d.Board.Set(health.Header, health.Warn, reasonHeaderDamaged, opened.Header.Damage[0].Error())
+			d.Board.Set(health.Header, health.Warn, health.ReasonCopyDamaged, opened.Header.Damage[0].Error())
 		} else {
 			d.Board.Set(row.condition, health.OK, "", "")
 		}
 	}
 	if len(opened.Unconfigured) > 0 {
-		d.Board.Set(health.Store, health.Warn, reasonUnconfigured, unconfiguredText(opened.Unconfigured[0]))
+		d.Board.Set(health.Store, health.Warn, ReasonUnconfigured, unconfiguredText(opened.Unconfigured[0]))
 	} else {
 		d.reportStores(opened.Stores)
 	}
@@ -132,11 +130,11 @@ func (d *Daemon) reportStores(stores []volume.StoreStatus) {
 		var text string
 		switch {
 		case store.State == volume.StorePlaintext:
-			reason, text = reasonPlaintext, "store %s lies in clear text at %s"
+			reason, text = ReasonPlaintext, "store %s lies in clear text at %s"
 		case store.State == volume.StoreMoving:
-			reason, text = reasonMoving, "store %s lies in clear text at %s, and is being moved in or was interrupted in it"
+			reason, text = ReasonMoving, "store %s lies in clear text at %s, and is being moved in or was interrupted in it"
 		case store.Unfinished:
-			reason, text = reasonUnfinished, "store %s is in the volume at %s, and its move has not come to its end"
+			reason, text = ReasonUnfinished, "store %s is in the volume at %s, and its move has not come to its end"
 		default:
 			continue
 		}
