@@ -17,7 +17,7 @@ const (
 	exitVerify      = 13
 	exitGateClosed  = 14
 	exitRefused     = 15
-	exitNoDaemon    = 16
+	exitCannotStart = 16
 	exitInterrupted = 130
 )
 
@@ -39,7 +39,7 @@ func exitCodes() []exitCode {
 		{exitVerify, "verification failed"},
 		{exitGateClosed, "gate closed"},
 		{exitRefused, "refused, to protect data"},
-		{exitNoDaemon, "the daemon does not start: its configuration is wrong"},
+		{exitCannotStart, "the daemon does not start: its configuration is wrong"},
 		{exitInterrupted, "interrupted"},
 	}
 }

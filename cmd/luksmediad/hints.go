@@ -237,7 +237,7 @@ func explain(err error) api.Explanation {
 	if _, ok := errors.AsType[*config.Error](err); ok {
 		code := exitUsage
 		if _, ok := errors.AsType[startError](err); ok {
-			code = exitNoDaemon
+			code = exitCannotStart
 		}
 		return api.Explanation{Class: classConfig, Next: editConfig, ExitCode: code}
 	}

@@ -175,7 +175,7 @@ func TestExplain(t *testing.T) {
 		{&luks2.MismatchError{}, "pin_mismatch", exitRefused},
 		{fmt.Errorf("%w: %w", state.ErrBusy, context.DeadlineExceeded), "busy", exitBusy},
 		{&config.Error{}, "config", exitUsage},
-		{startError{&config.Error{}}, "config", exitNoDaemon},
+		{startError{&config.Error{}}, "config", exitCannotStart},
 		{fmt.Errorf("cannot write: %w", syscall.ENOSPC), "no_space", exitFailed},
 		{&volume.StepError{Step: volume.StepMount, Err: syscall.EIO}, "io_error", exitFailed},
 		{fmt.Errorf("cannot write: %w", syscall.EROFS), "read_only", exitFailed},
