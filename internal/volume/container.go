@@ -112,6 +112,27 @@ type backing struct {
 	release      func() error
 }
 
+// attached is a container that an operation has opened, and the device that carries it; nil as long as there is none.
+type attached struct {
+	container *container
+	backing   *backing
+}
+
+// releaseBacking leaves the loop device to dm-crypt; without a mapping this frees it.
+func (a *attached) releaseBacking() {
+	if a.backing != nil {
+		a.backing.release()
+		a.backing = nil
+	}
+}
+
+func (a *attached) release() {
+	a.releaseBacking()
+	if a.container != nil {
+		a.container.Close()
+	}
+}
+
 // blockBytes is the block size of the loop device that a container with that header wants: its sector size, since the filesystem in
 // it was made for no larger one, as far as size and offset are whole blocks.
 func (c *container) blockBytes(header *luks2.Header) int {

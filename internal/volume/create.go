@@ -58,11 +58,10 @@ func (v *Volume) PlannedSize() (int64, error) {
 // creating is what the steps of one Create have found out so far.
 type creating struct {
 	*Volume
+	attached
 	observer  Observer
 	options   CreateOptions
 	journal   *creation
-	container *container
-	backing   *backing
 	mapping   *unlock.Mapping
 	formatKey *secret.Key
 	recovery  *secret.Key
@@ -303,12 +302,7 @@ func (c *creating) release() {
 	for _, pin := range c.pins {
 		pin.Wipe()
 	}
-	if c.backing != nil {
-		c.backing.release()
-	}
-	if c.container != nil {
-		c.container.Close()
-	}
+	c.attached.release()
 }
 
 // newCreation draws the identities of a volume to be.

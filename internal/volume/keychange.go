@@ -248,18 +248,11 @@ func (k *keyChanging) unrecorded() []int {
 // authorize finds the first key that opens the container.
 func (k *keyChanging) authorize(sources []unlock.Source) func(context.Context) error {
 	return func(ctx context.Context) error {
-		way, failed, err := unlock.Opener{Cryptsetup: k.cryptsetup, Sources: sources}.Find(ctx, k.question())
-		k.reportAttempts(failed)
+		way, err := k.find(ctx, k.observer, sources, k.question())
 		if err == nil {
 			k.ways = []*unlock.Way{way}
 		}
 		return err
-	}
-}
-
-func (k *keyChanging) reportAttempts(failed []unlock.Attempt) {
-	for _, attempt := range failed {
-		k.observer.Attempt(attempt)
 	}
 }
 

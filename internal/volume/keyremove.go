@@ -34,7 +34,7 @@ func (k *keyChanging) proveOthers(ctx context.Context, options RemoveOptions) er
 		return err
 	}
 	ways, failed, err := unlock.Opener{Cryptsetup: k.cryptsetup, Sources: options.Sources}.Ways(ctx, k.question())
-	k.reportAttempts(failed)
+	reportAttempts(k.observer, failed)
 	if err != nil {
 		return err
 	}

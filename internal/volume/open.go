@@ -53,11 +53,10 @@ func (o *Opened) StorePath(name string) string {
 // opening is what the steps of one Open have found out so far.
 type opening struct {
 	*Volume
-	observer  Observer
-	sources   []unlock.Source
-	container *container
-	backing   *backing
-	opened    Opened
+	attached
+	observer Observer
+	sources  []unlock.Source
+	opened   Opened
 }
 
 // Open brings the volume from whatever state it is in to mounted with its stores bound, asking sources in order if
@@ -245,7 +244,7 @@ func (o *opening) openMapping(ctx context.Context) error {
 		Name:      o.MappingName(),
 		Header:    o.opened.Header,
 	})
-	o.reportAttempts(opened, err)
+	reportAttempts(o.observer, attempts(opened, err))
 	if err != nil {
 		return err
 	}
@@ -260,18 +259,15 @@ func (o *opening) openMapping(ctx context.Context) error {
 	return nil
 }
 
-func (o *opening) reportAttempts(opened *unlock.Opened, err error) {
-	var attempts []unlock.Attempt
-	var noKey *unlock.NoKeyError
-	switch {
-	case opened != nil:
-		attempts = opened.Failed
-	case errors.As(err, &noKey):
-		attempts = noKey.Attempts
+// attempts are those that did not open the container.
+func attempts(opened *unlock.Opened, err error) []unlock.Attempt {
+	if noKey, ok := errors.AsType[*unlock.NoKeyError](err); ok {
+		return noKey.Attempts
 	}
-	for _, attempt := range attempts {
-		o.observer.Attempt(attempt)
+	if opened != nil {
+		return opened.Failed
 	}
+	return nil
 }
 
 // checkFilesystem repairs what can be repaired without a question; a mounted filesystem has been through it, be it that a store is all
@@ -351,21 +347,6 @@ func (o *opening) undo(ctx context.Context) error {
 	// Close waits until the loop device is free.
 	o.releaseBacking()
 	return o.Close(ctx, silent{})
-}
-
-func (o *opening) release() {
-	o.releaseBacking()
-	if o.container != nil {
-		o.container.Close()
-	}
-}
-
-// releaseBacking leaves the loop device to dm-crypt; without a mapping this frees it.
-func (o *opening) releaseBacking() {
-	if o.backing != nil {
-		o.backing.release()
-		o.backing = nil
-	}
 }
 
 // silent observes nothing.

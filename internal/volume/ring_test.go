@@ -351,7 +351,7 @@ func (r *ring) opening(socket string, observer Observer) (*opening, error) {
 	if err != nil {
 		return nil, errors.Join(err, container.Close())
 	}
-	return &opening{Volume: r.Volume, observer: observer, container: container, backing: &backing{path: r.container()},
+	return &opening{Volume: r.Volume, attached: attached{container, &backing{path: r.container()}}, observer: observer,
 		opened: Opened{Record: record, Header: header, Source: sourcePassphrase, Keyslot: 0}}, nil
 }
 

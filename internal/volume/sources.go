@@ -144,8 +144,12 @@ func (v *Volume) AskAgents(ctx context.Context, message string, patience time.Du
 // find asks the sources for a key that opens a keyslot, and reports those that had none.
 func (v *Volume) find(ctx context.Context, observer Observer, sources []unlock.Source, about unlock.Question) (*unlock.Way, error) {
 	way, failed, err := unlock.Opener{Cryptsetup: v.cryptsetup, Sources: sources}.Find(ctx, about)
+	reportAttempts(observer, failed)
+	return way, err
+}
+
+func reportAttempts(observer Observer, failed []unlock.Attempt) {
 	for _, attempt := range failed {
 		observer.Attempt(attempt)
 	}
-	return way, err
 }

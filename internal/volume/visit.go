@@ -14,11 +14,10 @@ import (
 // visit is a container that is opened for a look, by what it says of itself and not by what is recorded.
 type visit struct {
 	*Volume
-	observer  Observer
-	container *container
-	header    *luks2.Header
-	backing   *backing
-	mapping   *unlock.Mapping
+	attached
+	observer Observer
+	header   *luks2.Header
+	mapping  *unlock.Mapping
 	// way was proven on the header; it authorises.
 	way      *unlock.Way
 	identity mount.Identity
@@ -177,20 +176,10 @@ func (v *visit) leave(ctx context.Context) error {
 	return v.closeMapping(ctx, v.mapping, silent{})
 }
 
-func (v *visit) releaseBacking() {
-	if v.backing != nil {
-		v.backing.release()
-		v.backing = nil
-	}
-}
-
 // release ends the visit whatever became of it.
 func (v *visit) release() {
 	if v.way != nil {
 		v.way.Key.Wipe()
 	}
-	v.releaseBacking()
-	if v.container != nil {
-		v.container.Close()
-	}
+	v.attached.release()
 }
