@@ -36,12 +36,21 @@ func Nobody(_ context.Context, message string, _ time.Duration) (*secret.Key, er
 func (r Rehearsal) Try(ctx context.Context, sources []unlock.Source) ([]Attempt, error) {
 	attempts := make([]Attempt, len(sources))
 	for i, source := range sources {
-		attempts[i] = r.try(ctx, source)
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+		var err error
+		if attempts[i], err = r.TryOne(ctx, source); err != nil {
+			return nil, err
 		}
 	}
 	return attempts, nil
+}
+
+// TryOne is Try of one source.
+func (r Rehearsal) TryOne(ctx context.Context, source unlock.Source) (Attempt, error) {
+	attempt := r.try(ctx, source)
+	if ctx.Err() != nil {
+		return Attempt{}, context.Cause(ctx)
+	}
+	return attempt, nil
 }
 
 func (r Rehearsal) try(ctx context.Context, source unlock.Source) Attempt {

@@ -217,21 +217,21 @@ func (p *keysProbe) try(ctx context.Context, header *luks2.Header, due []int) []
 	for _, i := range due {
 		source := sources[i]
 		delete(p.tried, i)
-		attempts, err := rehearsal.Try(ctx, []unlock.Source{source})
+		attempt, err := rehearsal.TryOne(ctx, source)
 		if err != nil {
 			return findings // the context has ended
 		}
-		asked := !errors.Is(attempts[0].Err, tpm2.ErrPINNeeded) && attempts[0].Status != boot.Attended
+		asked := !errors.Is(attempt.Err, tpm2.ErrPINNeeded) && attempt.Status != boot.Attended
 		if asked && source.Name() == (unlock.TPM2{}).Name() {
-			p.collector.SetUnsealed(attempts[0].Keyslot >= 0)
+			p.collector.SetUnsealed(attempt.Keyslot >= 0)
 		}
-		if attempt := attempts[0]; attempt.Keyslot < 0 {
+		if attempt.Keyslot < 0 {
 			if asked {
 				findings = append(findings, finding{health.ReasonKeyFailed, attempt.Name + ": " + strings.ReplaceAll(attempt.Text, "\n", ", ")})
 			}
 			continue
 		}
-		if err := p.ring.NoteProof(header, attempts[0].Keyslot, source.Name()); err != nil {
+		if err := p.ring.NoteProof(header, attempt.Keyslot, source.Name()); err != nil {
 			findings = append(findings, finding{health.ReasonError, err.Error()})
 		}
 		p.tried[i] = time.Now()

@@ -32,6 +32,18 @@ type keyChange struct {
 	Removed []removedKeyslot `json:"removed,omitempty"`
 }
 
+// fills: the keyslot is that of a change under way, or interrupted; none is if c is nil.
+func (c *keyChange) fills(header *luks2.Header, number int) bool {
+	return c != nil && c.UUID == header.UUID && c.Added != nil && c.Added.Keyslot == number && c.Added.isIn(header)
+}
+
+// removes: the keyslot is one that a change under way, or interrupted, takes away.
+func (c *keyChange) removes(header *luks2.Header, number int) bool {
+	return c != nil && c.UUID == header.UUID && slices.ContainsFunc(c.Removed, func(removed removedKeyslot) bool {
+		return removed.Keyslot == number
+	})
+}
+
 type addedKeyslot struct {
 	Keyslot int    `json:"keyslot"`
 	Source  string `json:"source"`
@@ -56,15 +68,15 @@ func (r *removedKeyslot) half(header *luks2.Header) bool {
 	return there && r.Salt != nil && bytes.Equal(keyslot.KDF.Salt, r.Salt)
 }
 
-// fills tells whether the keyslot in header is the one that was begun.
-func (a *addedKeyslot) fills(header *luks2.Header) bool {
+// isIn tells whether the keyslot in header is the one that was begun.
+func (a *addedKeyslot) isIn(header *luks2.Header) bool {
 	keyslot, filled := header.Metadata.Keyslots[a.Keyslot]
 	return filled && a.Salt != nil && bytes.Equal(keyslot.KDF.Salt, a.Salt)
 }
 
-// mayFill tells whether it could be: the crash came before a salt was noted. Whoever else has added a key since has got the same
+// mayBeIn tells whether it could be: the crash came before a salt was noted. Whoever else has added a key since has got the same
 // number, since it was the lowest free one.
-func (a *addedKeyslot) mayFill(header *luks2.Header) bool {
+func (a *addedKeyslot) mayBeIn(header *luks2.Header) bool {
 	_, filled := header.Metadata.Keyslots[a.Keyslot]
 	return filled && a.Salt == nil
 }
@@ -94,14 +106,19 @@ func (k *keyChanging) saveJournal() error {
 	return k.states.Save(k.keyChangeName(), keyChangeVersion, k.journal)
 }
 
-func (k *keyChanging) loadJournal() error {
-	var found keyChange
-	err := k.states.Load(k.keyChangeName(), keyChangeVersion, &found)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	k.journal = &found
+func (k *keyChanging) loadJournal() (err error) {
+	k.journal, err = k.loadKeyChange()
 	return err
+}
+
+// loadKeyChange gives the journal, nil if there is none.
+func (v *Volume) loadKeyChange() (*keyChange, error) {
+	var found keyChange
+	err := v.states.Load(v.keyChangeName(), keyChangeVersion, &found)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return &found, err
 }
 
 // endJournal leaves in it what is to be removed once more; by then all else of the change is known.
@@ -239,7 +256,7 @@ func (k *keyChanging) unrecorded() []int {
 		return nil
 	}
 	number := k.journal.Added.Keyslot
-	if k.record.has(number) || !k.fills(k.header, number) {
+	if k.record.has(number) || !k.journal.fills(k.header, number) {
 		return nil
 	}
 	return []int{number}
@@ -290,12 +307,12 @@ func (k *keyChanging) takeBack(ctx context.Context) error {
 	if added == nil || k.record.has(added.Keyslot) {
 		return nil
 	}
-	if added.fills(k.header) {
+	if added.isIn(k.header) {
 		if err := k.removeKeyslots(ctx, k.ways[:1], added.Keyslot); err != nil {
 			return err
 		}
 	}
-	if added.mayFill(k.header) {
+	if added.mayBeIn(k.header) {
 		k.observer.Event(journal.KeyslotLeft, journal.F("CONTAINER", k.container.Name()), journal.F("KEYSLOT", added.Keyslot))
 	}
 	if file := k.journal.KeyFile; file != nil {

@@ -54,7 +54,7 @@ func (k *keyChanging) isRecorded() bool {
 		return false
 	}
 	added := k.journal.Added
-	return added == nil || k.record.has(added.Keyslot) && added.fills(k.header)
+	return added == nil || k.record.has(added.Keyslot) && added.isIn(k.header)
 }
 
 // endReplacement removes the keyslots of a TPM that the new one was to take the place of, once the TPM has given the new key again.

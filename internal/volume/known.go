@@ -121,7 +121,7 @@ func (k *keyChanging) rememberChange() error {
 		return err
 	}
 	after := before.after(k.before, k.header)
-	if added := k.journal.Added; added != nil && k.record.has(added.Keyslot) && added.fills(k.header) {
+	if added := k.journal.Added; added != nil && k.record.has(added.Keyslot) && added.isIn(k.header) {
 		after.add(k.header, added.Keyslot) // which an interrupted change had done
 	}
 	return k.states.Save(k.knownName(), knownVersion, after)
@@ -191,26 +191,26 @@ func (v *Volume) checkKnown(record *Record, header *luks2.Header) error {
 	if known == nil {
 		return wrongf(ErrBackupMissing, "header of %s: which of its keyslots are right was never written down", record.Container)
 	}
-	changing := &keyChanging{Volume: v}
-	if err := changing.loadJournal(); err != nil {
+	change, err := v.loadKeyChange()
+	if err != nil {
 		return err
 	}
 	for _, number := range slices.Sorted(maps.Keys(header.Metadata.Keyslots)) {
-		if !known.hasKeyslot(number, header.Metadata.Keyslots[number]) && !changing.fills(header, number) {
+		if !known.hasKeyslot(number, header.Metadata.Keyslots[number]) && !change.fills(header, number) {
 			return wrongf(ErrKeyslotUnknown, "header of %s: keyslot %d was filled by something else than luksmediad since the header was last recorded",
 				record.Container, number)
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(header.Metadata.Tokens)) {
 		token := header.Metadata.Tokens[id]
-		ofChange := len(token.Keyslots) == 1 && changing.fills(header, token.Keyslots[0])
+		ofChange := len(token.Keyslots) == 1 && change.fills(header, token.Keyslots[0])
 		if !known.hasToken(token) && !ofChange {
 			return wrongf(ErrTokenUnknown, "header of %s: token %d, %q, was written by something else than luksmediad since the header was last recorded",
 				record.Container, id, token.Type)
 		}
 	}
 	for _, made := range record.Keyslots {
-		if !made.In(header) && !changing.removes(header, made.Slot) {
+		if !made.In(header) && !change.removes(header, made.Slot) {
 			return wrongf(ErrKeyslotMissing, "header of %s: keyslot %d, %s, is gone", record.Container, made.Slot, made.Source)
 		}
 	}
@@ -228,19 +228,6 @@ func (k *keyChanging) forgetReplaced() error {
 	}
 	k.record.Keyslots = left
 	return k.saveRecord(k.record)
-}
-
-// fills: the keyslot is that of a change under way, or interrupted.
-func (k *keyChanging) fills(header *luks2.Header, number int) bool {
-	return k.journal != nil && k.journal.UUID == header.UUID && k.journal.Added != nil &&
-		k.journal.Added.Keyslot == number && k.journal.Added.fills(header)
-}
-
-// removes: the keyslot is one that a change under way, or interrupted, takes away.
-func (k *keyChanging) removes(header *luks2.Header, number int) bool {
-	return k.journal != nil && k.journal.UUID == header.UUID && slices.ContainsFunc(k.journal.Removed, func(removed removedKeyslot) bool {
-		return removed.Keyslot == number
-	})
 }
 
 // checkBackup wants the copy that is kept to be that of the header as it is.
