@@ -156,7 +156,7 @@ func TestLockWaitsForTheOpening(t *testing.T) {
 					time.Sleep(time.Second)
 					return adopted(), fault
 				})
-				s.late = true
+				s.resumePending = true
 				s.start(t)
 				opening := ask(func() (api.Outcome, error) { return s.Unlock(t.Context()) })
 				began := time.Now()

@@ -68,7 +68,7 @@ type Journal interface {
 	Emit(event journal.Event, fields ...journal.Field)
 }
 
-// Parts are what a daemon is made of. All are required.
+// Parts are what a daemon is made of. All but Before are required.
 type Parts struct {
 	Config    *config.Config
 	Volume    Operations
@@ -141,10 +141,10 @@ type Daemon struct {
 	retry   <-chan time.Time
 	// gateOpen: what requires the gate may run. gateShut: it was told that it may not.
 	gateOpen, gateShut bool
-	// late: something may have given up waiting for the gate, or was stopped for a lock.
-	late bool
-	// kept: a lock failed; what was stopped for it stays down until somebody asks for the volume.
-	kept bool
+	// resumePending: something may have given up waiting for the gate, or was stopped for a lock.
+	resumePending bool
+	// stayDown: a lock failed; what was stopped for it stays down until somebody asks for the volume.
+	stayDown bool
 	// verifying: a look at the mount table is under way.
 	verifying bool
 }
@@ -278,8 +278,8 @@ func (d *Daemon) serve(ctx context.Context, r *request) {
 		r.reply <- outcome{phase: d.phase}
 		return
 	}
-	if r.event == open && d.kept && !r.unlessLocked {
-		d.late, d.kept = true, false
+	if r.event == open && d.stayDown && !r.unlessLocked {
+		d.resumePending, d.stayDown = true, false
 	}
 	if err := d.advance(ctx, r.event); err != nil {
 		r.reply <- outcome{phase: d.phase, err: err}
@@ -311,7 +311,7 @@ func (d *Daemon) advance(ctx context.Context, e event) error {
 		go func() { d.outcomes <- d.close(ctx) }()
 	case waiting:
 		wait := d.backoff.NextBackOff()
-		d.late = !d.kept
+		d.resumePending = !d.stayDown
 		d.closeGate()
 		d.retry = time.After(wait)
 		d.Journal.Emit(journal.RetryScheduled, journal.F("SECONDS", int(wait.Seconds())))
@@ -335,9 +335,9 @@ func (d *Daemon) settle(ctx context.Context, o outcome) {
 	}
 	was := d.phase
 	if was == closing {
-		d.late, d.kept = o.err == nil, o.err != nil
+		d.resumePending, d.stayDown = o.err == nil, o.err != nil
 	}
-	d.late = d.late || o.late
+	d.resumePending = d.resumePending || o.late
 	_ = d.advance(ctx, e) // both operations have a cell for both ends
 	o.phase = d.phase
 	switch d.phase {
@@ -399,8 +399,8 @@ func (d *Daemon) sayReady() {
 
 // resumeLate starts who gave up waiting for the gate, unless somebody is about to lock the volume. Should that be given up, the patrol does.
 func (d *Daemon) resumeLate(ctx context.Context) {
-	if d.phase == serving && d.late && !d.lockIsWanted() && d.resuming.CompareAndSwap(false, true) {
-		d.late = false
+	if d.phase == serving && d.resumePending && !d.lockIsWanted() && d.resuming.CompareAndSwap(false, true) {
+		d.resumePending = false
 		go d.resume(ctx)
 	}
 }

@@ -172,7 +172,7 @@ func TestHungOperation(t *testing.T) {
 func TestLockGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
-		s.late = true
+		s.resumePending = true
 		s.start(t)
 		impatient, leave := context.WithTimeout(t.Context(), time.Second)
 		defer leave()
@@ -300,7 +300,7 @@ func TestServicesThatDoNotStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
 		s.gate.fails.set(errBroken)
-		s.late = true // something has given up waiting
+		s.resumePending = true // something has given up waiting
 		s.start(t)
 		s.after(2 * time.Second)
 		if phase := s.phaseNow(t); phase != api.PhaseServing {

@@ -33,9 +33,9 @@ type Handover struct {
 	Ready bool `json:"ready"`
 	// Locked: the volume is to stay closed.
 	Locked bool `json:"locked"`
-	// Late and Kept say who is to be started when it is open; see [Daemon].
-	Late bool `json:"late"`
-	Kept bool `json:"kept"`
+	// ResumePending and StayDown say who is to be started when it is open; see [Daemon].
+	ResumePending bool `json:"late"`
+	StayDown      bool `json:"kept"`
 	// Conditions are shown until they are found out anew.
 	Conditions []health.Condition `json:"conditions"`
 }
@@ -162,7 +162,7 @@ func (d *Daemon) yield() yielded {
 	}
 	return yielded{Handover: Handover{
 		Volume: identityOf(d.Config),
-		Ready:  d.ready.Load(), Locked: d.phase == locked, Late: d.late, Kept: d.kept, Conditions: d.Board.Snapshot(),
+		Ready:  d.ready.Load(), Locked: d.phase == locked, ResumePending: d.resumePending, StayDown: d.stayDown, Conditions: d.Board.Snapshot(),
 	}}
 }
 
@@ -232,7 +232,7 @@ func (d *Daemon) begin(ctx context.Context) {
 func (d *Daemon) knows() bool { return d.Before != nil && d.Before.Volume == identityOf(d.Config) }
 
 func (d *Daemon) takeOver(before Handover) {
-	d.late, d.kept = before.Late, before.Kept
+	d.resumePending, d.stayDown = before.ResumePending, before.StayDown
 	if !before.Locked {
 		return
 	}

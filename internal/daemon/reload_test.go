@@ -177,7 +177,7 @@ func TestHandoverWhileWaiting(t *testing.T) {
 		s.start(t)
 		s.after(2 * time.Second)
 		handover := s.handOver(t, sound(unchanged))
-		if handover.Ready || !handover.Late || len(s.record.having("RELOADING")) > 0 {
+		if handover.Ready || !handover.ResumePending || len(s.record.having("RELOADING")) > 0 {
 			t.Errorf("%+v\n%s", handover, s.record)
 		}
 

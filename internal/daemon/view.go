@@ -11,9 +11,14 @@ import (
 	"luksmediad/pkg/unlock"
 )
 
-// view is what others see of the daemon: values only, so that looking never waits for an operation.
+// view is what others see of the daemon; looking never waits for an operation.
 type view struct {
-	mu      sync.Mutex
+	mu sync.Mutex
+	seen
+}
+
+// seen is what there is to see, values only.
+type seen struct {
 	started time.Time
 	phase   phase
 	// doing is the step that runs, or what it waits for.
@@ -111,9 +116,10 @@ func (v *view) setProtection(p volume.Protection) bool {
 }
 
 // snapshot is a consistent copy.
-func (v *view) snapshot() view {
+func (v *view) snapshot() seen {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return view{started: v.started, phase: v.phase, doing: v.doing, moving: v.moving, growth: v.growth, opened: v.opened, stores: v.stores, openedBy: v.openedBy, mapped: v.mapped,
-		bytes: v.bytes, tried: maps.Clone(v.tried), protection: v.protection}
+	snapshot := v.seen
+	snapshot.tried = maps.Clone(v.tried)
+	return snapshot
 }
