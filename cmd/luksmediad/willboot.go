@@ -91,7 +91,7 @@ func (f *foresight) look(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	f.forecast.Needs = append([]boot.Check{{Name: "config", Status: boot.OK}}, foreseen(header, err)...)
+	f.forecast.Before = append([]boot.Check{{Name: "config", Status: boot.OK}}, foreseen(header, err)...)
 	if err == nil {
 		err = f.try(ctx, header)
 		if err != nil {
@@ -99,9 +99,9 @@ func (f *foresight) look(ctx context.Context) error {
 		}
 	}
 	dependents := f.config.Units()
-	f.forecast.Needs = append(f.forecast.Needs, f.machine.Service(dependents))
+	f.forecast.After = []boot.Check{f.machine.Service(dependents)}
 	if len(dependents) > 0 {
-		f.forecast.Needs = append(f.forecast.Needs, f.machine.Gate(dependents))
+		f.forecast.After = append(f.forecast.After, f.machine.Gate(dependents))
 	}
 	return nil
 }
@@ -163,12 +163,12 @@ func (f *foresight) placeContainer(place func(string) error) {
 	if info, err := os.Stat(f.config.Volume.Container); err != nil || !info.Mode().IsRegular() {
 		return
 	}
-	i := slices.IndexFunc(f.forecast.Needs, func(c boot.Check) bool { return c.Name == string(volume.StepContainer) })
+	i := slices.IndexFunc(f.forecast.Before, func(c boot.Check) bool { return c.Name == string(volume.StepContainer) })
 	switch err := place(f.config.Volume.Container); {
 	case errors.Is(err, boot.ErrGone):
-		f.forecast.Needs[i] = boot.Check{Name: string(volume.StepContainer), Status: boot.Failed, Text: err.Error(), Err: err}
+		f.forecast.Before[i] = boot.Check{Name: string(volume.StepContainer), Status: boot.Failed, Text: err.Error(), Err: err}
 	case err != nil:
-		f.forecast.Needs[i] = boot.Check{Name: string(volume.StepContainer), Status: boot.Warning, Text: err.Error(), Err: err}
+		f.forecast.Before[i] = boot.Check{Name: string(volume.StepContainer), Status: boot.Warning, Text: err.Error(), Err: err}
 	}
 }
 
@@ -225,9 +225,7 @@ type bindingLine struct {
 
 func (f *foresight) answer() forecastAnswer {
 	a := forecastAnswer{Type: "result", Volume: f.config.Volume.Name, Verdict: f.forecast.Verdict(), Checks: []checkLine{}, Bound: []bindingLine{}}
-	needs := f.forecast.Needs
-	i := slices.IndexFunc(needs, func(c boot.Check) bool { return c.Name == "service" })
-	for _, need := range needs[:max(i, 0)] {
+	for _, need := range f.forecast.Before {
 		a.Checks = append(a.Checks, f.line(need))
 	}
 	for _, attempt := range f.forecast.Attempts {
@@ -237,7 +235,7 @@ func (f *foresight) answer() forecastAnswer {
 		}
 		a.Checks = append(a.Checks, line)
 	}
-	for _, need := range needs[max(i, 0):] {
+	for _, need := range f.forecast.After {
 		a.Checks = append(a.Checks, f.line(need))
 	}
 	if opener := f.forecast.Opener(); opener != nil {

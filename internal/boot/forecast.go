@@ -55,11 +55,15 @@ func (a *Attempt) Place(err error) {
 
 // Forecast is all that is known of the next boot.
 type Forecast struct {
-	// Needs are what the boot needs besides a key.
-	Needs []Check
+	// Before is what the boot needs before a key.
+	Before []Check
 	// Attempts are the key sources in their order.
 	Attempts []Attempt
+	// After is what it needs besides, whatever the key.
+	After []Check
 }
+
+func (f *Forecast) needs() []Check { return slices.Concat(f.Before, f.After) }
 
 // Verdict is the answer.
 type Verdict string
@@ -100,7 +104,7 @@ func (f *Forecast) Verdict() Verdict {
 		return NeedsPerson
 	case failed != nil:
 		return NotStarted
-	case opener != &f.Attempts[0], opener.Status != OK, slices.ContainsFunc(f.Needs, func(c Check) bool { return c.Status != OK }):
+	case opener != &f.Attempts[0], opener.Status != OK, slices.ContainsFunc(f.needs(), func(c Check) bool { return c.Status != OK }):
 		return OpensNevertheless
 	}
 	return Opens
@@ -109,9 +113,9 @@ func (f *Forecast) Verdict() Verdict {
 // failed is the first need that fails, those first that no key makes up for.
 func (f *Forecast) failed() *Check {
 	var found *Check
-	for i, need := range f.Needs {
+	for _, need := range f.needs() {
 		if need.Status == Failed && (found == nil || errors.Is(found.Err, ErrNotStarted)) {
-			found = &f.Needs[i]
+			found = &need
 		}
 	}
 	return found

@@ -45,7 +45,7 @@ func TestVerdict(t *testing.T) {
 		{"the header is refused, found last", []Check{unstarted, damaged}, nil, Refused, luks2.ErrRefused},
 	}
 	for _, test := range tests {
-		f := Forecast{Needs: test.needs, Attempts: test.attempts}
+		f := Forecast{Before: test.needs, Attempts: test.attempts}
 		if got := f.Verdict(); got != test.want || !errors.Is(f.Err(), test.err) {
 			t.Errorf("%s: %s, %v", test.name, got, f.Err())
 		}
