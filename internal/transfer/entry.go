@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"math/bits"
 
@@ -166,7 +167,7 @@ func byPathDescending(a, b *Entry) int { return comparePaths(b.Path, a.Path) }
 
 func byInode(a, b *Entry) int {
 	if a.Inode != b.Inode {
-		return order(a.Inode, b.Inode)
+		return cmp.Compare(a.Inode, b.Inode)
 	}
 	return byPath(a, b)
 }
@@ -174,14 +175,7 @@ func byInode(a, b *Entry) int {
 // byBlock puts what has no block of its own first, by inode.
 func byBlock(a, b *Entry) int {
 	if a.scanned.block != b.scanned.block {
-		return order(a.scanned.block, b.scanned.block)
+		return cmp.Compare(a.scanned.block, b.scanned.block)
 	}
 	return byInode(a, b)
-}
-
-func order(a, b uint64) int {
-	if a < b {
-		return -1
-	}
-	return 1
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -167,35 +166,17 @@ func (r *remover) removeFiles(ctx context.Context, entries stream, folders *spoo
 }
 
 func (r *remover) dispatch(ctx context.Context, entries stream, folders *spool, batches chan<- []Entry) error {
-	var batch []Entry
-	for {
-		e, err := entries.next()
-		if err != nil && !errors.Is(err, io.EOF) {
-			return err
+	b := &batcher{to: batches}
+	err := eachEntry(entries, func(e *Entry) error {
+		if e.Kind == Folder {
+			return folders.add(e)
 		}
-		ended := errors.Is(err, io.EOF)
-		switch {
-		case ended:
-		case e.Kind == Folder:
-			if err := folders.add(e); err != nil {
-				return err
-			}
-		default:
-			batch = append(batch, *e)
-		}
-		if !ended && len(batch) < batchNames {
-			continue
-		}
-		select {
-		case batches <- batch:
-			batch = nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		if ended {
-			return nil
-		}
+		return b.add(ctx, e)
+	})
+	if err != nil {
+		return err
 	}
+	return b.send(ctx)
 }
 
 func (r *remover) work(ctx context.Context, batches <-chan []Entry) error {

@@ -122,6 +122,7 @@ func (c *creating) removeContainer() error {
 	return errors.Join(file.remove(), syncFolder(filepath.Dir(file.Path)))
 }
 
+// syncFolder is [mount.SyncDirectory] where the administrator may have put a link on the way.
 func syncFolder(path string) error {
 	folder, err := os.Open(path)
 	if err != nil {

@@ -484,7 +484,7 @@ func (m *mover) discard(context.Context) error {
 	if err := m.emptyDiscarded(); err != nil {
 		return err
 	}
-	if err := syncFolder(m.PrivateDir()); err != nil { // nothing looks for it when the journal is gone
+	if err := mount.SyncDirectory(m.PrivateDir()); err != nil { // nothing looks for it when the journal is gone
 		return err
 	}
 	if err := m.forgetMove(m.move); err != nil {
@@ -523,7 +523,7 @@ func (m *mover) setAside() error {
 			return fmt.Errorf("cannot discard the copy of store %s: %w", m.store.Name, err)
 		}
 	}
-	if err := errors.Join(syncFolder(filepath.Dir(m.target())), syncFolder(m.discardedFolder())); err != nil {
+	if err := errors.Join(mount.SyncDirectory(filepath.Dir(m.target())), mount.SyncDirectory(m.discardedFolder())); err != nil {
 		return err
 	}
 	return m.fail("after discard")
