@@ -63,7 +63,7 @@ func (d *Docker) LeaveStopped() *Docker { return &Docker{http: d.http, state: do
 
 // dockerState is empty where systemd is not the init system.
 func dockerState(ctx context.Context) (state UnitState, err error) {
-	err = Gate{Unit: dockerUnit}.with(ctx, func(units *Units) error {
+	err = ifSystemd(ctx, dockerUnit, func(units *Units) error {
 		state, err = units.State(ctx, dockerUnit)
 		return err
 	})
@@ -246,37 +246,4 @@ func (d *Docker) call(ctx context.Context, method, path string, into any) error 
 		return nil
 	}
 	return json.NewDecoder(body).Decode(into)
-}
-
-// Unit is a unit of systemd that uses a store.
-type Unit struct{ Name string }
-
-// State tells whether the unit runs, or is about to, as between two tries to start it; it is well if it is active.
-func (u Unit) State(ctx context.Context) (running bool, ailing string, err error) {
-	err = u.with(ctx, func(units *Units) error {
-		state, err := units.State(ctx, u.Name)
-		switch {
-		case err != nil:
-			return err
-		case state.Load == "not-found":
-			return fmt.Errorf("cannot ask for the state of %s: %w", u.Name, ErrNoSuchUnit)
-		}
-		running, ailing = state.running(), state.ailing()
-		return nil
-	})
-	return running, ailing, err
-}
-
-// Stop stops the unit and waits for it.
-func (u Unit) Stop(ctx context.Context) error {
-	return u.with(ctx, func(units *Units) error { return units.Stop(ctx, u.Name) })
-}
-
-// Start starts the unit and waits for it.
-func (u Unit) Start(ctx context.Context) error {
-	return u.with(ctx, func(units *Units) error { return units.Start(ctx, u.Name) })
-}
-
-func (u Unit) with(ctx context.Context, do func(*Units) error) error {
-	return Gate{Unit: u.Name}.ask(ctx, do)
 }

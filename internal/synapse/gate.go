@@ -3,9 +3,6 @@ package synapse
 import (
 	"context"
 	"errors"
-	"fmt"
-
-	"github.com/coreos/go-systemd/v22/util"
 )
 
 // Gate is the unit that every service with a store in the volume requires.
@@ -28,7 +25,7 @@ func (g Gate) Running(ctx context.Context) ([]string, error) {
 
 // Abandoned tells whether the gate is neither active nor about to be: who waited for it has given up. Where there is none, nobody has.
 func (g Gate) Abandoned(ctx context.Context) (abandoned bool, err error) {
-	err = g.with(ctx, func(units *Units) error {
+	err = ifSystemd(ctx, g.Unit, func(units *Units) error {
 		state, err := units.State(ctx, g.Unit)
 		abandoned = err == nil && state.Load == "loaded" && !state.running() && !state.Job
 		return err
@@ -38,7 +35,7 @@ func (g Gate) Abandoned(ctx context.Context) (abandoned bool, err error) {
 
 // Stop stops the gate. systemd stops what requires it first, since a requirer is ordered after it.
 func (g Gate) Stop(ctx context.Context) error {
-	return g.with(ctx, func(units *Units) error {
+	return ifSystemd(ctx, g.Unit, func(units *Units) error {
 		err := units.Stop(ctx, g.Unit)
 		if errors.Is(err, ErrNoSuchUnit) {
 			return nil
@@ -79,7 +76,7 @@ func comesAtBoot(ctx context.Context, units *Units, unit string, state UnitState
 }
 
 func (g Gate) eachRequirer(ctx context.Context, do func(*Units, string, UnitState) error) error {
-	return g.with(ctx, func(units *Units) error {
+	return ifSystemd(ctx, g.Unit, func(units *Units) error {
 		names, err := units.Requirers(ctx, g.Unit)
 		for _, name := range names {
 			state, stateErr := units.State(ctx, name)
@@ -90,23 +87,4 @@ func (g Gate) eachRequirer(ctx context.Context, do func(*Units, string, UnitStat
 		}
 		return err
 	})
-}
-
-// with asks systemd, and does nothing where systemd is not the init system.
-func (g Gate) with(ctx context.Context, do func(*Units) error) error {
-	err := g.ask(ctx, do)
-	if errors.Is(err, ErrNoSystemd) && !util.IsRunningSystemd() {
-		return nil
-	}
-	return err
-}
-
-// ask connects for one piece of work: a connection kept over hours would be one more thing that can be gone.
-func (g Gate) ask(ctx context.Context, do func(*Units) error) error {
-	units, err := ConnectUnits(ctx)
-	if err != nil {
-		return fmt.Errorf("cannot ask about %s: %w", g.Unit, err)
-	}
-	defer units.Close()
-	return do(units)
 }

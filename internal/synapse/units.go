@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/coreos/go-systemd/v22/dbus"
+	"github.com/coreos/go-systemd/v22/util"
 	godbus "github.com/godbus/dbus/v5"
 )
 
@@ -65,6 +66,25 @@ func connect(ctx context.Context, dial func(context.Context) (*dbus.Conn, error)
 		return nil, fmt.Errorf("cannot connect to the service manager: %w: %w", ErrNoSystemd, err)
 	}
 	return &Units{conn: conn}, nil
+}
+
+// withUnits connects for one piece of work about a unit: a connection kept over hours would be one more thing that can be gone.
+func withUnits(ctx context.Context, about string, do func(*Units) error) error {
+	units, err := ConnectUnits(ctx)
+	if err != nil {
+		return fmt.Errorf("cannot ask about %s: %w", about, err)
+	}
+	defer units.Close()
+	return do(units)
+}
+
+// ifSystemd is withUnits, and does nothing where systemd is not the init system.
+func ifSystemd(ctx context.Context, about string, do func(*Units) error) error {
+	err := withUnits(ctx, about, do)
+	if errors.Is(err, ErrNoSystemd) && !util.IsRunningSystemd() {
+		return nil
+	}
+	return err
 }
 
 // Close ends the connection.
@@ -187,4 +207,33 @@ func classify(err error) error {
 		return fmt.Errorf("%w: %w", ErrNoSystemd, err)
 	}
 	return err
+}
+
+// Unit is a unit of systemd that uses a store.
+type Unit struct{ Name string }
+
+// State tells whether the unit runs, or is about to, as between two tries to start it; it is well if it is active.
+func (u Unit) State(ctx context.Context) (running bool, ailing string, err error) {
+	err = withUnits(ctx, u.Name, func(units *Units) error {
+		state, err := units.State(ctx, u.Name)
+		switch {
+		case err != nil:
+			return err
+		case state.Load == "not-found":
+			return fmt.Errorf("cannot ask for the state of %s: %w", u.Name, ErrNoSuchUnit)
+		}
+		running, ailing = state.running(), state.ailing()
+		return nil
+	})
+	return running, ailing, err
+}
+
+// Stop stops the unit and waits for it.
+func (u Unit) Stop(ctx context.Context) error {
+	return withUnits(ctx, u.Name, func(units *Units) error { return units.Stop(ctx, u.Name) })
+}
+
+// Start starts the unit and waits for it.
+func (u Unit) Start(ctx context.Context) error {
+	return withUnits(ctx, u.Name, func(units *Units) error { return units.Start(ctx, u.Name) })
 }

@@ -152,22 +152,6 @@ func (v *Volume) forgetMove(ended *move) error {
 	return v.states.Save(v.movesName(), movesVersion, all)
 }
 
-// fail is where tests interrupt an operation; see [Volume.failpoint].
-func (v *Volume) fail(point string) error {
-	if v.failpoint == nil {
-		return nil
-	}
-	return v.failpoint(point)
-}
-
-// after is the failpoint behind a step that has ended with err.
-func (v *Volume) after(step string, err error) error {
-	if err != nil {
-		return err
-	}
-	return v.fail("after " + step)
-}
-
 // removeJournal ends a journal: all that it tells of is done, or undone.
 func (v *Volume) removeJournal(name string) error {
 	if err := v.fail("before the journal's end"); err != nil {

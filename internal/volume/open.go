@@ -97,28 +97,8 @@ func (v *Volume) OpenMapping(ctx context.Context, sources []unlock.Source, obser
 	})
 }
 
-// step is a named part of an operation.
-type step struct {
-	name Step
-	do   func(context.Context) error
-}
-
 func (o *opening) run(ctx context.Context, steps []step) error {
 	return runSteps(ctx, o.observer, steps)
-}
-
-func runSteps(ctx context.Context, observer Observer, steps []step) error {
-	for _, step := range steps {
-		observer.Step(step.name)
-		err := context.Cause(ctx)
-		if err == nil {
-			err = step.do(ctx)
-		}
-		if err != nil {
-			return &StepError{Step: step.name, Err: err}
-		}
-	}
-	return nil
 }
 
 func (o *opening) loadRecord(context.Context) (err error) {
@@ -348,11 +328,3 @@ func (o *opening) undo(ctx context.Context) error {
 	o.releaseBacking()
 	return o.Close(ctx, silent{})
 }
-
-// silent observes nothing.
-type silent struct{}
-
-func (silent) Step(Step)                             {}
-func (silent) Progress(int64, int64)                 {}
-func (silent) Attempt(unlock.Attempt)                {}
-func (silent) Event(journal.Event, ...journal.Field) {}
