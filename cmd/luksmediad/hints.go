@@ -1,11 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
 	"slices"
-	"strings"
 
 	"luksmediad/internal/api"
 	"luksmediad/internal/boot"
@@ -37,7 +37,7 @@ type hint struct {
 func hints() []hint {
 	return []hint{
 		{context.Canceled, "interrupted", exitInterrupted, ""},
-		{unlock.ErrNoKeyFits, "no_key_fits", exitNoKey, "luksmediad unlock"},
+		{unlock.ErrNoKeyFits, "no_key_fits", exitNoKey, unlockByHand},
 		{volume.ErrConfirmation, "not_confirmed", exitFailed, ""},
 		{errConfigGone, "config_gone", exitGateClosed, "put " + config.DefaultPath + " back from a backup; systemctl start luksmediad.service docker.service"},
 		{errNotRoot, "not_root", exitFailed, retryAsRoot},
@@ -160,36 +160,36 @@ func hints() []hint {
 		{tpm2.ErrBusy, "tpm_busy", exitNoKey, "fuser -v /dev/tpm*"},
 		{tpm2.ErrLockout, "tpm_lockout", exitNoKey, "tpm2_getcap properties-variable"},
 		{tpm2.ErrPolicy, "tpm_policy", exitNoKey, sealAnew},
-		{tpm2.ErrPCRChanged, "tpm_pcr_changed", exitNoKey, "luksmediad unlock"},
-		{tpm2.ErrPIN, "tpm_pin", exitNoKey, "luksmediad unlock"},
-		{tpm2.ErrPINNeeded, "pin_needed", exitNoKey, "luksmediad unlock"},
+		{tpm2.ErrPCRChanged, "tpm_pcr_changed", exitNoKey, unlockByHand},
+		{tpm2.ErrPIN, "tpm_pin", exitNoKey, unlockByHand},
+		{tpm2.ErrPINNeeded, "pin_needed", exitNoKey, unlockByHand},
 		{tpm2.ErrSignature, "tpm_signature", exitNoKey, "ls -l /run/systemd/tpm2-pcr-signature.json"},
 		{tpm2.ErrSRKMismatch, "tpm_srk_mismatch", exitNoKey, sealAnew},
 		{tpm2.ErrSRKForeign, "tpm_srk_foreign", exitRefused, "tpm2_readpublic -c 0x81000001"},
 		{tpm2.ErrTimeout, "tpm_timeout", exitNoKey, "journalctl -k --grep tpm"},
 		{tpm2.ErrBankUnavailable, "tpm_bank", exitRefused, "tpm2_getcap pcrs"},
 		{tpm2.ErrPCRUnused, "tpm_pcr_unused", exitRefused, "tpm2_pcrread"},
-		{tpm2.ErrToken, "token_malformed", exitNoKey, "luksmediad unlock"},
-		{tpm2.ErrUnsupported, "token_unsupported", exitNoKey, "luksmediad unlock"},
+		{tpm2.ErrToken, "token_malformed", exitNoKey, unlockByHand},
+		{tpm2.ErrUnsupported, "token_unsupported", exitNoKey, unlockByHand},
 		{tpm2.ErrEventLog, "event_log", exitFailed, "ls -l /sys/kernel/security/tpm*/binary_bios_measurements"},
 		{tpm2.ErrFailed, "tpm_failed", exitNoKey, "journalctl -k --grep tpm"},
-		{unlock.ErrKeyFileMissing, "key_missing", exitNoKey, "luksmediad unlock"},
+		{unlock.ErrKeyFileMissing, "key_missing", exitNoKey, unlockByHand},
 		{unlock.ErrKeyFileUnsafe, "key_unsafe", exitRefused, "ls -l {file}; chown root:root {file} && chmod 0400 {file}"},
 		{unlock.ErrCredentialMissing, "credential_missing", exitNoKey, "systemctl cat luksmediad; ls -l /run/credentials/luksmediad.service"},
 		{unlock.ErrCredentialUnsafe, "credential_unsafe", exitRefused, "ls -l /run/credentials/luksmediad.service"},
-		{unlock.ErrToken, "token_malformed", exitNoKey, "luksmediad unlock"},
-		{unlock.ErrTokenUnsupported, "token_unsupported", exitNoKey, "luksmediad unlock"},
+		{unlock.ErrToken, "token_malformed", exitNoKey, unlockByHand},
+		{unlock.ErrTokenUnsupported, "token_unsupported", exitNoKey, unlockByHand},
 		{unlock.ErrClevisMissing, "clevis_missing", exitNoKey, "apt install clevis clevis-tpm2"},
 		{unlock.ErrTangUnreachable, "tang_unreachable", exitNoKey, "systemctl cat luksmediad; luksmediad key test"},
 		{unlock.ErrClevis, "clevis_failed", exitNoKey, "luksmediad key test"},
-		{secret.ErrEmpty, "key_empty", exitNoKey, "luksmediad unlock"},
-		{secret.ErrTooLarge, "key_too_large", exitNoKey, "luksmediad unlock"},
+		{secret.ErrEmpty, "key_empty", exitNoKey, unlockByHand},
+		{secret.ErrTooLarge, "key_too_large", exitNoKey, unlockByHand},
 		{secret.ErrNoMemory, "no_locked_memory", exitFailed, "ulimit -l unlimited"},
 		{unlock.ErrProgram, "command_failed", exitNoKey, "luksmediad key test"},
-		{unlock.ErrNoAnswer, "no_answer", exitNoKey, "luksmediad unlock"},
-		{unlock.ErrNoKeyslot, "no_keyslot", exitNoKey, "luksmediad unlock"},
+		{unlock.ErrNoAnswer, "no_answer", exitNoKey, unlockByHand},
+		{unlock.ErrNoKeyslot, "no_keyslot", exitNoKey, unlockByHand},
 		{unlock.ErrKeyslotMemory, "keyslot_memory", exitNoKey, "free --mebi; cryptsetup luksDump {container}"},
-		{unlock.ErrWrongKey, "wrong_key", exitNoKey, "luksmediad unlock"},
+		{unlock.ErrWrongKey, "wrong_key", exitNoKey, unlockByHand},
 		{unlock.ErrNoDeviceMapper, "no_device_mapper", exitFailed, "modprobe dm-crypt"},
 		{unlock.ErrForeignMapping, "mapping_foreign", exitRefused, "dmsetup table"},
 		{unlock.ErrMappingBusy, "in_use", exitBusy, "fuser -vm {store}"},
@@ -205,7 +205,7 @@ func hints() []hint {
 		{mount.ErrForeign, "mount_foreign", exitRefused, "lsblk -f"},
 		{mount.ErrMounted, "already_mounted", exitRefused, "findmnt {store}"},
 		{mount.ErrUnguarded, "unguarded", exitRefused, "lsattr -d {store}"},
-		{mount.ErrNotMounted, "not_mounted", exitFailed, "luksmediad unlock"},
+		{mount.ErrNotMounted, "not_mounted", exitFailed, unlockByHand},
 		{mount.ErrAttached, "already_attached", exitBusy, "losetup --list"},
 		{mount.ErrNoLoop, "no_loop", exitFailed, "modprobe loop; losetup --list"},
 		{mount.ErrSparse, "container_sparse", exitRefused, "fallocate --posix --length $(stat --format %s {container}) {container}"},
@@ -257,17 +257,23 @@ func explain(err error) api.Explanation {
 
 // ahead is what to type about a failure that is met while the volume may well be open: then to unlock it is no help.
 func ahead(explained api.Explanation) string {
-	switch class := explained.Class; {
-	case explained.Next != unlockByHand:
+	if explained.Next != unlockByHand {
 		return explained.Next
-	case class == "tpm_pin", class == "pin_needed":
-		return "luksmediad key test --pin-file FILE"
-	case strings.HasPrefix(class, "tpm_"):
-		return "luksmediad key drift"
-	case slices.Contains([]string{"key_missing", "key_empty", "key_too_large"}, class):
-		return lookAtFile
 	}
-	return "luksmediad key list"
+	return cmp.Or(aheadAdvice()[explained.Class], "luksmediad key list")
+}
+
+// aheadAdvice has the words of hints for which there is more to look at than the keys.
+func aheadAdvice() map[string]string {
+	const provePIN = "luksmediad key test --pin-file FILE"
+	return map[string]string{
+		"tpm_pcr_changed": "luksmediad key drift",
+		"tpm_pin":         provePIN,
+		"pin_needed":      provePIN,
+		"key_missing":     lookAtFile,
+		"key_empty":       lookAtFile,
+		"key_too_large":   lookAtFile,
+	}
 }
 
 // onceMore is the command that goes on with what was interrupted.
@@ -319,10 +325,9 @@ const (
 // keyWords are the words that explain can give for a key source that failed: a closed set for a metric's label.
 func keyWords() []string {
 	words := []string{classOther, string(health.ReasonIO), string(health.ReasonNoSpace), string(health.ReasonReadOnly), string(health.ReasonTimeout)}
+	refused := []string{"tpm_srk_foreign", "tpm_bank", "tpm_pcr_unused", "key_unsafe", "credential_unsafe"}
 	for _, h := range hints() {
-		kind, _, _ := strings.Cut(h.word, "_")
-		speaks := h.exit == exitNoKey || slices.Contains([]string{"key", "tpm", "credential"}, kind)
-		if speaks && !slices.Contains(words, h.word) {
+		if (h.exit == exitNoKey || slices.Contains(refused, h.word)) && !slices.Contains(words, h.word) {
 			words = append(words, h.word)
 		}
 	}

@@ -143,6 +143,15 @@ func TestHints(t *testing.T) {
 	}
 }
 
+// What is typed ahead of a boot is of a word that hints know, and in place of what would be typed then.
+func TestAheadAdvice(t *testing.T) {
+	for word := range aheadAdvice() {
+		if !slices.ContainsFunc(hints(), func(h hint) bool { return h.word == word && h.next == unlockByHand }) {
+			t.Errorf("%s is no word whose advice is to unlock", word)
+		}
+	}
+}
+
 // One word has one exit code, whatever class it comes from.
 func TestWordsAreUnambiguous(t *testing.T) {
 	exits := map[string]int{}
