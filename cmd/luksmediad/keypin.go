@@ -18,7 +18,6 @@ type keyPin struct {
 	*app
 	passphrase passphraseFlags
 	accept     bool
-	dryRun     bool
 }
 
 func newKeyPinCommand(a *app) *cobra.Command {
@@ -40,7 +39,7 @@ Exit codes: 0 as recorded, or accepted; 15 it differs.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return k.run(cmd.Context()) },
 	}
 	cmd.Flags().BoolVar(&k.accept, "accept", false, "record the container as it is")
-	cmd.Flags().BoolVar(&k.dryRun, "dry-run", false, "with --accept: open it and look, record nothing")
+	cmd.Flags().BoolVar(&a.dryRun, "dry-run", false, "with --accept: open it and look, record nothing")
 	k.passphrase.register(cmd)
 	return cmd
 }

@@ -141,8 +141,8 @@ func storeOf(loaded *config.Config, args []string) string {
 	return ""
 }
 
-// holder is the daemon, which holds the volume open.
-type holder interface {
+// openerDaemon is the daemon, which holds the volume open.
+type openerDaemon interface {
 	Status(ctx context.Context) (*api.Status, error)
 	Unlock(ctx context.Context) (*api.Outcome, error)
 }
@@ -152,7 +152,7 @@ const tellPatience = 10 * time.Second
 
 // tellDaemon has the daemon, if there is one, look at what it holds open once more. What was locked stays locked. A command that was
 // interrupted has worked on the volume all the same.
-func tellDaemon(ctx context.Context, daemon holder) error {
+func tellDaemon(ctx context.Context, daemon openerDaemon) error {
 	if ctx.Err() != nil {
 		ctx = context.WithoutCancel(ctx)
 	}

@@ -13,6 +13,9 @@ type Owner struct {
 	UID, GID int
 }
 
+// maxID is below (uid_t)-1, which is "no change" to chown(2).
+const maxID = 1<<32 - 2
+
 // ParseOwner reads "uid:gid".
 func ParseOwner(text string) (Owner, error) {
 	if !regexp.MustCompile(`^[0-9]{1,10}:[0-9]{1,10}$`).MatchString(text) {
@@ -20,9 +23,8 @@ func ParseOwner(text string) (Owner, error) {
 	}
 	uid, gid, _ := strings.Cut(text, ":")
 	owner := Owner{UID: number(uid), GID: number(gid)}
-	// 2^32-1 is (uid_t)-1, "no change" to chown(2).
-	if const32 := 1<<32 - 1; owner.UID >= const32 || owner.GID >= const32 {
-		return Owner{}, fmt.Errorf("%s is out of range; the largest id is %d", quote(text), const32-1)
+	if owner.UID > maxID || owner.GID > maxID {
+		return Owner{}, fmt.Errorf("%s is out of range; the largest id is %d", quote(text), maxID)
 	}
 	return owner, nil
 }

@@ -42,12 +42,12 @@ func (p *containersProbe) Run(ctx context.Context) (string, error) {
 			writers = append(writers, bind)
 		}
 	}
-	blinds, err := volume.Blinds(p.opened, binds, views)
+	stale, err := volume.StaleMounts(p.opened, binds, views)
 	if err != nil {
 		return "", err
 	}
-	if len(blinds) > 0 {
-		return "", failureOf(blinds)
+	if len(stale) > 0 {
+		return "", failureOf(stale)
 	}
 	if spools := volume.Spools(writers, views, p.proc, mount.Machine{Root: "/"}.LocateMount); len(spools) > 0 {
 		return "", failureOfSpools(spools)
@@ -80,10 +80,10 @@ func failureOfSpools(spools []volume.Spool) error {
 }
 
 // failureOf tells of all, and names the first that can be started again.
-func failureOf(blinds []volume.Blind) error {
+func failureOf(stale []volume.StaleMount) error {
 	failure := &health.FailureOf{Failure: health.Failure{Class: health.ReasonProcessStale}}
 	var texts []string
-	for _, b := range blinds {
+	for _, b := range stale {
 		name := fmt.Sprintf("process %d", b.PID)
 		switch {
 		case b.Container != "":
@@ -101,14 +101,14 @@ func failureOf(blinds []volume.Blind) error {
 		texts = append(texts, fmt.Sprintf("%s has in place of store %s %s", name, b.Store, b.Text))
 	}
 	if failure.Name == "" {
-		failure.Name = unitOf(blinds[0])
+		failure.Name = unitOf(stale[0])
 	}
 	failure.Err = errors.New(strings.Join(texts, "; "))
 	return failure
 }
 
 // engineOf tells who can start a container again.
-func engineOf(b volume.Blind) (reason health.Reason, name string) {
+func engineOf(b volume.StaleMount) (reason health.Reason, name string) {
 	if b.Podman {
 		return health.ReasonPodmanStale, "podman's container " + b.Container
 	}
@@ -116,7 +116,7 @@ func engineOf(b volume.Blind) (reason health.Reason, name string) {
 }
 
 // unitOf is what "systemctl restart" takes for it. A user's service manager is asked about his units, and never started again itself.
-func unitOf(b volume.Blind) string {
+func unitOf(b volume.StaleMount) string {
 	unit := b.Unit
 	switch {
 	case b.User == "":

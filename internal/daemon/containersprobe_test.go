@@ -96,32 +96,32 @@ func TestLeftBelow(t *testing.T) {
 
 // The name in the advice is that of something that can be started again.
 func TestFailureOfBlinds(t *testing.T) {
-	container, unit := volume.Blind{Container: "synapse", PID: 7, Store: "media", Text: "x"}, volume.Blind{Unit: "matrix-synapse.service", PID: 8, Store: "media", Text: "y"}
-	process := volume.Blind{PID: 9, Store: "media", Text: "z"}
+	container, unit := volume.StaleMount{Container: "synapse", PID: 7, Store: "media", Text: "x"}, volume.StaleMount{Unit: "matrix-synapse.service", PID: 8, Store: "media", Text: "y"}
+	process := volume.StaleMount{PID: 9, Store: "media", Text: "z"}
 	tests := []struct {
-		blinds []volume.Blind
+		stale  []volume.StaleMount
 		reason health.Reason
 		name   string
 		text   string
 	}{
-		{[]volume.Blind{container}, health.ReasonContainerStale, "synapse", "container synapse has in place of store media x"},
-		{[]volume.Blind{process, unit, container}, health.ReasonContainerStale, "synapse",
+		{[]volume.StaleMount{container}, health.ReasonContainerStale, "synapse", "container synapse has in place of store media x"},
+		{[]volume.StaleMount{process, unit, container}, health.ReasonContainerStale, "synapse",
 			"process 9 has in place of store media z; matrix-synapse.service has in place of store media y; container synapse has in place of store media x"},
-		{[]volume.Blind{process, unit}, health.ReasonProcessStale, "matrix-synapse.service",
+		{[]volume.StaleMount{process, unit}, health.ReasonProcessStale, "matrix-synapse.service",
 			"process 9 has in place of store media z; matrix-synapse.service has in place of store media y"},
-		{[]volume.Blind{{Container: "4f66ad5e9a1f", Podman: true, PID: 7, Store: "media", Text: "x"}}, health.ReasonPodmanStale, "4f66ad5e9a1f",
+		{[]volume.StaleMount{{Container: "4f66ad5e9a1f", Podman: true, PID: 7, Store: "media", Text: "x"}}, health.ReasonPodmanStale, "4f66ad5e9a1f",
 			"podman's container 4f66ad5e9a1f has in place of store media x"},
-		{[]volume.Blind{{Unit: "hs.service", User: "1000", PID: 7, Store: "media", Text: "x"}}, health.ReasonProcessStale,
+		{[]volume.StaleMount{{Unit: "hs.service", User: "1000", PID: 7, Store: "media", Text: "x"}}, health.ReasonProcessStale,
 			"--user --machine=1000@.host hs.service", "hs.service has in place of store media x"},
-		{[]volume.Blind{{User: "1000", PID: 7, Store: "media", Text: "x"}}, health.ReasonProcessStale,
+		{[]volume.StaleMount{{User: "1000", PID: 7, Store: "media", Text: "x"}}, health.ReasonProcessStale,
 			"--user --machine=1000@.host $(ps -o uunit= 7)", "process 7 has in place of store media x"},
-		{[]volume.Blind{process}, health.ReasonProcessStale, "$(ps -o unit= 9)", "process 9 has in place of store media z"},
+		{[]volume.StaleMount{process}, health.ReasonProcessStale, "$(ps -o unit= 9)", "process 9 has in place of store media z"},
 	}
 	for _, test := range tests {
-		err := failureOf(test.blinds)
+		err := failureOf(test.stale)
 		failure, ok := errors.AsType[*health.FailureOf](err)
 		if !ok || health.ReasonOf(err) != test.reason || failure.Name != test.name || err.Error() != test.text {
-			t.Errorf("%+v gives %q, %+v", test.blinds, err, failure)
+			t.Errorf("%+v gives %q, %+v", test.stale, err, failure)
 		}
 	}
 }

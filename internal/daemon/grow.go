@@ -72,7 +72,7 @@ func (d *Daemon) growIfLow(ctx context.Context) {
 			return
 		}
 		var again <-chan time.Time // never
-		if !volume.Final(err) {
+		if !volume.GrowthIsFinal(err) {
 			again = time.After(growAgain)
 		}
 		select {

@@ -16,9 +16,9 @@ func (v *Volume) GrowUnattended(ctx context.Context, options GrowOptions, observ
 	return v.Grow(ctx, v.SourcesUnattended(), options, observer)
 }
 
-// Final says that a growth that has failed so must not be tried again by itself: after a sync that has failed another one would tell that all
+// GrowthIsFinal says that a growth that has failed so must not be tried again by itself: after a sync that has failed another one would tell that all
 // is well, of blocks that may not be on the disk.
-func Final(err error) bool { return errors.Is(err, mount.ErrSync) }
+func GrowthIsFinal(err error) bool { return errors.Is(err, mount.ErrSync) }
 
 // LowGrowth says how the open volume is to grow by itself: by the configured step, where less is left in it than configured. It is nil as long
 // as there is room, and where the container has its largest size already. What was interrupted is finished first.

@@ -34,15 +34,15 @@ func Levels() []Level {
 	return []Level{LevelNoneSameDisk, LevelUnknown, LevelInherited, LevelDiskTheft, LevelRemovable, LevelNetwork, LevelSnapshot, LevelPerson}
 }
 
-// Root is what the root filesystem is protected by: whoever can change it gets every key that comes without a person.
-type Root string
+// RootProtection is what the root filesystem is protected by: whoever can change it gets every key that comes without a person.
+type RootProtection string
 
 // What a root filesystem can be.
 const (
-	RootEncrypted Root = "encrypted"
-	RootVerified  Root = "verified"
-	RootPlain     Root = "plain"
-	RootUnknown   Root = "unknown"
+	RootEncrypted RootProtection = "encrypted"
+	RootVerified  RootProtection = "verified"
+	RootPlain     RootProtection = "plain"
+	RootUnknown   RootProtection = "unknown"
 )
 
 // Protection is what the keys protect the container against while the machine is off, or its disks are elsewhere.
@@ -50,7 +50,7 @@ type Protection struct {
 	Level Level
 	// Source is the kind of the key source that decides, Text what it means in a sentence.
 	Source, Text string
-	Root         Root
+	Root         RootProtection
 	// PCRs are those that keys in the TPM are bound to; nil if none is sealed there or the header cannot be read.
 	PCRs []int
 	// Warning says what the root filesystem gives away, empty if nothing.
@@ -318,7 +318,7 @@ func namesOf(carriers []mount.Carrier) string {
 }
 
 // rootOf judges the disks of the root filesystem; what it has in memory is gone after a boot.
-func rootOf(carriers []mount.Carrier) Root {
+func rootOf(carriers []mount.Carrier) RootProtection {
 	found := RootUnknown
 	for _, c := range carriers {
 		switch {
@@ -338,7 +338,7 @@ func rootOf(carriers []mount.Carrier) Root {
 
 // rootWarning is what systemd/systemd#42748 is about: a root filesystem that asks for no key is exchanged, and the other one is given
 // the key.
-func (a *assessment) rootWarning(root Root) string {
+func (a *assessment) rootWarning(root RootProtection) string {
 	const gets = "whoever boots this machine with a changed one gets the key"
 	var pcrs string
 	if bound := a.bound(); bound != "" {

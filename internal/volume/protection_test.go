@@ -180,7 +180,7 @@ func TestProtectionByRoot(t *testing.T) {
 		"whether the root filesystem is encrypted or verified cannot be told; if not, whoever boots this machine with a changed one gets the key"
 	for _, test := range []struct {
 		root    []mount.Carrier
-		want    Root
+		want    RootProtection
 		warning string
 	}{
 		{[]mount.Carrier{disk("sda")}, RootPlain, plain},

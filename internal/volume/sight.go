@@ -20,8 +20,8 @@ type Bind struct {
 	Source, Target string
 }
 
-// Blind is a container, a service or a process that sees something else than the store where it should see it.
-type Blind struct {
+// StaleMount tells of a container, a service or a process that sees something else than the store where it should see it.
+type StaleMount struct {
 	// Container or Unit is its name, both empty for a process of neither.
 	Container, Unit string
 	// Podman: the container is one of podman, which Docker does not know.
@@ -34,19 +34,19 @@ type Blind struct {
 	Text string
 }
 
-// Blinds are the containers with a store, or a directory above it, that do not see the mount of the open volume there: they were started
+// StaleMounts are the containers with a store, or a directory above it, that do not see the mount of the open volume there: they were started
 // before it, have a stale or a renamed directory, or the mount does not propagate. Beside those of binds, which a container engine
 // tells, they are found by what the kernel shows of every process, [mount.Views]. It looks into no filesystem.
-func Blinds(opened *Opened, binds []Bind, views []mount.View) ([]Blind, error) {
+func StaleMounts(opened *Opened, binds []Bind, views []mount.View) ([]StaleMount, error) {
 	host, err := mount.ReadTable()
 	if err != nil {
 		return nil, err
 	}
-	return blinds(opened, host, binds, views), nil
+	return staleMounts(opened, host, binds, views), nil
 }
 
-func blinds(opened *Opened, host mount.Table, binds []Bind, views []mount.View) []Blind {
-	var found []Blind
+func staleMounts(opened *Opened, host mount.Table, binds []Bind, views []mount.View) []StaleMount {
+	var found []StaleMount
 	for _, store := range opened.Stores {
 		if store.State != StoreEncrypted {
 			continue
@@ -56,7 +56,7 @@ func blinds(opened *Opened, host mount.Table, binds []Bind, views []mount.View) 
 			found = look.through(found, bind, views)
 		}
 		for _, view := range views {
-			if !slices.ContainsFunc(found, func(b Blind) bool { return slices.Contains(view.Processes, b.PID) }) {
+			if !slices.ContainsFunc(found, func(b StaleMount) bool { return slices.Contains(view.Processes, b.PID) }) {
 				found = look.into(found, view)
 			}
 		}
@@ -72,7 +72,7 @@ type looking struct {
 }
 
 // through looks where a container engine says that the store is.
-func (l *looking) through(found []Blind, bind Bind, views []mount.View) []Blind {
+func (l *looking) through(found []StaleMount, bind Bind, views []mount.View) []StaleMount {
 	below, err := filepath.Rel(bind.Source, l.store.Path)
 	if err != nil || below == ".." || strings.HasPrefix(below, "../") {
 		return found
@@ -82,14 +82,14 @@ func (l *looking) through(found []Blind, bind Bind, views []mount.View) []Blind 
 			continue
 		}
 		if text := l.wrong(view.Table, filepath.Join(bind.Target, below)); text != "" {
-			found = append(found, Blind{Container: bind.Container, PID: bind.PID, Store: l.store.Name, Text: text})
+			found = append(found, StaleMount{Container: bind.Container, PID: bind.PID, Store: l.store.Name, Text: text})
 		}
 	}
 	return found
 }
 
 // into looks where a namespace has the directory below the mount of the store, which nothing but a bind puts there.
-func (l *looking) into(found []Blind, view mount.View) []Blind {
+func (l *looking) into(found []StaleMount, view mount.View) []StaleMount {
 	under := l.host.Covering(filepath.Dir(l.store.Path))
 	if under == nil {
 		return found
@@ -109,9 +109,9 @@ func (l *looking) into(found []Blind, view mount.View) []Blind {
 		if text == "" {
 			continue
 		}
-		blind := Blind{PID: view.PID, Store: l.store.Name, Text: text}
-		blind.nameBy(view.Cgroup)
-		return append(found, blind)
+		stale := StaleMount{PID: view.PID, Store: l.store.Name, Text: text}
+		stale.nameBy(view.Cgroup)
+		return append(found, stale)
 	}
 	return found
 }
@@ -141,18 +141,18 @@ var containerID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompi
 // nameBy takes the names from a cgroup: /system.slice/docker-ID.scope, /docker/ID and podman's /machine.slice/libpod-ID.scope, of which an engine
 // takes the first twelve digits for a name; /system.slice/NAME.service, to which a container of podman may belong as a part (podman-systemd.unit(5));
 // /user.slice/user-UID.slice/user@UID.service/… of a user's service manager, which is nobody's to restart.
-func (b *Blind) nameBy(cgroup string) {
+func (s *StaleMount) nameBy(cgroup string) {
 	for part := range strings.SplitSeq(cgroup, "/") {
 		switch user, is := strings.CutPrefix(part, "user@"); {
 		case !strings.HasSuffix(part, ".service"):
 		case is:
-			b.User, b.Unit = strings.TrimSuffix(user, ".service"), ""
+			s.User, s.Unit = strings.TrimSuffix(user, ".service"), ""
 		default:
-			b.Unit = part // the innermost is what has started it
+			s.Unit = part // the innermost is what has started it
 		}
 	}
 	id, podman := containerID().FindString(cgroup), strings.Contains(cgroup, "/libpod-")
-	if id != "" && (b.Unit == "" || !podman) {
-		b.Container, b.Podman, b.Unit = id[:12], podman, ""
+	if id != "" && (s.Unit == "" || !podman) {
+		s.Container, s.Podman, s.Unit = id[:12], podman, ""
 	}
 }

@@ -87,7 +87,7 @@ func TestBlindsOfRealProcesses(t *testing.T) {
 	opened := &Opened{Mapping: &unlock.Mapping{Device: stat.Dev}, Stores: []StoreStatus{{Name: "media", Path: store, State: StoreEncrypted}}}
 	late := inNamespace(t, bind+filepath.Join(dir, "late")).pid
 
-	found, err := Blinds(opened, nil, views(t))
+	found, err := StaleMounts(opened, nil, views(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,7 @@ func TestBlindsOfRealProcesses(t *testing.T) {
 		t.Errorf("early %d, late %d: %+v", early, late, found)
 	}
 	binds := []Bind{{"first", early, filepath.Join(dir, "data"), filepath.Join(dir, "early")}, {"second", late, filepath.Join(dir, "data"), filepath.Join(dir, "late")}}
-	if found, err = Blinds(opened, binds, views(t)); err != nil || len(found) != 1 || found[0].Container != "first" {
+	if found, err = StaleMounts(opened, binds, views(t)); err != nil || len(found) != 1 || found[0].Container != "first" {
 		t.Errorf("%+v, %v", found, err)
 	}
 }

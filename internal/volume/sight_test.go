@@ -69,7 +69,7 @@ func TestBlinds(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			view := mount.View{PID: 500, Processes: []int{500, 510}, Cgroup: strings.TrimPrefix(test.cgroup, "0::"), Table: parseTable(t, test.table)}
 			var got []string
-			for _, b := range blinds(opened, parseTable(t, host), test.binds, []mount.View{view}) {
+			for _, b := range staleMounts(opened, parseTable(t, host), test.binds, []mount.View{view}) {
 				name := b.Container + b.Unit
 				if name == "" {
 					name = fmt.Sprint(b.PID)
@@ -86,7 +86,7 @@ func TestBlinds(t *testing.T) {
 // The name is that of what can be started again, which a user's service manager with all that is his is not.
 func TestNamesOfCgroup(t *testing.T) {
 	const id = "4f66ad5e9a1f0b1bd2e41f3a1f3d0c9b8a7968574635241302f1e0d9c8b7a695"
-	for cgroup, want := range map[string]Blind{
+	for cgroup, want := range map[string]StaleMount{
 		"/system.slice/docker-" + id + ".scope":            {Container: id[:12]},
 		"/docker/" + id:                                    {Container: id[:12]},
 		"/machine.slice/libpod-" + id + ".scope/container": {Container: id[:12], Podman: true},
@@ -98,7 +98,7 @@ func TestNamesOfCgroup(t *testing.T) {
 		"/user.slice/user-1000.slice/user@1000.service/app.slice/app-gnome-terminal.scope": {User: "1000"},
 		"/user.slice/user-1000.slice/session-3.scope":                                      {},
 	} {
-		var got Blind
+		var got StaleMount
 		if got.nameBy(cgroup); got != want {
 			t.Errorf("%s: %+v", cgroup, got)
 		}
