@@ -64,7 +64,7 @@ func mountUntilEnd(t *testing.T, source, target, kind string, flags uintptr, opt
 }
 
 // fault 67: what started before the mount has the directory below it, what started after it the store.
-func TestBlindsOfRealProcesses(t *testing.T) {
+func TestStaleMountsOfRealProcesses(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"volume", "data/media_store", "early", "late"} {
 		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
