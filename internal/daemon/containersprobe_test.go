@@ -95,7 +95,7 @@ func TestLeftBelow(t *testing.T) {
 }
 
 // The name in the advice is that of something that can be started again.
-func TestFailureOfBlinds(t *testing.T) {
+func TestFailureOfStaleMounts(t *testing.T) {
 	container, unit := volume.StaleMount{Container: "synapse", PID: 7, Store: "media", Text: "x"}, volume.StaleMount{Unit: "matrix-synapse.service", PID: 8, Store: "media", Text: "y"}
 	process := volume.StaleMount{PID: 9, Store: "media", Text: "z"}
 	tests := []struct {

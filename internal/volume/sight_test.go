@@ -13,7 +13,7 @@ import (
 )
 
 // What containers and services see of a store, as the mount tables tell: fault 67.
-func TestBlinds(t *testing.T) {
+func TestStaleMounts(t *testing.T) {
 	const (
 		id    = "4f66ad5e9a1f0b1bd2e41f3a1f3d0c9b8a7968574635241302f1e0d9c8b7a695"
 		disk  = "21 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
