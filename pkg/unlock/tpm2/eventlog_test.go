@@ -80,6 +80,19 @@ func TestReadEventLog(t *testing.T) {
 	}
 }
 
+// longest has the longest description that the byte before it allows.
+func longest() *eventlog.Log {
+	log := eventlog.New(crypto.SHA256)
+	log.Add(0, eventlog.FirmwareBlob2, append([]byte{255}, bytes.Repeat([]byte("x"), 255+16)...))
+	return log
+}
+
+func TestReadLongestDescription(t *testing.T) {
+	if got, want := read(t, longest().Bytes(), SHA256).Events[0].Text, strings.Repeat("x", maxText-1)+"…"; got != want {
+		t.Errorf("text %q, want %q", got, want)
+	}
+}
+
 // Logs of real machines are read, and say things that can be printed.
 func TestReadRealEventLogs(t *testing.T) {
 	for name, raw := range realLogs() {
@@ -250,6 +263,7 @@ func FuzzEventLog(f *testing.F) {
 		f.Add(raw)
 	}
 	f.Add(wrote(crypto.SHA1, crypto.SHA256).Bytes())
+	f.Add(longest().Bytes())
 	f.Add(append(wrote(crypto.SHA256).Bytes(), 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		for _, bank := range []Bank{SHA1, SHA256, SHA384} {

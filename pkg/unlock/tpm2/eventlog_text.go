@@ -63,7 +63,7 @@ func counted(data []byte) string {
 	if len(data) == 0 || len(data) <= int(data[0]) {
 		return ""
 	}
-	return text(data[1 : 1+data[0]])
+	return text(data[1:][:data[0]])
 }
 
 // text is data that consists of readable characters, of 8 or 16 bits each, and nothing if it does not.
