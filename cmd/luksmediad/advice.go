@@ -3,6 +3,7 @@ package main
 import (
 	"slices"
 
+	"luksmediad/internal/config"
 	"luksmediad/internal/daemon"
 	"luksmediad/pkg/health"
 )
@@ -15,6 +16,16 @@ type advice struct {
 
 // repairHeader is what to type about a header of which one copy is left.
 const repairHeader = "cryptsetup luksHeaderBackup {container} --header-backup-file /root/header.img && cryptsetup repair {container}"
+
+const (
+	// findHeaderCopy and headerCopy are what advice has where the name of the copy of the header that is kept is not known; see
+	// [app.asTyped].
+	findHeaderCopy = "ls " + config.StateDir + "/headers; "
+	headerCopy     = config.StateDir + "/headers/FILE"
+	// restoreHeader is what to type about a header of which neither copy is left, restoreWiped where nothing shows that there was one.
+	restoreHeader = findHeaderCopy + "cryptsetup luksHeaderRestore {container} --header-backup-file " + headerCopy
+	restoreWiped  = "file -s {container}; if it is the container, and its header is gone: " + restoreHeader
+)
 
 const (
 	// reviewHeader is what to type about what somebody has put into the header, backUpHeader about its copy.
@@ -53,7 +64,7 @@ func probeAdvice() []advice {
 		{health.ReasonError, log},
 		{health.ReasonFilesystemErrors, kernelLog + "; luksmediad lock && luksmediad unlock"},
 		{health.ReasonFullSoon, "luksmediad grow --by 10GiB --dry-run"},
-		{health.ReasonHeaderDamaged, "ls /var/lib/luksmediad/headers; cryptsetup luksHeaderRestore {container} --header-backup-file FILE"},
+		{health.ReasonHeaderDamaged, restoreHeader},
 		{health.ReasonHeaderRefused, "luksmediad header check"},
 		{health.ReasonHole, log},
 		{health.ReasonIO, kernelLog},
@@ -68,7 +79,7 @@ func probeAdvice() []advice {
 		{health.ReasonNoInodes, "df -i {root}"},
 		{health.ReasonNoSpace, "df -h {root}; luksmediad grow --by 10GiB --dry-run"},
 		{health.ReasonNotImage, "{synapse_log}"},
-		{health.ReasonNotLUKS2, "file -s {container}"},
+		{health.ReasonNotLUKS2, restoreWiped},
 		{health.ReasonNotMounted, "luksmediad unlock"},
 		{health.ReasonNotMovedIn, "luksmediad migrate {store_name}"},
 		{health.ReasonNotOnVolume, "{synapse_description}"},

@@ -107,8 +107,22 @@ func expand(c *config.Config, next string) string {
 	return strings.NewReplacer(names...).Replace(next)
 }
 
-// asTyped has in advice the configuration that is in use, and for root no sudo, which need not be there.
-func (a *app) asTyped(next string) string { return asTyped(next, a.configPath, os.Geteuid() == 0) }
+// asTyped has in advice the configuration that is in use, the copy of its container's header, and for root no sudo, which need not be there.
+func (a *app) asTyped(next string) string {
+	return asTyped(a.withHeaderCopy(next), a.configPath, os.Geteuid() == 0)
+}
+
+// withHeaderCopy names the copy of the header that is kept; where none is, the reader has to look for one.
+func (a *app) withHeaderCopy(next string) string {
+	if a.config == nil || !strings.Contains(next, headerCopy) {
+		return next
+	}
+	path := a.places.volumeOf(a.config).HeaderCopy()
+	if path == "" {
+		return next
+	}
+	return strings.NewReplacer(findHeaderCopy, "", headerCopy, path).Replace(next)
+}
 
 // adviceFor is adviceFor as the daemon gives it.
 func (a *app) adviceFor(c *config.Config) func(health.Code, health.Reason) string {

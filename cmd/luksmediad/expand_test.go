@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,8 +10,11 @@ import (
 	"testing"
 
 	"luksmediad/internal/config"
+	"luksmediad/internal/state"
+	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 	"luksmediad/pkg/unlock"
+	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/pkg/unlock/secret"
 	"luksmediad/pkg/unlock/tpm2"
 )
@@ -116,6 +120,34 @@ func TestAdviceAsTyped(t *testing.T) {
 			t.Errorf("%s: with --config %s", test.next, got)
 		}
 	}
+}
+
+// A header that is gone comes back from the copy that is kept, which advice names where there is a record of the container.
+func TestAdviceNamesTheHeaderCopy(t *testing.T) {
+	const restore = "cryptsetup luksHeaderRestore /srv/media.luks --header-backup-file "
+	c := &config.Config{Volume: config.Volume{Name: "media", Container: "/srv/media.luks"}}
+	a := &app{config: c, places: places{Paths: volume.Paths{State: t.TempDir()}}}
+	require := func(when, copied string) {
+		t.Helper()
+		for reason, before := range map[health.Reason]string{
+			health.ReasonHeaderDamaged: "", health.ReasonNotLUKS2: "file -s /srv/media.luks; if it is the container, and its header is gone: ",
+		} {
+			if got, want := a.adviceFor(c)(health.Header, reason), before+copied; got != want {
+				t.Errorf("%s, %s: %s, want %s", when, reason, got, want)
+			}
+		}
+	}
+	unknown := "ls /var/lib/luksmediad/headers; " + restore + "/var/lib/luksmediad/headers/FILE"
+	require("no record", unknown)
+	if err := (state.Store{Dir: a.places.State}).Save("volume-media", 1, &volume.Record{Container: c.Volume.Container, Pin: luks2.Pin{UUID: "uuid"}}); err != nil {
+		t.Fatal(err)
+	}
+	require("no copy", unknown)
+	path := filepath.Join(a.places.State, "headers", "media-uuid.img")
+	if err := errors.Join(os.Mkdir(filepath.Dir(path), 0o700), os.WriteFile(path, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	require("a copy", restore+path)
 }
 
 // A folder that is not there has to be made; what only says that it is not is no help.

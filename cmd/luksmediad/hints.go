@@ -153,8 +153,8 @@ func hints() []hint {
 		{luks2.ErrPinMismatch, "pin_mismatch", exitRefused, "luksmediad key pin"},
 		{luks2.ErrRefused, "header_refused", exitRefused, "luksmediad header check"},
 		{luks2.ErrLUKS1, "luks1", exitRefused, "file -s {container}"},
-		{luks2.ErrNotLUKS2, "not_luks2", exitRefused, "file -s {container}"},
-		{luks2.ErrDamaged, "header_damaged", exitFailed, "ls /var/lib/luksmediad/headers; cryptsetup luksHeaderRestore {container} --header-backup-file FILE"},
+		{luks2.ErrNotLUKS2, "not_luks2", exitRefused, restoreWiped},
+		{luks2.ErrDamaged, "header_damaged", exitFailed, restoreHeader},
 
 		{tpm2.ErrAbsent, "tpm_absent", exitNoKey, "ls /dev/tpmrm*"},
 		{tpm2.ErrBusy, "tpm_busy", exitNoKey, "fuser -v /dev/tpm*"},

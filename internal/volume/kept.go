@@ -41,6 +41,19 @@ func (v *Volume) Kept() Kept {
 	return kept
 }
 
+// HeaderCopy is the file with the copy of the recorded container's header; empty if none is kept.
+func (v *Volume) HeaderCopy() string {
+	record, err := v.loadRecord()
+	if err != nil {
+		return ""
+	}
+	path := v.backupPath(record.Pin.UUID)
+	if _, err := os.Stat(path); err != nil {
+		return ""
+	}
+	return path
+}
+
 // recoveryProven goes by the salts in the record, so that no header has to be read.
 func (v *Volume) recoveryProven(record *Record) (last time.Time) {
 	known, err := v.loadProofs()

@@ -39,6 +39,9 @@ func TestKept(t *testing.T) {
 			t.Errorf("%s is not announced", purpose)
 		}
 	}
+	if got := r.HeaderCopy(); got != r.backupPath(r.header().UUID) {
+		t.Errorf("copy of the header: %s", got)
+	}
 	if !kept.RecoveryProven.IsZero() {
 		t.Errorf("nobody has tried the recovery key, and it was proven %v", kept.RecoveryProven)
 	}
@@ -52,7 +55,7 @@ func TestKept(t *testing.T) {
 		t.Errorf("proven before the keyslot was filled: %v", kept.RecoveryProven)
 	}
 	r.must(r.states.Remove(r.recordName()))
-	if kept := r.Kept(); kept.Purposes != nil || !kept.HeaderBackup.IsZero() {
+	if kept := r.Kept(); kept.Purposes != nil || !kept.HeaderBackup.IsZero() || r.HeaderCopy() != "" {
 		t.Errorf("without a record: %+v", kept)
 	}
 }
