@@ -14,8 +14,8 @@ type advice struct {
 	next   string
 }
 
-// repairHeader is what to type about a header of which one copy is left.
-const repairHeader = "cryptsetup luksHeaderBackup {container} --header-backup-file /root/header.img && cryptsetup repair {container}"
+// repairHeader is what to type about a header of which one copy is left. cryptsetup overwrites no backup.
+const repairHeader = "cryptsetup luksHeaderBackup {container} --header-backup-file /root/header-$(date +%s).img && cryptsetup repair {container}"
 
 const (
 	// findHeaderCopy and headerCopy are what advice has where the name of the copy of the header that is kept is not known; see
@@ -25,6 +25,9 @@ const (
 	// restoreHeader is what to type about a header of which neither copy is left, restoreWiped where nothing shows that there was one.
 	restoreHeader = findHeaderCopy + "cryptsetup luksHeaderRestore {container} --header-backup-file " + headerCopy
 	restoreWiped  = "file -s {container}; if it is the container, and its header is gone: " + restoreHeader
+	// restoreKeyslot is what to type about a damaged keyslot: the key tells whether its copy is better.
+	restoreKeyslot = findHeaderCopy + "cryptsetup open --test-passphrase --key-slot N {container} --header " + headerCopy +
+		", and if that opens: cryptsetup luksHeaderRestore {container} --header-backup-file " + headerCopy
 )
 
 const (
@@ -69,6 +72,7 @@ func probeAdvice() []advice {
 		{health.ReasonHole, log},
 		{health.ReasonIO, kernelLog},
 		{health.ReasonKeyFailed, "luksmediad key test"},
+		{health.ReasonKeyslotDamaged, restoreKeyslot},
 		{health.ReasonKeyslotMissing, "luksmediad key list"},
 		{health.ReasonKeyslotUnknown, reviewHeader},
 		{health.ReasonLocalStorageOff, "grep enable_local_media_storage {homeserver}"},

@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"luksmediad/pkg/health"
+	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock/luks2"
 )
 
@@ -71,7 +71,7 @@ damaged and what is refused.
 Without --container it is the configured volume, which is also compared with what was recorded when it was created.
 With it, any container, without configuration or root. A damaged copy is reported and left as it is.
 
-Exit codes: 0 in order, 1 both copies damaged, 3 one copy damaged, 15 refused or not the recorded container.`,
+Exit codes: 0 in order, 1 both copies damaged, 3 one copy or a keyslot damaged, 15 refused or not the recorded one.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return f.checkHeader() },
 	}
@@ -149,7 +149,8 @@ func (f *containerFlags) checkHeader() error {
 		explained := explainFor(f.config, err)
 		report.Result, report.Next, code = explained.Class, explained.Next, explained.ExitCode
 	case len(report.Damage) > 0:
-		report.Result, report.Next, code = string(health.ReasonCopyDamaged), expand(f.config, repairHeader), exitDegraded
+		explained := explainFor(f.config, volume.CheckDamage(s.Header))
+		report.Result, report.Next, code = explained.Class, explained.Next, exitDegraded
 	}
 	report.Next = f.asTyped(report.Next)
 	return f.printHeader(report, code)

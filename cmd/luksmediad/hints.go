@@ -142,6 +142,7 @@ func hints() []hint {
 		{transfer.ErrCorrupt, "manifest_corrupt", exitRefused, "luksmediad status"},
 
 		{volume.ErrHeaderDamaged, string(health.ReasonCopyDamaged), exitRefused, repairHeader},
+		{volume.ErrKeyslotDamaged, "keyslot_damaged", exitRefused, restoreKeyslot},
 		{volume.ErrKeyslotForeign, "keyslot_foreign", exitRefused, "luksmediad key list; luksmediad key remove N --foreign"},
 		{volume.ErrKeyslotMissing, "keyslot_missing", exitFailed, "luksmediad key list"},
 		{volume.ErrKeyslotsFull, "keyslots_full", exitFailed, "luksmediad key list; luksmediad key remove N"},

@@ -16,7 +16,6 @@ import (
 	"luksmediad/internal/config"
 	"luksmediad/internal/keys"
 	"luksmediad/internal/volume"
-	"luksmediad/pkg/health"
 	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
@@ -119,7 +118,7 @@ func foreseen(header *luks2.Header, err error) []boot.Check {
 	}
 	if header != nil && len(header.Damage) > 0 {
 		last := &checks[len(checks)-1]
-		last.Status, last.Text = boot.Warning, header.Damage[0].Error()
+		last.Status, last.Text, last.Err = boot.Warning, header.Damage[0].Error(), volume.CheckDamage(header)
 	}
 	return checks
 }
@@ -250,13 +249,9 @@ func (f *foresight) answer() forecastAnswer {
 
 func (f *foresight) line(c boot.Check) checkLine {
 	line := checkLine{Check: c.Name, Status: c.Status, Text: strings.ReplaceAll(c.Text, "\n", "; ")}
-	switch {
-	case c.Err != nil:
+	if c.Err != nil {
 		explained := explainAhead(f.config, c.Err)
 		line.Class, line.Next = explained.Class, explained.Next
-	case c.Name == string(volume.StepHeader) && c.Status == boot.Warning:
-		line.Class = string(health.ReasonCopyDamaged)
-		line.Next = expand(f.config, repairHeader)
 	}
 	return line
 }

@@ -65,7 +65,7 @@ func TestForecast(t *testing.T) {
 		return source(boot.Check{Name: name, Status: boot.OK, Text: fmt.Sprintf("opens keyslot %d", keyslot)}, keyslot)
 	}
 	moved := source(bad("tpm2", boot.Failed, fmt.Errorf("cannot unseal the key: %w", tpm2.ErrPolicy)), -1)
-	damaged := boot.Check{Name: "header", Status: boot.Warning, Text: "secondary header at byte 16384: checksum"}
+	damaged := boot.Check{Name: "header", Status: boot.Warning, Text: "secondary header at byte 16384: checksum", Err: volume.ErrHeaderDamaged}
 	before, after := good("config", "record", "container", "header"), good("service", "gate")
 	tests := []struct {
 		name string

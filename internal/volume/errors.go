@@ -45,6 +45,8 @@ var (
 	ErrSettings = errors.New("configuration contradicts the volume")
 	// ErrHeaderDamaged: one copy of the header is damaged, and writing to it would repair it unasked.
 	ErrHeaderDamaged = errors.New("a copy of the header is damaged")
+	// ErrKeyslotDamaged: a keyslot cannot be read, or differs from its copy. Nothing repairs it: there is only one.
+	ErrKeyslotDamaged = errors.New("a keyslot is damaged")
 	// ErrKeyslotForeign: luksmediad did not make the keyslot.
 	ErrKeyslotForeign = errors.New("keyslot not ours")
 	// ErrKeyslotsFull: no keyslot is free.

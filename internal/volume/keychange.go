@@ -202,10 +202,27 @@ func (k *keyChanging) halfWritten() bool {
 
 // checkWhole refuses to have a damaged header written to: cryptsetup would silently repair it from the copy that it prefers.
 func checkWhole(container *container, header *luks2.Header) error {
+	if err := CheckDamage(header); err != nil {
+		return fmt.Errorf("cannot change the header of %s: %w", container.Name(), err)
+	}
+	return nil
+}
+
+// CheckDamage fails with [ErrHeaderDamaged] if one copy of the header is damaged, else with [ErrKeyslotDamaged] if a keyslot cannot be read.
+func CheckDamage(header *luks2.Header) error {
 	if len(header.Damage) == 0 {
 		return nil
 	}
-	return wrongf(ErrHeaderDamaged, "cannot change the header of %s: %v", container.Name(), header.Damage[0])
+	damage := header.Damage[0] // the copies come first
+	if damage.Part != luks2.Keyslots {
+		return wrongf(ErrHeaderDamaged, "%v", damage)
+	}
+	for number, keyslot := range header.Metadata.Keyslots {
+		if keyslot.Area.Offset == damage.Offset {
+			return wrongf(ErrKeyslotDamaged, "keyslot %d: %v", number, damage)
+		}
+	}
+	return wrongf(ErrKeyslotDamaged, "%v", damage)
 }
 
 // read gives the header as it is now, valid and of the recorded container.

@@ -129,7 +129,7 @@ func (k *keyChanging) rememberChange() error {
 
 // CheckHeader compares the header that r reads, of a container of size bytes, with all that is recorded about it, and tells what it
 // has found in order. Without a failure nothing is wrong; otherwise it fails with the worst: a class of luks2, [ErrCipherChanged],
-// [ErrHeaderDamaged], [ErrKeyslotUnknown], [ErrTokenUnknown], [ErrKeyslotMissing], [ErrBackupMissing] or [ErrBackupOld]. It
+// [ErrHeaderDamaged], [ErrKeyslotDamaged], [ErrKeyslotUnknown], [ErrTokenUnknown], [ErrKeyslotMissing], [ErrBackupMissing] or [ErrBackupOld]. It
 // needs no key and changes nothing.
 func (v *Volume) CheckHeader(r io.ReaderAt, size int64) (string, error) {
 	record, err := v.loadRecord()
@@ -176,10 +176,10 @@ func (v *Volume) checkRecorded(record *Record, header *luks2.Header, size int64)
 }
 
 func checkCopies(record *Record, header *luks2.Header) error {
-	if len(header.Damage) == 0 {
-		return nil
+	if err := CheckDamage(header); err != nil {
+		return fmt.Errorf("header of %s: %w", record.Container, err)
 	}
-	return wrongf(ErrHeaderDamaged, "header of %s: %v", record.Container, header.Damage[0])
+	return nil
 }
 
 // checkKnown looks for what nobody is known to have put there, then for what is gone.

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -102,6 +103,35 @@ func TestCheckHeaderDamage(t *testing.T) {
 	}
 	r.scribble(16384 + 100)
 	r.requireLook(luks2.ErrDamaged)
+}
+
+// badSector cannot be read at one offset.
+type badSector struct {
+	io.ReaderAt
+	at int64
+}
+
+func (b badSector) ReadAt(into []byte, offset int64) (int, error) {
+	if offset <= b.at && b.at < offset+int64(len(into)) {
+		return 0, unix.EIO
+	}
+	return b.ReaderAt.ReadAt(into, offset)
+}
+
+// Of a keyslot there is no second copy in the container, and nothing to repair it from.
+func TestCheckHeaderUnreadable(t *testing.T) {
+	r := newRing(t)
+	r.backUp()
+	file, err := os.Open(r.container())
+	r.must(err)
+	defer file.Close()
+	area := r.header().Metadata.Keyslots[1].Area
+	for at, want := range map[int64]error{100: ErrHeaderDamaged, area.Offset + 8192: ErrKeyslotDamaged, area.Offset + area.Size - 1: ErrKeyslotDamaged} {
+		_, err := r.CheckHeader(badSector{file, at}, ringBytes)
+		if !errors.Is(err, want) || !errors.Is(err, ErrHeaderDamaged) && !strings.Contains(err.Error(), "keyslot 1:") {
+			t.Errorf("byte %d: %v, want %v", at, err, want)
+		}
+	}
 }
 
 // A copy that does not reach the disk takes the place of none.

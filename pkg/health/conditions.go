@@ -49,6 +49,7 @@ const (
 	ReasonHole               Reason = "hole"                  // the file has no blocks on the disk that could be checked
 	ReasonIO                 Reason = "io_error"              // EIO, or the bytes read back are not those written
 	ReasonKeyFailed          Reason = "key_failed"            // a key source would not open the container
+	ReasonKeyslotDamaged     Reason = "keyslot_damaged"       // a keyslot cannot be read, or is not as its copy
 	ReasonKeyslotMissing     Reason = "keyslot_missing"       // a keyslot that luksmediad made is gone
 	ReasonKeyslotUnknown     Reason = "keyslot_unknown"       // a keyslot that nobody is known to have made
 	ReasonLocalStorageOff    Reason = "local_storage_off"     // Synapse does not keep media in the store
@@ -120,11 +121,12 @@ var conditions = []definition{
 		code: Header, title: "header valid and pinned", impact: FailsHealth, dependsOn: []Code{Container},
 		reasons: []Reason{
 			ReasonBackupMissing, ReasonBackupOld, ReasonCipherChanged, ReasonCopyDamaged, ReasonError, ReasonHeaderDamaged,
-			ReasonHeaderRefused, ReasonIO, ReasonKeyslotMissing, ReasonKeyslotUnknown, ReasonNotLUKS2, ReasonPinMismatch,
+			ReasonHeaderRefused, ReasonIO, ReasonKeyslotDamaged, ReasonKeyslotMissing, ReasonKeyslotUnknown, ReasonNotLUKS2, ReasonPinMismatch,
 			ReasonTimeout, ReasonTokenUnknown, ReasonUnreadable,
 		},
 		degrades: []Reason{
-			ReasonBackupMissing, ReasonBackupOld, ReasonCopyDamaged, ReasonKeyslotMissing, ReasonKeyslotUnknown, ReasonTokenUnknown,
+			ReasonBackupMissing, ReasonBackupOld, ReasonCopyDamaged, ReasonKeyslotDamaged, ReasonKeyslotMissing, ReasonKeyslotUnknown,
+			ReasonTokenUnknown,
 		},
 	},
 	{code: Unlock, title: "container unlocked", impact: FailsReady, dependsOn: []Code{Container}, follows: []Code{Header}},
