@@ -27,7 +27,8 @@ const (
 	restoreWiped  = "file -s {container}; if it is the container, and its header is gone: " + restoreHeader
 	// restoreKeyslot is what to type about a damaged keyslot: the key tells whether its copy is better.
 	restoreKeyslot = findHeaderCopy + "cryptsetup open --test-passphrase --key-slot N {container} --header " + headerCopy +
-		", and if that opens: cryptsetup luksHeaderRestore {container} --header-backup-file " + headerCopy
+		", and if that opens: cryptsetup luksHeaderRestore {container} --header-backup-file " + headerCopy +
+		"; if it opens without --header only: mv " + headerCopy + " /root && luksmediad header backup"
 )
 
 const (

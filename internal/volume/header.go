@@ -16,7 +16,8 @@ import (
 const headersFolder = "headers"
 
 // backUpHeader saves header and keyslots in place of the backup before; the file opens the container like the header itself does. If it
-// fails, with [state.ErrNoSpace] where there is no room, nothing is left of it.
+// fails, with [state.ErrNoSpace] where there is no room, with [ErrKeyslotDamaged] where a keyslot is not what it was in the backup before,
+// that backup stays and nothing is left of the new one.
 func (v *Volume) backUpHeader(ctx context.Context, device, uuid string) error {
 	path := v.backupPath(uuid)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -29,7 +30,11 @@ func (v *Volume) backUpHeader(ctx context.Context, device, uuid string) error {
 	if err := removeIfThere(fresh); err != nil {
 		return err
 	}
-	if err := v.writeBackup(ctx, device, fresh); err != nil {
+	err := v.writeBackup(ctx, device, fresh)
+	if err == nil {
+		err = v.checkFresh(fresh, uuid)
+	}
+	if err != nil {
 		return errors.Join(err, removeIfThere(fresh))
 	}
 	if err := os.Rename(fresh, path); err != nil {

@@ -99,6 +99,9 @@ func (k *keyChanging) add(ctx context.Context, wanted Enrolment, added *AddedKey
 	if added.Keyslot, err = k.freeKeyslot(); err != nil {
 		return err
 	}
+	if err := k.checkKeyslots(added.Replaced...); err != nil {
+		return err
+	}
 	if err := wanted.check(ctx); err != nil || k.dry {
 		return err
 	}

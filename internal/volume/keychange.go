@@ -39,9 +39,18 @@ func (c *keyChange) fills(header *luks2.Header, number int) bool {
 
 // removes: the keyslot is one that a change under way, or interrupted, takes away.
 func (c *keyChange) removes(header *luks2.Header, number int) bool {
-	return c != nil && c.UUID == header.UUID && slices.ContainsFunc(c.Removed, func(removed removedKeyslot) bool {
-		return removed.Keyslot == number
-	})
+	return slices.Contains(c.removing(header), number)
+}
+
+// removing are the keyslots that the change takes away; none of a header that is not its own.
+func (c *keyChange) removing(header *luks2.Header) (keyslots []int) {
+	if c == nil || c.UUID != header.UUID {
+		return nil
+	}
+	for _, removed := range c.Removed {
+		keyslots = append(keyslots, removed.Keyslot)
+	}
+	return keyslots
 }
 
 type addedKeyslot struct {

@@ -101,8 +101,8 @@ func (k *keyChanging) isPersonal(way *unlock.Way, keyslot int) bool {
 }
 
 func (k *keyChanging) remove(ctx context.Context, options RemoveOptions) error {
-	if k.dry {
-		return nil
+	if err := k.checkKeyslots(options.Keyslot); err != nil || k.dry {
+		return err
 	}
 	k.journal = &keyChange{UUID: k.header.UUID, Removed: k.halfRemoved()}
 	if _, there := k.header.Metadata.Keyslots[options.Keyslot]; !there {

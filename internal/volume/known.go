@@ -10,7 +10,6 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"os"
 	"slices"
 
 	"luksmediad/pkg/unlock/luks2"
@@ -145,7 +144,7 @@ func (v *Volume) CheckHeader(r io.ReaderAt, size int64) (string, error) {
 		func() error { return header.Validate(size) },
 		func() error { return checkCopies(record, header) },
 		func() error { return v.checkKnown(record, header) },
-		func() error { return v.checkBackup(header) },
+		func() error { return v.checkBackup(r, header) },
 	} {
 		if err := check(); err != nil {
 			return "", err
@@ -230,26 +229,25 @@ func (k *keyChanging) forgetReplaced() error {
 	return k.saveRecord(k.record)
 }
 
-// checkBackup wants the copy that is kept to be that of the header as it is.
-func (v *Volume) checkBackup(header *luks2.Header) error {
-	path := v.backupPath(header.UUID)
-	file, err := os.Open(path)
+// checkBackup wants the copy that is kept to be that of the header as it is, which r reads.
+func (v *Volume) checkBackup(r io.ReaderAt, header *luks2.Header) error {
+	kept, err := openHeaderCopy(v.backupPath(header.UUID))
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrBackupMissing, err)
 	}
-	defer file.Close()
-	info, err := file.Stat()
+	defer kept.Close()
+	if kept.header.UUID != header.UUID {
+		return wrongf(ErrBackupMissing, "%s is of another container", kept.Name())
+	}
+	change, err := v.loadKeyChange()
 	if err != nil {
 		return err
 	}
-	backup, err := luks2.Inspect(file, info.Size())
-	switch {
-	case err != nil:
-		return fmt.Errorf("%w: cannot read %s: %w", ErrBackupMissing, path, err)
-	case backup.UUID != header.UUID:
-		return wrongf(ErrBackupMissing, "%s is of another container", path)
-	case backup.SequenceID < header.SequenceID:
-		return wrongf(ErrBackupOld, "%s has sequence %d, the header has %d", path, backup.SequenceID, header.SequenceID)
+	if err := v.compareAreas(r, header, kept, change.removing(header)...); err != nil {
+		return err
+	}
+	if kept.header.SequenceID < header.SequenceID {
+		return wrongf(ErrBackupOld, "%s has sequence %d, the header has %d", kept.Name(), kept.header.SequenceID, header.SequenceID)
 	}
 	return nil
 }

@@ -105,6 +105,112 @@ func TestCheckHeaderDamage(t *testing.T) {
 	r.requireLook(luks2.ErrDamaged)
 }
 
+// What has rotted in a keyslot is seen, and takes the place of no copy: with the copy the container opens again.
+func TestKeyslotRots(t *testing.T) {
+	r := newRing(t)
+	r.add(EnrolKeyFile{Path: r.path("key")})
+	r.backUp()
+	before := r.header()
+	restore := r.snapshot()
+	rot := func(keyslot int) {
+		t.Helper()
+		restore()
+		r.overwrite(before.Metadata.Keyslots[keyslot].Area.Offset+8192, make([]byte, 4096))
+		r.requireLook(ErrKeyslotDamaged)
+	}
+	kept := func() string {
+		t.Helper()
+		content, err := os.ReadFile(r.HeaderCopy())
+		r.must(err)
+		return string(content)
+	}
+	good := kept()
+	rot(0)
+	for name, change := range map[string]func() error{
+		"header backup": func() error { _, err := r.BackUpHeader(t.Context()); return err },
+		"key add": func() error {
+			_, err := r.AddKey(t.Context(), EnrolPassphrase{Key: newSecret(t, "another")}, AddOptions{Sources: offers(t, ringForeign)}, &watcher{})
+			return err
+		},
+		"key remove": func() error {
+			return r.remove(2, func(options *RemoveOptions) { options.Sources = offers(t, ringForeign) })
+		},
+	} {
+		if err := change(); !errors.Is(err, ErrKeyslotDamaged) || !strings.Contains(err.Error(), "keyslot 0 of") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	r.requireKeyslots("0 recovery", "2 keyfile")
+	if kept() != good {
+		t.Error("the copy that opens was overwritten")
+	}
+	r.run("luksHeaderRestore", "--header-backup-file="+r.HeaderCopy(), r.container())
+	r.requireLook(nil)
+	r.requireOpens(0, r.path("passphrase"))
+
+	// One that goes may be damaged.
+	rot(2)
+	r.must(r.remove(2))
+	r.requireLook(nil)
+
+	// Where it is the copy that has rotted, another takes its place once that is away.
+	restore()
+	damaged := []byte(good)
+	copy(damaged[before.Metadata.Keyslots[1].Area.Offset:], make([]byte, 4096))
+	path := r.HeaderCopy()
+	r.must(errors.Join(os.Chmod(path, 0o600), os.WriteFile(path, damaged, 0o600)))
+	r.requireLook(ErrKeyslotDamaged)
+	r.must(os.Remove(path))
+	r.backUp()
+	r.requireLook(nil)
+}
+
+// What was damaged only after the change has begun is not copied either.
+func TestKeyslotRotsMeanwhile(t *testing.T) {
+	r := newRing(t)
+	r.backUp()
+	area := r.header().Metadata.Keyslots[1].Area
+	rotting := openRing(r.dir, rots{at: area.Offset + 8192, path: r.container()})
+	if _, err := rotting.BackUpHeader(t.Context()); !errors.Is(err, ErrKeyslotDamaged) {
+		t.Error(err)
+	}
+	r.requireBackup(r.header())
+	r.requireLook(ErrKeyslotDamaged)
+}
+
+// rots damages the container before its header is copied.
+type rots struct {
+	command.Runner
+	at   int64
+	path string
+}
+
+func (b rots) Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error) {
+	if args[0] == "luksHeaderBackup" {
+		file, err := os.OpenFile(b.path, os.O_WRONLY, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer file.Close()
+		if _, err := file.WriteAt(make([]byte, 512), b.at); err != nil {
+			return nil, err
+		}
+	}
+	return b.Runner.Run(ctx, stdin, extra, name, args...)
+}
+
+// A copy without some of the keyslots is none.
+func TestBackupIsShort(t *testing.T) {
+	r := newRing(t)
+	r.backUp()
+	area := r.header().Metadata.Keyslots[1].Area
+	r.must(os.Chmod(r.HeaderCopy(), 0o600))
+	r.must(os.Truncate(r.HeaderCopy(), area.Offset+4096))
+	r.requireLook(ErrBackupMissing)
+	r.backUp()
+	r.requireLook(nil)
+}
+
 // badSector cannot be read at one offset.
 type badSector struct {
 	io.ReaderAt
