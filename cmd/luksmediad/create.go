@@ -145,9 +145,12 @@ func (c *createCommand) pin(ctx context.Context, loaded *config.Config) (*secret
 // recovery is the recovery passphrase; nil if a key is to be generated.
 func (c *createCommand) recovery(ctx context.Context) (*secret.Key, error) {
 	if c.passphrase.typed(c.app) {
-		return c.askTwice(ctx, wantedSecret{"passphrase", "--passphrase-file"})
+		return typable(c.askTwice(ctx, wantedSecret{"passphrase", "--passphrase-file"}))
 	}
-	return c.passphrase.read(ctx, c.app)
+	if !c.passphrase.given() {
+		return nil, nil
+	}
+	return typable(c.passphrase.read(ctx, c.app))
 }
 
 func (c *createCommand) create(ctx context.Context, loaded *config.Config, vol *volume.Volume, progress *progress) error {

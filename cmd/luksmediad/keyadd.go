@@ -389,12 +389,12 @@ func newKeyAddPassphraseCommand(a *app) *cobra.Command {
 func (k *keyAdd) readNewPassphrase(ctx context.Context, file string) (*secret.Key, error) {
 	flags := passphraseFlags{file: file}
 	if !flags.given() || flags.typed(k.app) {
-		return k.askTwice(ctx, wantedSecret{"passphrase", "--new-passphrase-file"})
+		return typable(k.askTwice(ctx, wantedSecret{"passphrase", "--new-passphrase-file"}))
 	}
 	if file == "-" && k.passphrase.file == "-" {
 		return nil, usageError{errors.New("cannot read two passphrases from standard input")}
 	}
-	return flags.read(ctx, k.app)
+	return typable(flags.read(ctx, k.app))
 }
 
 func newKeyAddClevisCommand(a *app) *cobra.Command {

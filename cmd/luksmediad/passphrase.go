@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -51,6 +53,39 @@ func (p *passphraseFlags) read(ctx context.Context, a *app) (key *secret.Key, er
 		return nil, fmt.Errorf("cannot read the %s: %w", what, err)
 	}
 	return unlock.WithoutNewline(key, "the "+what)
+}
+
+// maxTyped is the longest passphrase that cryptsetup takes from a terminal, in bytes (DEFAULT_PASSPHRASE_SIZE_MAX).
+const maxTyped = 512
+
+// typable gives a passphrase to enrol if a person can type it; otherwise it wipes it. What opens the volume is not held against this.
+func typable(key *secret.Key, err error) (*secret.Key, error) {
+	if err != nil {
+		return nil, err
+	}
+	if why := untypable(key.Bytes()); why != "" {
+		key.Wipe()
+		return nil, usageError{errors.New("cannot take the passphrase, which nobody could type: " + why)}
+	}
+	return key, nil
+}
+
+// untypable says why a passphrase cannot be typed, and nothing that is in it; empty if it can.
+func untypable(passphrase []byte) string {
+	control := func(b byte) bool { return b < ' ' || b == 0x7f }
+	switch lines := bytes.Count(passphrase, []byte("\n")) + 1; {
+	case lines > 1:
+		return fmt.Sprintf("it has %d lines; give only the first", lines)
+	case bytes.HasSuffix(passphrase, []byte("\r")):
+		return "it ends in a carriage return, as lines of Windows do"
+	case bytes.IndexByte(passphrase, '\t') >= 0:
+		return "it has a tab"
+	case slices.ContainsFunc(passphrase, control):
+		return "it has a control character"
+	case len(passphrase) > maxTyped:
+		return fmt.Sprintf("it has %d bytes, and cryptsetup takes %d", len(passphrase), maxTyped)
+	}
+	return ""
 }
 
 // readSecretFile reads a file that was named on the command line, without the newline at its end. Whose it is and who else may

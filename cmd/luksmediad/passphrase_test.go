@@ -45,6 +45,40 @@ func TestPassphrase(t *testing.T) {
 	}
 }
 
+// What becomes a keyslot has to be typed one day, perhaps at the prompt of another program.
+func TestPassphraseToEnrol(t *testing.T) {
+	longest := strings.Repeat("x", 512)
+	for content, want := range map[string]string{
+		"correct horse\n": "", "correct horse": "", " größe ": "", longest + "\n": "",
+		"correct horse\nuser: matrix\n": "it has 2 lines", "a\r\nb\r\n": "it has 2 lines", "correct horse\n\n": "it has 2 lines",
+		"correct horse\r\n": "carriage return", "correct\thorse\n": "tab", "correct\x1b[Dhorse": "control character", "correct\x7f": "control character",
+		"correct\x00": "control character", longest + "x": "it has 513 bytes",
+	} {
+		path := filepath.Join(t.TempDir(), "passphrase")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		create := &createCommand{app: &app{}, passphrase: passphraseFlags{file: path}}
+		for name, read := range map[string]func() (*secret.Key, error){
+			"create":  func() (*secret.Key, error) { return create.recovery(t.Context()) },
+			"key add": func() (*secret.Key, error) { return (&keyAdd{app: &app{}}).readNewPassphrase(t.Context(), path) },
+		} {
+			key, err := read()
+			_, usage := errors.AsType[usageError](err)
+			switch {
+			case want == "" && (err != nil || string(key.Bytes()) != strings.TrimSuffix(content, "\n")):
+				t.Errorf("%s, %q: %v", name, content, err)
+			case want != "" && (!usage || key != nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "horse")):
+				t.Errorf("%s, %q: %v", name, content, err)
+			}
+			key.Wipe()
+		}
+	}
+	if key, err := (&createCommand{app: &app{}}).recovery(t.Context()); key != nil || err != nil {
+		t.Errorf("none given: %v", err)
+	}
+}
+
 // The program may ask at the terminal, which takes its being in the process group that the terminal is for.
 func TestPassphraseCommandMayAsk(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "ask")
