@@ -57,6 +57,15 @@ func TestKeyList(t *testing.T) {
 	golden.Compare(t, "testdata/key-list.golden", d.ask("key list").out)
 }
 
+// A token of a kind that says nothing about the key is no reason not to try one.
+func TestKeyTestBesideAnotherToken(t *testing.T) {
+	d := newDisk(t)
+	key := d.addKey(1, keyFileContent)
+	d.run("cryptsetup", "token", "add", "--key-description=synapse", d.container())
+	d.ask("key list --json").requireSlots(exitDone, "0 unknown not_tested", "1 unknown not_tested")
+	d.ask("key test --json", "--keyfile", key, "--passphrase-file", d.path("passphrase")).requireSlots(exitDone, "0 passphrase ok", "1 keyfile ok")
+}
+
 // Every source is proven on its own keyslot, as an ordinary user.
 func TestKeyTest(t *testing.T) {
 	d, s := newDisk(t), swtpm.Start(t)

@@ -68,6 +68,9 @@ func (s *Slot) takes(source Source) bool {
 	return !s.Ours || s.Source == source || s.Source == Recovery && source == Passphrase
 }
 
+// untold tells whether no token says what opens the keyslot.
+func (s *Slot) untold() bool { return len(s.Tokens) == 0 || s.Source == Unknown }
+
 // Slots lists the keyslots of a valid header, ascending, and with them those of made that the header lacks.
 func Slots(header *luks2.Header, made []volume.Keyslot) []*Slot {
 	slots := map[int]*Slot{}
@@ -86,7 +89,7 @@ func Slots(header *luks2.Header, made []volume.Keyslot) []*Slot {
 		} else if !keyslot.In(header) {
 			continue // somebody else's in its place
 		}
-		if slot.Ours = true; len(slot.Tokens) == 0 {
+		if slot.Ours = true; slot.untold() {
 			slot.Source = Source(keyslot.Source)
 		}
 	}

@@ -56,13 +56,13 @@ func TestSlots(t *testing.T) {
 	}
 }
 
-// The record tells what a keyslot without token is, and which one is gone; a token knows better than the record. What has taken the place of
+// The record tells what a keyslot is of which no token tells it, and which one is gone; a token knows better than the record. What has taken the place of
 // another is not ours.
 func TestRecordedSlots(t *testing.T) {
 	made := []volume.Keyslot{{Slot: 0, Source: "recovery", Salt: volume.Hex{0}}, {Slot: 1, Source: "keyfile", Salt: volume.Hex{1}},
-		{Slot: 3, Source: "keyfile", Salt: volume.Hex{1}}, {Slot: 9, Source: "tpm2", Salt: volume.Hex{9}}}
+		{Slot: 2, Source: "keyfile", Salt: volume.Hex{2}}, {Slot: 3, Source: "keyfile", Salt: volume.Hex{1}}, {Slot: 9, Source: "tpm2", Salt: volume.Hex{9}}}
 	slots := Slots(header(), made)
-	want := []string{"0 recovery 0 tokens ours", "1 tpm2 2 tokens ours", "2 unknown 1 tokens", "3 passphrase 0 tokens", "4 passphrase 0 tokens unbound",
+	want := []string{"0 recovery 0 tokens ours", "1 tpm2 2 tokens ours", "2 keyfile 1 tokens ours", "3 passphrase 0 tokens", "4 passphrase 0 tokens unbound",
 		"9 tpm2 0 tokens ours missing"}
 	if diff := cmp.Diff(want, describe(slots)); diff != "" {
 		t.Error(diff)

@@ -228,14 +228,14 @@ func (t *Test) slot(number int) *Slot {
 	return nil
 }
 
-// add notes a proof. What opens a keyslot without a token tells what kind it is.
+// add notes a proof. What opens a keyslot of which no token tells what kind it is does.
 func (t *Test) add(number int, proof Proof) {
 	slot := t.slot(number)
 	if slot == nil {
 		return
 	}
 	slot.Proofs = append(slot.Proofs, proof)
-	if proof.Err == nil && len(slot.Tokens) == 0 && !slot.Ours {
+	if proof.Err == nil && slot.untold() && !slot.Ours {
 		slot.Source = proof.Source
 	}
 }

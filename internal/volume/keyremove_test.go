@@ -695,3 +695,16 @@ func TestRemovalNotBegun(t *testing.T) {
 	r.requireKeyslots("0 recovery", "2 keyfile")
 	r.requireLook(nil)
 }
+
+// A token that has no key, such as the one that names a passphrase in the kernel's keyring, takes no keyslot away from what opens it.
+func TestTokenOfAnotherKind(t *testing.T) {
+	r := newRing(t)
+	r.add(EnrolKeyFile{Path: r.path("key")})
+	r.run("token", "add", "--key-description", "synapse", r.container())
+	r.add(EnrolRecovery{Deliver: func(*secret.Key) error { return nil }}, func(o *AddOptions) { o.DryRun = true })
+	r.add(EnrolRecovery{Deliver: func(*secret.Key) error { return nil }}, func(o *AddOptions) { o.Sources, o.DryRun = r.Sources(), true })
+	// The last of the passphrases, which luksmediad did not make, stays.
+	r.must(r.remove(0, func(o *RemoveOptions) { o.Sources = append(offers(t, ringForeign), r.Sources()...) }))
+	err := r.remove(1, func(o *RemoveOptions) { o.Foreign, o.Sources = true, r.Sources() })
+	requireStep(t, err, StepProve, ErrLastWayIn)
+}

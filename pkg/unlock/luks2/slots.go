@@ -91,17 +91,33 @@ func (h *Header) SlotsByToken(kind string) []int {
 	return slices.Compact(slots)
 }
 
-// UntokenedSlots returns the keyslots which open the volume and which no token
-// speaks for, those with the cheapest KDF first. Slots that only open when
-// asked for by number come last.
+// UntokenedSlots returns the keyslots which open the volume and whose key no
+// token has, those with the cheapest KDF first. A token of any other kind says
+// nothing about the key: cryptsetup-token(8) adds the one that names a
+// passphrase in the kernel's keyring, to all keyslots at once. Keyslots with
+// such tokens come behind those without any, and slots that only open when
+// asked for by number last.
 func (h *Header) UntokenedSlots() []int {
-	slots := h.Slots()
+	slots, other := h.Slots(), map[int]int{}
 	for _, t := range h.Metadata.Tokens {
-		slots = slices.DeleteFunc(slots, func(slot int) bool { return slices.Contains(t.Keyslots, slot) })
+		if hasKey(t.Type) {
+			slots = slices.DeleteFunc(slots, func(slot int) bool { return slices.Contains(t.Keyslots, slot) })
+		}
+		for _, slot := range t.Keyslots {
+			other[slot] = 1
+		}
 	}
 	slices.SortStableFunc(slots, func(a, b int) int {
 		x, y := h.Metadata.Keyslots[a], h.Metadata.Keyslots[b]
-		return cmp.Or(cmp.Compare(min(y.Priority, 1), min(x.Priority, 1)), cmp.Compare(x.KDF.cost(), y.KDF.cost()))
+		return cmp.Or(cmp.Compare(min(y.Priority, 1), min(x.Priority, 1)), cmp.Compare(other[a], other[b]),
+			cmp.Compare(x.KDF.cost(), y.KDF.cost()))
 	})
 	return slots
+}
+
+// hasKey tells whether a program made the key of a token's keyslots: the kinds
+// of systemd-cryptenroll(1), whose recovery key has a form of its own, and of
+// clevis.
+func hasKey(kind string) bool {
+	return slices.Contains([]string{"systemd-tpm2", "systemd-fido2", "systemd-pkcs11", "systemd-recovery", "clevis"}, kind)
 }

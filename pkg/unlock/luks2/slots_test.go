@@ -48,7 +48,26 @@ func TestUntokenedSlotsCheapestFirst(t *testing.T) {
 	addSlot(t, path, "--key-slot", "9", "--unbound", "--key-size", "256")
 	importToken(t, path, `{"type":"acme","keyslots":["6"]}`)
 	cryptsetup(t, "config", "--key-slot", "4", "--priority", "ignore", path)
-	if got, want := mustOpen(t, path).UntokenedSlots(), []int{8, 3, 0, 4}; !slices.Equal(got, want) {
+	if got, want := mustOpen(t, path).UntokenedSlots(), []int{8, 3, 0, 6, 4}; !slices.Equal(got, want) {
+		t.Errorf("slots %v, want %v", got, want)
+	}
+}
+
+// Only a token with a key of its own claims a keyslot.
+func TestUntokenedSlotsBesideTokens(t *testing.T) {
+	path := container(t)
+	addSlot(t, path, "--key-slot", "1")
+	for kind, want := range map[string][]int{
+		"systemd-tpm2": {0}, "systemd-fido2": {0}, "systemd-pkcs11": {0}, "systemd-recovery": {0}, "clevis": {0}, "acme": {0, 1},
+	} {
+		importToken(t, path, `{"type":"`+kind+`","keyslots":["1"]}`)
+		if got := mustOpen(t, path).UntokenedSlots(); !slices.Equal(got, want) {
+			t.Errorf("%s: slots %v, want %v", kind, got, want)
+		}
+		cryptsetup(t, "token", "remove", "--token-id", "0", path)
+	}
+	cryptsetup(t, "token", "add", "--key-description", "synapse", path) // to all active keyslots
+	if got, want := mustOpen(t, path).UntokenedSlots(), []int{0, 1}; !slices.Equal(got, want) {
 		t.Errorf("slots %v, want %v", got, want)
 	}
 }
