@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"time"
 
@@ -58,12 +57,12 @@ type enrolments struct {
 
 func (v *Volume) enrolmentName() string { return "enrolment-" + v.Name() }
 
-// Enrolments are those that were recorded, none if there is no record. The header decides which of them are still of
+// Enrolments are those that were recorded, none if there is no record, or only a damaged one: it explains, and decides nothing. The header decides which of them are still of
 // any keyslot; see [Enrolled.Of].
 func (v *Volume) Enrolments() ([]Enrolled, error) {
 	var file enrolments
 	err := v.states.Load(v.enrolmentName(), enrolmentVersion, &file)
-	if errors.Is(err, fs.ErrNotExist) {
+	if isAbsent(err) {
 		return nil, nil
 	}
 	return file.Enrolments, err

@@ -179,6 +179,27 @@ func TestRememberLargeEventLog(t *testing.T) {
 	}
 }
 
+// What only explains is written anew when it is damaged, and keeps nobody from a new key.
+func TestDamagedEnrolments(t *testing.T) {
+	s, v := swtpm.Start(t), testVolume(t, "/srv/volume.luks")
+	if err := v.saveEnrolment(Enrolled{Keyslot: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(v.paths.State, v.enrolmentName()+".json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if known, err := v.Enrolments(); len(known) != 0 || err != nil {
+		t.Errorf("%+v, %v", known, err)
+	}
+	device := openTPM(t, s)
+	if err := v.recordEnrolment(t.Context(), device, 1, sealKey(t, device)); err != nil {
+		t.Error(err)
+	}
+	if known, err := v.Enrolments(); len(known) != 1 || err != nil {
+		t.Errorf("%+v, %v", known, err)
+	}
+}
+
 // fault 76: what a newer luksmediad has written is neither read nor overwritten.
 func TestNewerEnrolments(t *testing.T) {
 	s, v := swtpm.Start(t), testVolume(t, "/srv/volume.luks")

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"slices"
 
+	"luksmediad/internal/state"
 	"luksmediad/pkg/unlock/luks2"
 )
 
@@ -92,11 +93,16 @@ func (k *known) add(header *luks2.Header, keyslot int) {
 	}
 }
 
+// isAbsent: there is no state, or none that can be read any more, and nothing is lost by writing it anew.
+func isAbsent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, state.ErrCorrupt)
+}
+
 // loadKnown returns nil if nothing is known about the container.
 func (v *Volume) loadKnown(uuid string) (*known, error) {
 	var found known
 	err := v.states.Load(v.knownName(), knownVersion, &found)
-	if errors.Is(err, fs.ErrNotExist) {
+	if isAbsent(err) {
 		return nil, nil
 	}
 	if err != nil || found.UUID != uuid {
@@ -188,7 +194,7 @@ func (v *Volume) checkKnown(record *Record, header *luks2.Header) error {
 		return err
 	}
 	if known == nil {
-		return wrongf(ErrBackupMissing, "header of %s: which of its keyslots are right was never written down", record.Container)
+		return wrongf(ErrBackupMissing, "header of %s: which of its keyslots are right is not written down", record.Container)
 	}
 	change, err := v.loadKeyChange()
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -352,6 +353,30 @@ func TestProofs(t *testing.T) {
 	r.run("luksKillSlot", "--key-file="+r.path("passphrase"), r.container(), "2")
 	r.addForeign(2, "in its place")
 	if proven, err = r.Proofs(r.header()); err != nil || len(proven) != 1 {
+		t.Errorf("%+v, %v", proven, err)
+	}
+}
+
+// State that only tells about a container, and is damaged, is written anew by what tells it; it ends an interrupted change as well.
+func TestDamagedNotes(t *testing.T) {
+	r := newRing(t)
+	r.add(EnrolKeyFile{Path: r.path("key")})
+	r.backUp()
+	r.must(r.states.Save(r.keyChangeName(), keyChangeVersion, &keyChange{UUID: r.header().UUID}))
+	damage := func(names ...string) {
+		for _, name := range names {
+			r.must(os.WriteFile(filepath.Join(r.paths.State, name+".json"), []byte(`{"version":1,"da`), 0o600))
+		}
+	}
+	damage(r.knownName(), r.enrolmentName(), r.proofName())
+	r.requireLook(ErrBackupMissing)
+	restore := r.snapshot()
+	r.backUp()
+	r.requireLook(nil)
+	restore()
+	r.must(r.remove(2))
+	r.must(r.NoteProof(r.header(), 0, sourceRecovery))
+	if proven, err := r.Proofs(r.header()); err != nil || len(proven) != 1 {
 		t.Errorf("%+v, %v", proven, err)
 	}
 }

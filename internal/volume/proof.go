@@ -2,8 +2,6 @@ package volume
 
 import (
 	"bytes"
-	"errors"
-	"io/fs"
 	"slices"
 	"time"
 
@@ -53,7 +51,7 @@ func (v *Volume) Proofs(header *luks2.Header) ([]KeyProof, error) {
 func (v *Volume) loadProofs() ([]KeyProof, error) {
 	var file proofs
 	err := v.states.Load(v.proofName(), proofVersion, &file)
-	if errors.Is(err, fs.ErrNotExist) {
+	if isAbsent(err) {
 		return nil, nil
 	}
 	return file.Proofs, err
