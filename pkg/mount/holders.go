@@ -2,11 +2,9 @@ package mount
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -64,25 +62,15 @@ func DeviceHolders(major, minor int) ([]Holder, error) {
 
 // holdersElsewhere is DeviceHolders for the mounts that count.
 func holdersElsewhere(major, minor int, counts func(Info) bool) ([]Holder, error) {
-	own, err := os.Readlink("/proc/self/ns/mnt")
+	views, err := Views("/proc")
 	if err != nil {
 		return nil, err
 	}
 	var holders []Holder
-	seen := []string{own}
-	for _, pid := range processes() {
-		namespace, err := os.Readlink(procFile(pid, "ns/mnt"))
-		if err != nil || slices.Contains(seen, namespace) {
-			continue
-		}
-		seen = append(seen, namespace)
-		table, err := readTableFile(procFile(pid, "mountinfo"))
-		if err != nil {
-			continue
-		}
-		for _, info := range table.OfDevice(major, minor) {
+	for _, view := range views {
+		for _, info := range view.Table.OfDevice(major, minor) {
 			if counts(info) {
-				holders = append(holders, Holder{PID: pid, Command: command(pid), Use: UseMount, Path: info.Target})
+				holders = append(holders, Holder{PID: view.PID, Command: command(view.PID), Use: UseMount, Path: info.Target})
 			}
 		}
 	}
@@ -100,8 +88,9 @@ func mountsOn(table Table, info *Info) []Holder {
 
 // processesOn goes by what procfs tells without a look at the filesystem, which may hang: mount ids and link texts.
 func processesOn(info *Info) []Holder {
+	pids, _ := processes() // BusyError may be incomplete
 	var holders []Holder
-	for _, pid := range processes() {
+	for _, pid := range pids {
 		if use, path, found := heldBy(pid, info); found {
 			holders = append(holders, Holder{PID: pid, Command: command(pid), Use: use, Path: path})
 		}
@@ -151,10 +140,10 @@ func mountID(fdinfo string) int {
 	return -1
 }
 
-func processes() []int {
+func processes() ([]int, error) {
 	entries, err := os.ReadDir("/proc")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil
+	if err != nil {
+		return nil, err
 	}
 	var pids []int
 	for _, entry := range entries {
@@ -162,7 +151,7 @@ func processes() []int {
 			pids = append(pids, pid)
 		}
 	}
-	return pids
+	return pids, nil
 }
 
 func command(pid int) string {

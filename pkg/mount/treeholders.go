@@ -2,7 +2,9 @@ package mount
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,28 +19,23 @@ const UseMapping Use = "shared mapping"
 // TreeHolders returns the processes that could go on writing below the directory path if it got another name: one use of each, be it an
 // open file or directory, a working directory or a shared mapping, and one process for each other mount namespace that has the directory,
 // or one below it, mounted at another place than this one does. This process itself does not count. A process of another mount namespace
-// sees other paths; that a file lies in the directory is told by its inode. Errors: as OpenDirectory.
+// sees other paths; that a file lies in the directory is told by its inode. A process that it may not look at is passed over: that takes
+// CAP_SYS_PTRACE. Errors: as OpenDirectory, and all else that keeps it from looking at a process.
 func TreeHolders(path string) ([]Holder, error) {
-	directory, err := OpenDirectory(path)
+	tree, err := openTree(path)
 	if err != nil {
 		return nil, err
 	}
-	defer directory.Close()
-	stat, err := fstat(directory)
+	defer tree.directory.Close()
+	pids, err := processes()
 	if err != nil {
 		return nil, err
 	}
-	t := &heldTree{path: path, directory: directory, stat: stat}
-	var holders []Holder
-	for _, pid := range processes() {
-		if pid == os.Getpid() {
-			continue
-		}
-		if use, at, found := t.heldBy(pid); found {
-			holders = append(holders, Holder{PID: pid, Command: command(pid), Use: use, Path: at})
-		}
+	holders, err := tree.heldByAny(pids)
+	if err != nil {
+		return nil, err
 	}
-	mounts, err := t.mountedElsewhere()
+	mounts, err := tree.mountedElsewhere()
 	return append(holders, mounts...), err
 }
 
@@ -48,51 +45,97 @@ type heldTree struct {
 	stat      unix.Stat_t
 }
 
-func (t *heldTree) heldBy(pid int) (Use, string, bool) {
+func openTree(path string) (*heldTree, error) {
+	directory, err := OpenDirectory(path)
+	if err != nil {
+		return nil, err
+	}
+	stat, err := fstat(directory)
+	if err != nil {
+		return nil, errors.Join(err, directory.Close())
+	}
+	return &heldTree{path: path, directory: directory, stat: stat}, nil
+}
+
+func (t *heldTree) heldByAny(pids []int) ([]Holder, error) {
+	var holders []Holder
+	for _, pid := range pids {
+		if pid == os.Getpid() {
+			continue
+		}
+		use, at, err := t.heldBy(pid)
+		if err != nil {
+			return nil, fmt.Errorf("cannot tell whether process %d (%s) uses %s: %w", pid, command(pid), t.path, err)
+		}
+		if use != "" {
+			holders = append(holders, Holder{PID: pid, Command: command(pid), Use: use, Path: at})
+		}
+	}
+	return holders, nil
+}
+
+// isHidden tells whether err is of a process that has ended or closed the file, or of one that may not be looked at: EACCES stands for both
+// (fs/proc/base.c, proc_pid_readlink).
+func isHidden(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, fs.ErrPermission)
+}
+
+// heldBy returns no use if there is none.
+func (t *heldTree) heldBy(pid int) (Use, string, error) {
 	for _, link := range []struct {
 		name string
 		use  Use
 	}{{"cwd", UseDirectory}, {"root", UseRoot}} {
-		if path, found := t.leadsHere(procFile(pid, link.name)); found {
-			return link.use, path, true
+		if path, found, err := t.leadsHere(procFile(pid, link.name)); err != nil || found {
+			return link.use, path, err
 		}
 	}
 	files, err := os.ReadDir(procFile(pid, "fd"))
-	if err != nil {
-		return "", "", false
+	if err != nil && !isHidden(err) {
+		return "", "", err
 	}
 	for _, file := range files {
-		if path, found := t.leadsHere(procFile(pid, "fd/"+file.Name())); found {
-			return UseFile, path, true
+		if path, found, err := t.leadsHere(procFile(pid, "fd/"+file.Name())); err != nil || found {
+			return UseFile, path, err
 		}
 	}
-	path, found := t.mappedBy(pid)
-	return UseMapping, path, found
+	if path, found, err := t.mappedBy(pid); err != nil || found {
+		return UseMapping, path, err
+	}
+	return "", "", nil
 }
 
 // leadsHere looks at one of procfs's magic links.
-func (t *heldTree) leadsHere(link string) (string, bool) {
+func (t *heldTree) leadsHere(link string) (string, bool, error) {
 	path, err := os.Readlink(link)
-	if err != nil || !strings.HasPrefix(path, "/") {
-		return "", false
+	if err == nil && !strings.HasPrefix(path, "/") {
+		return "", false, nil
 	}
 	var stat unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, link, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &stat); err != nil {
-		return "", false
+	if err == nil {
+		err = unix.Statx(unix.AT_FDCWD, link, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &stat)
 	}
-	return path, unix.Mkdev(stat.Dev_major, stat.Dev_minor) == t.stat.Dev && t.holds(path, stat.Ino)
+	if isHidden(err) {
+		return "", false, nil
+	}
+	if err != nil || unix.Mkdev(stat.Dev_major, stat.Dev_minor) != t.stat.Dev {
+		return "", false, err
+	}
+	found, err := t.holds(path, stat.Ino)
+	return path, found, err
 }
 
 // holds tells whether the inode is the directory or lies below it, under a path that ends as the given one does: the process that has it
 // open may see the directory under another path.
-func (t *heldTree) holds(path string, inode uint64) bool {
+func (t *heldTree) holds(path string, inode uint64) (bool, error) {
 	if inode == t.stat.Ino {
-		return true
+		return true, nil
 	}
 	path = strings.TrimSuffix(path, " (deleted)")
 	for rest := strings.TrimPrefix(path, "/"); rest != ""; {
-		if found, err := inodeBelow(t.directory, rest); err == nil && found == inode {
-			return true
+		found, err := inodeBelow(t.directory, rest)
+		if err != nil || found == inode {
+			return err == nil, err
 		}
 		_, after, more := strings.Cut(rest, "/")
 		if !more {
@@ -100,14 +143,18 @@ func (t *heldTree) holds(path string, inode uint64) bool {
 		}
 		rest = after
 	}
-	return within(path, t.path) // gone since
+	return within(path, t.path), nil // gone since
 }
 
+// inodeBelow returns 0, which no file has, if there is none of that path.
 func inodeBelow(directory *os.File, path string) (uint64, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
 	fd, err := retryInterrupted(func() (int, error) { return unix.Openat2(int(directory.Fd()), path, &how) })
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return 0, nil
+	}
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("cannot look for %s in %s: %w", path, directory.Name(), err)
 	}
 	file := os.NewFile(uintptr(fd), path)
 	defer file.Close()
@@ -116,26 +163,34 @@ func inodeBelow(directory *os.File, path string) (uint64, error) {
 }
 
 // mappedBy reads the lines "address perms offset device inode path" of /proc/PID/maps (proc_pid_maps(5)).
-func (t *heldTree) mappedBy(pid int) (string, bool) {
+func (t *heldTree) mappedBy(pid int) (string, bool, error) {
 	file, err := os.Open(procFile(pid, "maps"))
+	if isHidden(err) {
+		return "", false, nil
+	}
 	if err != nil {
-		return "", false
+		return "", false, err
 	}
 	defer file.Close()
-	for lines := bufio.NewScanner(file); lines.Scan(); {
+	lines := bufio.NewScanner(file)
+	for lines.Scan() {
 		var addresses, permissions, offset string
 		var major, minor uint32
 		var inode uint64
 		n, _ := fmt.Sscanf(lines.Text(), "%s %s %s %x:%x %d", &addresses, &permissions, &offset, &major, &minor, &inode)
 		at := strings.IndexByte(lines.Text(), '/')
-		if n < 6 || at < 0 || len(permissions) != 4 || permissions[1] != 'w' || permissions[3] != 's' {
+		if n < 6 || at < 0 || len(permissions) != 4 || permissions[1] != 'w' || permissions[3] != 's' || unix.Mkdev(major, minor) != t.stat.Dev {
 			continue
 		}
-		if path := lines.Text()[at:]; unix.Mkdev(major, minor) == t.stat.Dev && t.holds(path, inode) {
-			return path, true
+		path := lines.Text()[at:]
+		if found, err := t.holds(path, inode); err != nil || found {
+			return path, found, err
 		}
 	}
-	return "", false
+	if err := lines.Err(); err != nil && !isHidden(err) {
+		return "", false, err
+	}
+	return "", false, nil
 }
 
 // mountedElsewhere leaves out what another namespace has where this one has it: it was copied with the rest.

@@ -2,11 +2,14 @@ package mount
 
 import (
 	"bufio"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Processes are found by what they could go on writing to; faults 13 and 27.
@@ -48,6 +51,41 @@ func TestTreeHolders(t *testing.T) {
 	itself := holding(t, `exec 3<"$1"; echo; read x`, tree)
 	holding(t, `exec 3<"$1"; echo; read x`, filepath.Join(dir, "file"))
 	requireHolders(open, within, itself)
+}
+
+// A process that cannot be looked at, for want of a descriptor, is not one that holds nothing.
+func TestTreeHoldersWithoutDescriptors(t *testing.T) {
+	tree, err := openTree(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.directory.Close()
+	holder := holding(t, `exec 3<"$1"; echo; read x`, tree.path)
+	ended := exec.Command("true")
+	if err := ended.Run(); err != nil {
+		t.Fatal(err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	pids, unlisted := processes()
+	holders, unseen := tree.heldByAny([]int{holder})
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(unlisted, unix.EMFILE) {
+		t.Errorf("processes %v (%v)", pids, unlisted)
+	}
+	if !errors.Is(unseen, unix.EMFILE) {
+		t.Errorf("%v (%v) of process %d, which has the directory open", holders, unseen, holder)
+	}
+	if holders, err := tree.heldByAny([]int{ended.Process.Pid}); err != nil || len(holders) > 0 {
+		t.Errorf("%v (%v) of a process that has ended", holders, err)
+	}
 }
 
 // holding runs a shell until the test ends, and returns when it has said a line.
