@@ -94,7 +94,7 @@ func (h *handover) become(ctx context.Context) error {
 	}
 	fd := file.Fd()
 	environment := append(os.Environ(), handoverVariable+"="+strconv.Itoa(int(fd)))
-	err = command.Again(environment, func() error {
+	err = command.Reexec(environment, func() error {
 		_, err := unix.FcntlInt(fd, unix.F_SETFD, 0)
 		return errors.Join(err, h.Sockets.Pass())
 	})

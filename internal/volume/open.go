@@ -297,7 +297,7 @@ func (o *opening) mountRoot() error {
 		return err
 	}
 	if bound {
-		return mount.Again(o.opened.Mapping.Path, o.opened.Record.Filesystem, o.Root())
+		return mount.MountShared(o.opened.Mapping.Path, o.opened.Record.Filesystem, o.Root())
 	}
 	return mount.Mount(o.opened.Mapping.Path, o.opened.Record.Filesystem, o.Root())
 }

@@ -132,7 +132,7 @@ func (v *visit) mount(ctx context.Context) error {
 	}
 	v.mounted = true
 	if v.look {
-		return mount.ReadOnly(v.mapping.Path, v.identity.Kind, v.Root())
+		return mount.MountReadOnly(v.mapping.Path, v.identity.Kind, v.Root())
 	}
 	return mount.Mount(v.mapping.Path, v.identity.Kind, v.Root())
 }

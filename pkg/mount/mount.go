@@ -25,15 +25,15 @@ func Mount(device string, kind Kind, target string) error {
 	return mountOn(device, kind, target, options{})
 }
 
-// Again is [Mount] of a device that Mount has mounted elsewhere already, or a directory of which is all that is left of that: the kernel
-// shares the filesystem, with the options that it has.
-func Again(device string, kind Kind, target string) error {
+// MountShared is [Mount] for a device whose filesystem is mounted already, be it only a bind mount of one of its directories: the kernel
+// shares the one superblock, with its options.
+func MountShared(device string, kind Kind, target string) error { //nolint:revive // Shared would be no verb
 	return mountOn(device, kind, target, options{shared: true})
 }
 
-// ReadOnly is [Mount] for a look: nothing is written to the device, also no journal replayed, so that after a crash it may show
+// MountReadOnly is [Mount] for a look: nothing is written to the device, also no journal replayed, so that after a crash it may show
 // less than there is, or be refused.
-func ReadOnly(device string, kind Kind, target string) error {
+func MountReadOnly(device string, kind Kind, target string) error { //nolint:revive // as above
 	return mountOn(device, kind, target, options{readOnly: true})
 }
 

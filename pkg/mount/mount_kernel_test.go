@@ -99,7 +99,7 @@ func requireOnlyLooked(t *testing.T, device, file string, kind Kind) {
 		return sha256.Sum256(content)
 	}
 	before, target := read(), mountpoint(t)
-	if err := ReadOnly(device, kind, target); err != nil {
+	if err := MountReadOnly(device, kind, target); err != nil {
 		t.Fatalf("%s: %v", kind, err)
 	}
 	if err := os.WriteFile(filepath.Join(target, "new"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
