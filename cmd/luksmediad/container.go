@@ -206,7 +206,7 @@ func (f *containerFlags) sources(ctx context.Context, s *subject) ([]unlock.Sour
 		case source.Credential != nil:
 			sources = append(sources, unlock.Credential{ID: source.Credential.Name, Folders: volume.CredentialFolders()})
 		case source.Command != nil:
-			sources = append(sources, unlock.Program{Speaker: command.Runner{}, Run: source.Command.Run, Timeout: source.Command.Timeout})
+			sources = append(sources, unlock.Program{Runner: command.Runner{}, Run: source.Command.Run, Timeout: source.Command.Timeout})
 		}
 	}
 	return sources, nil
@@ -214,7 +214,7 @@ func (f *containerFlags) sources(ctx context.Context, s *subject) ([]unlock.Sour
 
 // clevis decrypts clevis tokens, for as long as is configured.
 func (s *subject) clevis() unlock.Clevis {
-	clevis := unlock.Clevis{Speaker: command.Runner{}, Timeout: 30 * time.Second}
+	clevis := unlock.Clevis{Runner: command.Runner{}, Timeout: 30 * time.Second}
 	if s.config != nil {
 		for _, source := range s.config.Unlock {
 			if source.Clevis != nil {

@@ -55,7 +55,7 @@ func (c EnrolClevis) prepare(ctx context.Context, e *enrolling) (*candidate, err
 	}
 	return &candidate{key: key, pbkdf: unlock.MinimalPBKDF, kind: unlock.TokenClevis, token: func(keyslot int) any {
 		return clevisToken{Type: unlock.TokenClevis, Keyslots: []string{strconv.Itoa(keyslot)}, JWE: *jwe}
-	}, reopen: unlock.Clevis{Speaker: e.runner, Timeout: clevisPatience}.Decrypt}, nil
+	}, reopen: unlock.Clevis{Runner: e.runner, Timeout: clevisPatience}.Decrypt}, nil
 }
 
 // clevisToken is what clevis luks bind writes (clevis_luks2_save_slot in src/luks/clevis-luks-common-functions).

@@ -226,7 +226,7 @@ func (g *growing) checkReserve() error {
 
 // prove finds the key that the mapping will want, before anything is extended.
 func (g *growing) prove(ctx context.Context) (err error) {
-	g.way, err = g.find(ctx, g.observer, g.sources, unlock.Question{Container: g.container.Name(), Header: g.header})
+	g.way, err = g.find(ctx, g.observer, g.sources, unlock.ProofRequest{Container: g.container.Name(), Header: g.header})
 	return err
 }
 

@@ -272,8 +272,8 @@ func readWith(read func(io.ReaderAt, int64) (*luks2.Header, error), container *c
 }
 
 // question leaves out the keyslot of an interrupted change, which is about to go.
-func (k *keyChanging) question() unlock.Question {
-	return unlock.Question{Container: k.container.Name(), Header: k.header, Except: k.unrecorded()}
+func (k *keyChanging) question() unlock.ProofRequest {
+	return unlock.ProofRequest{Container: k.container.Name(), Header: k.header, Except: k.unrecorded()}
 }
 
 // unrecorded is the keyslot that an interrupted change has filled and not recorded; none if there is none.

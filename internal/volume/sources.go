@@ -89,7 +89,7 @@ func (v *Volume) source(source config.KeySource, ask Asker) unlock.Source {
 	case source.Credential != nil:
 		return credentialSource(source.Credential)
 	case source.Clevis != nil:
-		return unlock.Clevis{Speaker: v.runner, Timeout: source.Clevis.Timeout}
+		return unlock.Clevis{Runner: v.runner, Timeout: source.Clevis.Timeout}
 	case source.Command != nil:
 		return v.commandSource(source.Command)
 	}
@@ -130,7 +130,7 @@ func CredentialFolders() []string {
 }
 
 func (v *Volume) commandSource(source *config.Command) unlock.Program {
-	return unlock.Program{Speaker: v.runner, Run: source.Run, Timeout: source.Timeout}
+	return unlock.Program{Runner: v.runner, Run: source.Run, Timeout: source.Timeout}
 }
 
 // QuestionID tells the questions about this volume from those of others.
@@ -138,11 +138,11 @@ func (v *Volume) QuestionID() string { return "luksmediad:" + v.Name() }
 
 // AskAgents asks by systemd's password agents.
 func (v *Volume) AskAgents(ctx context.Context, message string, patience time.Duration) (*secret.Key, error) {
-	return unlock.Agents{Speaker: v.runner, ID: v.QuestionID(), Timeout: patience}.Ask(ctx, message)
+	return unlock.Agents{Runner: v.runner, ID: v.QuestionID(), Timeout: patience}.Ask(ctx, message)
 }
 
 // find asks the sources for a key that opens a keyslot, and reports those that had none.
-func (v *Volume) find(ctx context.Context, observer Observer, sources []unlock.Source, about unlock.Question) (*unlock.Way, error) {
+func (v *Volume) find(ctx context.Context, observer Observer, sources []unlock.Source, about unlock.ProofRequest) (*unlock.Way, error) {
 	way, failed, err := unlock.Opener{Cryptsetup: v.cryptsetup, Sources: sources}.Find(ctx, about)
 	reportAttempts(observer, failed)
 	return way, err

@@ -63,7 +63,7 @@ func (v *visit) read(context.Context) (err error) {
 // prove finds a key that opens the container, before anything is attached.
 func (v *visit) prove(sources []unlock.Source) func(context.Context) error {
 	return func(ctx context.Context) (err error) {
-		v.way, err = v.find(ctx, v.observer, sources, unlock.Question{Container: v.container.Name(), Header: v.header})
+		v.way, err = v.find(ctx, v.observer, sources, unlock.ProofRequest{Container: v.container.Name(), Header: v.header})
 		return err
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"luksmediad/pkg/unlock"
 )
 
-// Runner starts programs; see [unlock.Runner] and [unlock.Speaker].
+// Runner starts programs; see [unlock.Runner] and [unlock.SecretRunner].
 type Runner interface {
 	Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error)
 	RunTo(ctx context.Context, stdin, stdout *os.File, name string, args ...string) error

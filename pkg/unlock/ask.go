@@ -43,7 +43,7 @@ func (p Prompt) Offers(ctx context.Context, header *luks2.Header) iter.Seq2[Offe
 // Agents asks by systemd's password agents, at the console, in Plymouth, on a terminal of whoever runs
 // systemd-tty-ask-password-agent(1): where a process without terminal can ask (systemd-ask-password(1)).
 type Agents struct {
-	Speaker Speaker
+	Runner SecretRunner
 	// ID tells agents one question from another, such as "luksmediad:media".
 	ID string
 	// Timeout is how long the question stands.
@@ -56,7 +56,7 @@ func (a Agents) Ask(ctx context.Context, message string) (*secret.Key, error) {
 	const grace = 5 * time.Second
 	limited, cancel := context.WithTimeout(ctx, a.Timeout+grace)
 	defer cancel()
-	key, err := ReadOutput(limited, a.Speaker, nil, "systemd-ask-password", "--no-tty", "--id="+a.ID,
+	key, err := ReadOutput(limited, a.Runner, nil, "systemd-ask-password", "--no-tty", "--id="+a.ID,
 		"--icon=drive-harddisk", "--timeout="+strconv.Itoa(int(a.Timeout.Seconds())), message)
 	switch {
 	case err == nil:

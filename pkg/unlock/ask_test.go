@@ -28,15 +28,15 @@ func (a *answering) RunTo(ctx context.Context, stdin, stdout *os.File, name stri
 }
 
 func TestAgentsAsk(t *testing.T) {
-	speaker := &answering{program: []string{"echo", "a passphrase"}}
-	key, err := Agents{Speaker: speaker, ID: "luksmediad:media", Timeout: 90 * time.Second}.Ask(t.Context(), "Which?")
+	runner := &answering{program: []string{"echo", "a passphrase"}}
+	key, err := Agents{Runner: runner, ID: "luksmediad:media", Timeout: 90 * time.Second}.Ask(t.Context(), "Which?")
 	if err != nil || string(key.Bytes()) != "a passphrase" {
 		t.Errorf("Ask: %q, %v", key.Bytes(), err)
 	}
 	key.Wipe()
 	want := []string{"systemd-ask-password", "--no-tty", "--id=luksmediad:media", "--icon=drive-harddisk", "--timeout=90", "Which?"}
-	if !slices.Equal(speaker.args, want) {
-		t.Errorf("ran %q", speaker.args)
+	if !slices.Equal(runner.args, want) {
+		t.Errorf("ran %q", runner.args)
 	}
 }
 
@@ -63,7 +63,7 @@ func TestNobodyAnswers(t *testing.T) {
 		"empty answer":  {[]string{"echo"}, secret.ErrEmpty},
 		"no answer":     {[]string{"true"}, ErrNoAnswer},
 	} {
-		key, err := Agents{Speaker: &answering{program: test.program}, Timeout: time.Second}.Ask(t.Context(), "Which?")
+		key, err := Agents{Runner: &answering{program: test.program}, Timeout: time.Second}.Ask(t.Context(), "Which?")
 		if key != nil || !errors.Is(err, test.class) {
 			t.Errorf("%s: %v, %v", name, key, err)
 		}

@@ -18,7 +18,7 @@ const TokenClevis = "clevis"
 // Clevis offers the keys that clevis decrypts from the header's tokens. clevis sees only what a token of the validated
 // header says, and never the container.
 type Clevis struct {
-	Speaker Speaker
+	Runner SecretRunner
 	// Timeout is how long the decryption of one token may take: clevis itself waits for a tang server without end.
 	Timeout time.Duration
 }
@@ -56,7 +56,7 @@ func (c Clevis) Decrypt(ctx context.Context, token luks2.Token) (*secret.Key, er
 	defer stdin.Close()
 	limited, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
-	key, err := ReadOutput(limited, c.Speaker, stdin, "clevis", "decrypt")
+	key, err := ReadOutput(limited, c.Runner, stdin, "clevis", "decrypt")
 	switch {
 	case err == nil:
 		return key, nil

@@ -40,7 +40,7 @@ func tangOf(servers ...*tang.Server) string {
 	return "[" + strings.Join(urls, ",") + "]"
 }
 
-func newClevis() Clevis { return Clevis{Speaker: command.Runner{}, Timeout: 30 * time.Second} }
+func newClevis() Clevis { return Clevis{Runner: command.Runner{}, Timeout: 30 * time.Second} }
 
 // decrypt gives what each token of a container gives, and proves each key on its keyslots.
 func decrypt(t *testing.T, device string) []error {
@@ -133,7 +133,7 @@ func TestClevisTPM2(t *testing.T) {
 	device := newContainer(t, cryptsetup)
 	bind(t, device, "tpm2", `{"pcr_bank":"sha256","pcr_ids":"0,7"}`)
 	clevis := newClevis()
-	clevis.Speaker = command.Runner{Env: []string{"TPM2TOOLS_TCTI=" + tpm.TCTI()}}
+	clevis.Runner = command.Runner{Env: []string{"TPM2TOOLS_TCTI=" + tpm.TCTI()}}
 	header := readHeader(t, device)
 	token := header.Tokens(TokenClevis)[0]
 	key, err := clevis.Decrypt(t.Context(), token)
@@ -160,7 +160,7 @@ func (notInstalled) RunTo(ctx context.Context, stdin, stdout *os.File, name stri
 
 func TestClevisIsNotInstalled(t *testing.T) {
 	clevis := newClevis()
-	clevis.Speaker = notInstalled{}
+	clevis.Runner = notInstalled{}
 	_, err := clevis.Decrypt(t.Context(), clevisToken(t, tangHeader("http://127.0.0.1:1")))
 	if !errors.Is(err, ErrClevisMissing) {
 		t.Errorf("Decrypt: %v", err)

@@ -129,9 +129,9 @@ func (p PBKDF) args() []string {
 	return []string{"--pbkdf", string(p)}
 }
 
-// namesWay is the first cryptsetup whose luksAddKey takes the number of the keyslot that the existing key opens (release notes of
+// newKeySlotVersion is the first cryptsetup whose luksAddKey takes the number of the keyslot that the existing key opens (release notes of
 // 2.6.0, "--new-key-slot"). An older one tries all, and with them the slow ones.
-var namesWay = [3]int{2, 6, 0}
+var newKeySlotVersion = [3]int{2, 6, 0}
 
 // AddKey puts key into the empty keyslot slot. existing opens another keyslot, the first that it names; no other one is tried.
 func (c Cryptsetup) AddKey(ctx context.Context, device string, existing *Way, key *secret.Key, slot int, pbkdf PBKDF) error {
@@ -140,7 +140,7 @@ func (c Cryptsetup) AddKey(ctx context.Context, device string, existing *Way, ke
 		return err
 	}
 	numbers := []string{"--key-slot", strconv.Itoa(slot)}
-	if compareVersions(version, namesWay) >= 0 {
+	if compareVersions(version, newKeySlotVersion) >= 0 {
 		numbers = []string{"--key-slot", strconv.Itoa(existing.Keyslots[0]), "--new-key-slot", strconv.Itoa(slot)}
 	}
 	added, err := key.Pipe()

@@ -15,7 +15,7 @@ const closePatience = time.Second
 
 // ReadOutput runs a program and reads what it prints straight into locked memory: no copy of it is on the heap. It
 // fails with what the program fails with, [secret.ErrEmpty], [secret.ErrNoMemory], or [secret.ErrTooLarge] above [MaxKeyFileBytes].
-func ReadOutput(ctx context.Context, speaker Speaker, stdin *os.File, name string, args ...string) (*secret.Key, error) {
+func ReadOutput(ctx context.Context, runner SecretRunner, stdin *os.File, name string, args ...string) (*secret.Key, error) {
 	reader, writer, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a pipe: %w", err)
@@ -26,7 +26,7 @@ func ReadOutput(ctx context.Context, speaker Speaker, stdin *os.File, name strin
 		reader.Close() // who prints more than fits gets SIGPIPE
 		printed <- output{key, err}
 	}()
-	failure := speaker.RunTo(ctx, stdin, writer, name, args...)
+	failure := runner.RunTo(ctx, stdin, writer, name, args...)
 	writer.Close()
 	_ = reader.SetReadDeadline(time.Now().Add(closePatience)) // it is closed if everything was read
 	got := <-printed

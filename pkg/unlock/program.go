@@ -13,7 +13,7 @@ import (
 
 // Program offers what a program prints, without exactly one newline at its end.
 type Program struct {
-	Speaker Speaker
+	Runner SecretRunner
 	// Run is the program, by its absolute path, and its arguments, which everybody may see.
 	Run []string
 	// Timeout is how long it may take.
@@ -35,7 +35,7 @@ func (p Program) Read(ctx context.Context) (*secret.Key, error) {
 	}
 	limited, cancel := context.WithTimeout(ctx, p.Timeout)
 	defer cancel()
-	key, err := ReadOutput(limited, p.Speaker, nil, p.Run[0], p.Run[1:]...)
+	key, err := ReadOutput(limited, p.Runner, nil, p.Run[0], p.Run[1:]...)
 	switch {
 	case err == nil:
 		return WithoutNewline(key, "what "+p.Run[0]+" prints")

@@ -21,7 +21,7 @@ func script(t *testing.T, text string) string {
 }
 
 func program(run ...string) Program {
-	return Program{Speaker: command.Runner{}, Run: run, Timeout: 10 * time.Second}
+	return Program{Runner: command.Runner{}, Run: run, Timeout: 10 * time.Second}
 }
 
 // Exactly one newline is taken away, as by everybody who reads a password from a command.

@@ -13,9 +13,9 @@ type Runner interface {
 	Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error)
 }
 
-// Speaker starts a program whose standard output is a secret: it goes to stdout. A program that is not installed is an
+// SecretRunner starts a program whose standard output is a secret: it goes to stdout. A program that is not installed is an
 // error that carries NotFound() bool.
-type Speaker interface {
+type SecretRunner interface {
 	RunTo(ctx context.Context, stdin, stdout *os.File, name string, args ...string) error
 }
 

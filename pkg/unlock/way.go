@@ -19,8 +19,8 @@ type Way struct {
 	Key *secret.Key
 }
 
-// Question is about which ways into a container there are.
-type Question struct {
+// ProofRequest is on which container and which header keys are proven.
+type ProofRequest struct {
 	// Container is how people call it, for messages; Header, which has passed Validate, is what keys are proven on.
 	Container string
 	Header    *luks2.Header
@@ -29,7 +29,7 @@ type Question struct {
 }
 
 // Find proves, without opening anything, the first key of the sources that opens a keyslot. It fails as [Opener.Open] does.
-func (o Opener) Find(ctx context.Context, about Question) (*Way, []Attempt, error) {
+func (o Opener) Find(ctx context.Context, about ProofRequest) (*Way, []Attempt, error) {
 	ways, failed, err := o.prove(ctx, about, true)
 	if err != nil {
 		return nil, failed, err
@@ -39,11 +39,11 @@ func (o Opener) Find(ctx context.Context, about Question) (*Way, []Attempt, erro
 
 // Ways proves every key of the sources on every keyslot that it is meant for. It fails as [Opener.Open] does; what it returns
 // is at least one way.
-func (o Opener) Ways(ctx context.Context, about Question) ([]*Way, []Attempt, error) {
+func (o Opener) Ways(ctx context.Context, about ProofRequest) ([]*Way, []Attempt, error) {
 	return o.prove(ctx, about, false)
 }
 
-func (o Opener) prove(ctx context.Context, about Question, first bool) (ways []*Way, failed []Attempt, err error) {
+func (o Opener) prove(ctx context.Context, about ProofRequest, first bool) (ways []*Way, failed []Attempt, err error) {
 	for i, source := range o.Sources {
 		began := time.Now()
 		for offer, err := range source.Offers(ctx, about.Header) {
@@ -72,7 +72,7 @@ func (o Opener) prove(ctx context.Context, about Question, first bool) (ways []*
 }
 
 // way proves an offer. A source may wipe what it has offered: the way has a copy.
-func (o Opener) way(ctx context.Context, about Question, source Source, offer Offer, first bool) (*Way, error) {
+func (o Opener) way(ctx context.Context, about ProofRequest, source Source, offer Offer, first bool) (*Way, error) {
 	defer offer.Key.Wipe()
 	keyslots, err := o.fits(ctx, about, offer, first)
 	if err != nil {
@@ -95,7 +95,7 @@ func Hopeless(ctx context.Context, err error) error {
 }
 
 // fits gives the keyslots that an offered key opens, all or the first; an error if it is none.
-func (o Opener) fits(ctx context.Context, about Question, offer Offer, first bool) (fitting []int, err error) {
+func (o Opener) fits(ctx context.Context, about ProofRequest, offer Offer, first bool) (fitting []int, err error) {
 	err = ErrNoKeyslot
 	for _, keyslot := range offer.Keyslots {
 		if slices.Contains(about.Except, keyslot) {

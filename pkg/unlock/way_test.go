@@ -12,14 +12,14 @@ import (
 )
 
 // ringOfKeys is a container with a key in each of the keyslots 1, 2 and 5; keyslots 1 and 5 have the same one.
-func ringOfKeys(t *testing.T) (Cryptsetup, Question) {
+func ringOfKeys(t *testing.T) (Cryptsetup, ProofRequest) {
 	t.Helper()
 	cryptsetup := Cryptsetup{Runner: command.Runner{}}
 	path := newContainer(t, cryptsetup)
 	addKey(t, cryptsetup, path, "first", 1)
 	addKey(t, cryptsetup, path, "second", 2)
 	addKey(t, cryptsetup, path, "first", 5)
-	return cryptsetup, Question{Container: path, Header: readHeader(t, path)}
+	return cryptsetup, ProofRequest{Container: path, Header: readHeader(t, path)}
 }
 
 func passphrases(t *testing.T, texts ...string) []Source {
