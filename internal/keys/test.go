@@ -65,10 +65,10 @@ func (t *Test) Run(ctx context.Context) ([]Unplaced, error) {
 	return unplaced, nil
 }
 
-// note remembers a failure for which no key is to blame.
-func (t *Test) note(ctx context.Context, err error) {
+// note remembers a failure for which no key is to blame, be one offered or not.
+func (t *Test) note(ctx context.Context, offered bool, err error) {
 	if t.hopeless == nil {
-		t.hopeless = unlock.Hopeless(ctx, err)
+		t.hopeless = unlock.Hopeless(ctx, offered, err)
 	}
 }
 
@@ -86,7 +86,7 @@ func (t *Test) try(ctx context.Context, source unlock.Source, m *misfit) bool {
 	fits := false
 	for offer, err := range source.Offers(ctx, t.Container.Header) {
 		if err != nil {
-			t.note(ctx, err)
+			t.note(ctx, false, err)
 			m.err = err
 			for _, number := range offer.Keyslots {
 				m.errs[number] = err
@@ -203,7 +203,7 @@ func (t *Test) clevisTokens(ctx context.Context) error {
 // token adds a proof to each keyslot of the token, of its key or of why there is none. It wipes the key.
 func (t *Test) token(ctx context.Context, source Source, token luks2.Token, key *secret.Key, err error) {
 	defer key.Wipe()
-	t.note(ctx, err)
+	t.note(ctx, false, err)
 	for _, number := range token.Keyslots {
 		proof := Proof{Source: source, Token: token.ID, Err: err}
 		if err == nil {
@@ -215,7 +215,7 @@ func (t *Test) token(ctx context.Context, source Source, token luks2.Token, key 
 
 func (t *Test) prove(ctx context.Context, key *secret.Key, number int) error {
 	err := t.Cryptsetup.Prove(ctx, t.Container.Path, t.Container.Header, key, number)
-	t.note(ctx, err)
+	t.note(ctx, true, err)
 	return err
 }
 

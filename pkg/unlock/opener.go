@@ -70,30 +70,28 @@ func (o Opener) close(ctx context.Context, name string) error {
 
 func (o Opener) open(ctx context.Context, target Target) (*Opened, error) {
 	var failed []Attempt
-	for i, source := range o.Sources {
+	for i := range o.Sources {
 		began := time.Now()
-		keyslot, key, err := o.try(ctx, target, i, &failed)
-		if errors.Is(err, errNoOffer) {
+		opened, tried, err := o.try(ctx, target, i)
+		failed = append(failed, tried...)
+		if err != nil {
+			return nil, err
+		}
+		if opened == nil {
 			continue
 		}
-		if err != nil {
+		if opened.Mapping, err = verified(target); err != nil {
+			opened.Key.Wipe()
 			return nil, err
 		}
-		mapping, err := verified(target)
-		if err != nil {
-			key.Wipe()
-			return nil, err
-		}
-		return &Opened{Mapping: mapping, Source: source.Name(), Index: i, Keyslot: keyslot, Key: key, Failed: failed, Took: time.Since(began)}, nil
+		opened.Failed, opened.Took = failed, time.Since(began)
+		return opened, nil
 	}
 	return nil, &NoKeyError{Container: target.Container, Attempts: failed}
 }
 
-// errNoOffer: the source's offers are used up.
-var errNoOffer = errors.New("no offer fitted")
-
-// try activates target with the first offer of a source that fits and returns its keyslot, and its key if it is to be kept.
-func (o Opener) try(ctx context.Context, target Target, index int, failed *[]Attempt) (int, *secret.Key, error) {
+// try activates target with the first offer of a source that fits, nil if none does, and returns which have failed before.
+func (o Opener) try(ctx context.Context, target Target, index int) (opened *Opened, failed []Attempt, err error) {
 	source := o.Sources[index]
 	began := time.Now()
 	for offer, err := range source.Offers(ctx, target.Header) {
@@ -102,20 +100,17 @@ func (o Opener) try(ctx context.Context, target Target, index int, failed *[]Att
 			var keyslot int
 			keyslot, err = o.activate(ctx, target, offer)
 			if err == nil {
-				return keyslot, o.keep(offer), nil
+				return &Opened{Source: source.Name(), Index: index, Keyslot: keyslot, Key: o.keep(offer)}, failed, nil
 			}
 			offer.Key.Wipe()
 		}
-		if ctx.Err() != nil {
-			return -1, nil, context.Cause(ctx)
+		if err := Hopeless(ctx, offered, err); err != nil {
+			return nil, failed, err
 		}
-		if offered && !anotherKeyMayFit(err) || errors.Is(err, secret.ErrNoMemory) {
-			return -1, nil, err
-		}
-		*failed = append(*failed, Attempt{Source: source.Name(), Index: index, Took: time.Since(began), Err: err})
+		failed = append(failed, Attempt{Source: source.Name(), Index: index, Took: time.Since(began), Err: err})
 		began = time.Now()
 	}
-	return -1, nil, errNoOffer
+	return nil, failed, nil
 }
 
 // keep gives a copy of the key that fitted, if it is to be kept: a source may wipe what it has offered. The container is open:
@@ -130,12 +125,6 @@ func (o Opener) keep(offer Offer) *secret.Key {
 		return nil
 	}
 	return kept
-}
-
-// anotherKeyMayFit tells whether an activation has failed because of its key or its keyslot. All else would fail with any key: to ask
-// for another one, or to blame the keys, would send people the wrong way.
-func anotherKeyMayFit(err error) bool {
-	return errors.Is(err, ErrWrongKey) || errors.Is(err, ErrKeyslotMemory) || errors.Is(err, ErrNoKeyslot)
 }
 
 // worse is the one of two failures of a key that says more: one for memory leaves open whether the key is right.

@@ -2,7 +2,6 @@ package unlock
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"time"
 
@@ -48,7 +47,8 @@ func (o Opener) prove(ctx context.Context, about ProofRequest, first bool) (ways
 		began := time.Now()
 		for offer, err := range source.Offers(ctx, about.Header) {
 			var way *Way
-			if err == nil {
+			offered := err == nil
+			if offered {
 				way, err = o.way(ctx, about, source, offer, first)
 			}
 			if err == nil {
@@ -57,7 +57,7 @@ func (o Opener) prove(ctx context.Context, about ProofRequest, first bool) (ways
 				}
 				continue
 			}
-			if err := Hopeless(ctx, err); err != nil {
+			if err := Hopeless(ctx, offered, err); err != nil {
 				WipeWays(ways)
 				return nil, failed, err
 			}
@@ -80,18 +80,6 @@ func (o Opener) way(ctx context.Context, about ProofRequest, source Source, offe
 	}
 	key, err := offer.Key.Copy()
 	return &Way{Source: source.Name(), Keyslots: keyslots, Key: key}, err
-}
-
-// Hopeless gives the error that trying another key would only repeat, nil if another one may do: the context has ended, cryptsetup itself
-// fails, or there is no locked memory.
-func Hopeless(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if errors.Is(err, ErrCryptsetup) || errors.Is(err, secret.ErrNoMemory) {
-		return err
-	}
-	return nil
 }
 
 // fits gives the keyslots that an offered key opens, all or the first; an error if it is none.

@@ -78,9 +78,12 @@ func TestWays(t *testing.T) {
 // What no other key would mend is not blamed on the keys.
 func TestWaysEnd(t *testing.T) {
 	_, about := ringOfKeys(t)
-	broken := Opener{Cryptsetup: Cryptsetup{Runner: absent{}}, Sources: passphrases(t, "first", "second")}
-	if _, failed, err := broken.Ways(t.Context(), about); !errors.Is(err, ErrCryptsetup) || errors.Is(err, ErrNoKeyFits) || len(failed) != 0 {
-		t.Errorf("%v, failed %v", err, failed)
+	busy := scripted(func(string) string { return "exit 5" })
+	for class, runner := range map[error]Runner{ErrCryptsetup: absent{}, ErrMappingBusy: busy} {
+		broken := Opener{Cryptsetup: Cryptsetup{Runner: runner}, Sources: passphrases(t, "first", "second")}
+		if _, failed, err := broken.Ways(t.Context(), about); !errors.Is(err, class) || errors.Is(err, ErrNoKeyFits) || len(failed) != 0 {
+			t.Errorf("%v, failed %v", err, failed)
+		}
 	}
 }
 
