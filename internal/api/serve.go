@@ -96,18 +96,18 @@ func shutdown(ctx context.Context, server *http.Server, addr net.Addr) error {
 	return nil
 }
 
-// A Peer is the process at the other end of the control socket when it connected.
-type Peer struct {
+// peer is the process at the other end of the control socket when it connected.
+type peer struct {
 	PID      int32
 	UID, GID uint32
 }
 
 type peerKey struct{}
 
-// PeerFrom returns who sent the request with this context. It is false for a request that came over TCP.
-func PeerFrom(ctx context.Context) (Peer, bool) {
-	peer, ok := ctx.Value(peerKey{}).(Peer)
-	return peer, ok
+// peerFrom returns who sent the request with this context. It is false for a request that came over TCP.
+func peerFrom(ctx context.Context) (peer, bool) {
+	from, ok := ctx.Value(peerKey{}).(peer)
+	return from, ok
 }
 
 func withPeer(ctx context.Context, conn net.Conn) context.Context {
@@ -115,18 +115,18 @@ func withPeer(ctx context.Context, conn net.Conn) context.Context {
 		conn = limited.Conn
 	}
 	if local, ok := conn.(*net.UnixConn); ok {
-		if peer, err := peerOf(local); err == nil {
-			return context.WithValue(ctx, peerKey{}, peer)
+		if from, err := peerOf(local); err == nil {
+			return context.WithValue(ctx, peerKey{}, from)
 		}
 	}
 	return ctx
 }
 
 // peerOf reads SO_PEERCRED, see unix(7): the kernel recorded it at connect(2), so the peer cannot lie about it.
-func peerOf(conn *net.UnixConn) (Peer, error) {
+func peerOf(conn *net.UnixConn) (peer, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return Peer{}, err
+		return peer{}, err
 	}
 	var cred *unix.Ucred
 	var credErr error
@@ -134,12 +134,12 @@ func peerOf(conn *net.UnixConn) (Peer, error) {
 		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	})
 	if err != nil {
-		return Peer{}, err
+		return peer{}, err
 	}
 	if credErr != nil {
-		return Peer{}, credErr
+		return peer{}, credErr
 	}
-	return Peer{PID: cred.Pid, UID: cred.Uid, GID: cred.Gid}, nil
+	return peer{PID: cred.Pid, UID: cred.Uid, GID: cred.Gid}, nil
 }
 
 // limitConns makes Accept wait while n connections are open; the rest queue in the kernel's backlog.

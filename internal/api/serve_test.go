@@ -228,9 +228,9 @@ func TestPeerIsKnownAndLogged(t *testing.T) {
 		if _, err := act(r.Context(), w, r, nil); err != nil {
 			t.Error(err)
 		}
-		peer, ok := PeerFrom(r.Context())
-		if want := (Peer{PID: int32(os.Getpid()), UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}); !ok || peer != want {
-			t.Errorf("peer %+v (%v), want %+v", peer, ok, want)
+		from, ok := peerFrom(r.Context())
+		if want := (peer{PID: int32(os.Getpid()), UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}); !ok || from != want {
+			t.Errorf("peer %+v (%v), want %+v", from, ok, want)
 		}
 	}), controlLimits(), quiet())
 	answerTo(t, dialUnix(t, path), strings.Replace(plainGet, "GET", "POST", 1))

@@ -130,7 +130,7 @@ func logActions(logger *slog.Logger) StrictMiddlewareFunc {
 
 func requestAttrs(ctx context.Context, operation string, took time.Duration, err error) []slog.Attr {
 	attrs := []slog.Attr{slog.String("operation", operation), slog.Duration("took", took)}
-	if peer, ok := PeerFrom(ctx); ok {
+	if peer, ok := peerFrom(ctx); ok {
 		attrs = append(attrs, slog.Int("peer_pid", int(peer.PID)), slog.Int("peer_uid", int(peer.UID)), slog.Int("peer_gid", int(peer.GID)))
 	}
 	if err != nil {

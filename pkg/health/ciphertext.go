@@ -51,9 +51,9 @@ func (p *CiphertextProbe) Name() Code { return Ciphertext }
 // Run does the check. Its errors have the reasons of the table of conditions; that of plaintext
 // on the disk comes before every other.
 func (p *CiphertextProbe) Run(ctx context.Context) (string, error) {
-	container, err := openRaw(p.Container)
+	container, err := OpenRaw(p.Container)
 	if err != nil {
-		return "", WithReason(err, ReasonUnreadable)
+		return "", err
 	}
 	defer container.Close()
 	proof, err := p.checkBlocks(ctx, container)
@@ -73,7 +73,7 @@ func (p *CiphertextProbe) Run(ctx context.Context) (string, error) {
 	return proof, p.checkMapping()
 }
 
-func (p *CiphertextProbe) checkBlocks(ctx context.Context, container *rawReader) (string, error) {
+func (p *CiphertextProbe) checkBlocks(ctx context.Context, container *Raw) (string, error) {
 	name, err := p.File()
 	if err != nil {
 		return "", err
@@ -82,7 +82,7 @@ func (p *CiphertextProbe) checkBlocks(ctx context.Context, container *rawReader)
 }
 
 // checkFile compares a file with its blocks.
-func (p *CiphertextProbe) checkFile(ctx context.Context, container *rawReader, name string) (string, error) {
+func (p *CiphertextProbe) checkFile(ctx context.Context, container *Raw, name string) (string, error) {
 	spans, err := p.spans(name)
 	if err != nil {
 		return "", err
@@ -92,7 +92,7 @@ func (p *CiphertextProbe) checkFile(ctx context.Context, container *rawReader, n
 		if err := ctx.Err(); err != nil {
 			return "", err
 		}
-		if err := container.ReadAt(s.raw, s.at); err != nil {
+		if err := container.readFull(s.raw, s.at); err != nil {
 			return "", err
 		}
 		if i := equalSector(s.plain, s.raw); i >= 0 {
@@ -178,9 +178,9 @@ func equalSector(plain, raw []byte) int {
 	return -1
 }
 
-func checkMagic(container *rawReader) error {
+func checkMagic(container *Raw) error {
 	begin := make([]byte, len(luksMagic))
-	if err := container.ReadAt(begin, 0); err != nil {
+	if err := container.readFull(begin, 0); err != nil {
 		return err
 	}
 	if string(begin) != luksMagic {

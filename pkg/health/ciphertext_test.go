@@ -262,7 +262,7 @@ func truncate(t *testing.T, name string, size int64) {
 }
 
 // Where O_DIRECT is refused the probe reads through the page cache and says so.
-func TestRawReaderWithoutDirect(t *testing.T) {
+func TestRawWithoutDirect(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "image")
 	want := text(20000)
 	if err := os.WriteFile(name, want, 0o600); err != nil {
@@ -272,10 +272,10 @@ func TestRawReaderWithoutDirect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reader := &rawReader{file: file}
+	reader := &Raw{file: file}
 	defer reader.Close()
 	have := make([]byte, 5000)
-	if err := reader.ReadAt(have, 14999); err != nil {
+	if err := reader.readFull(have, 14999); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(have, want[14999:19999]) {
@@ -284,7 +284,7 @@ func TestRawReaderWithoutDirect(t *testing.T) {
 	if !strings.Contains(reader.how(), "refused") {
 		t.Errorf("it says %q", reader.how())
 	}
-	if err := reader.ReadAt(have, 16000); err == nil {
+	if err := reader.readFull(have, 16000); err == nil {
 		t.Error("read past the end")
 	}
 }

@@ -20,7 +20,7 @@ func (b *Board) Handler(endpoint Endpoint) http.Handler {
 		}
 		query := req.URL.Query()
 		r := b.Report(endpoint, query["exclude"]...)
-		if AcceptsJSON(req.Header.Values("Accept")) {
+		if acceptsJSON(req.Header.Values("Accept")) {
 			r.serveJSON(w)
 			return
 		}
@@ -28,8 +28,8 @@ func (b *Board) Handler(endpoint Endpoint) http.Handler {
 	})
 }
 
-// AcceptsJSON says whether Accept header fields name JSON outright, which curl's */* does not.
-func AcceptsJSON(accept []string) bool {
+// acceptsJSON says whether Accept header fields name JSON outright, which curl's */* does not.
+func acceptsJSON(accept []string) bool {
 	for field := range strings.SplitSeq(strings.Join(accept, ","), ",") {
 		mediaType, parameters, err := mime.ParseMediaType(field)
 		if err == nil && parameters["q"] != "0" && slices.Contains([]string{MediaType, "application/json"}, mediaType) {

@@ -13,60 +13,48 @@ import (
 // disk with blocks of at most 4096 bytes, open(2).
 const directAlign = 4096
 
-// rawReader reads a container past the page cache: the cache could hold what the disk does not.
-type rawReader struct {
+// Raw reads a container past the page cache, at any offset: what another has written to the disk is not hidden by what was read
+// before. It implements io.ReaderAt.
+type Raw struct {
+	// Bytes is the size of the file or block device.
+	Bytes  int64
 	file   *os.File
 	direct bool
 }
 
-// openRaw opens a container for O_DIRECT, or without it on a filesystem that refuses it.
-func openRaw(name string) (*rawReader, error) {
-	file, err := os.OpenFile(name, os.O_RDONLY|unix.O_DIRECT, 0)
+// OpenRaw opens the file or block device at name for reading, without O_DIRECT on a filesystem that refuses it. An error has a reason.
+func OpenRaw(name string) (*Raw, error) {
+	raw := &Raw{direct: true}
+	var err error
+	raw.file, err = os.OpenFile(name, os.O_RDONLY|unix.O_DIRECT, 0)
 	if errors.Is(err, unix.EINVAL) {
-		file, err = os.Open(name)
-		return &rawReader{file: file}, err
+		raw.direct = false
+		raw.file, err = os.Open(name)
 	}
-	return &rawReader{file: file, direct: true}, err
+	if err != nil {
+		return nil, WithReason(err, ReasonUnreadable)
+	}
+	if raw.Bytes, err = raw.file.Seek(0, io.SeekEnd); err != nil {
+		return nil, errors.Join(WithReason(err, ReasonUnreadable), raw.Close())
+	}
+	return raw, nil
 }
 
-func (r *rawReader) Close() error { return r.file.Close() }
+// Close closes the container.
+func (r *Raw) Close() error { return r.file.Close() }
 
 // how says by which means the page cache was avoided.
-func (r *rawReader) how() string {
+func (r *Raw) how() string {
 	if r.direct {
 		return "O_DIRECT"
 	}
 	return "O_DIRECT refused, page cache dropped"
 }
 
-// Raw reads a container past the page cache, at any offset: what another has written to the disk is not hidden by what was read
-// before. It implements io.ReaderAt.
-type Raw struct {
-	raw *rawReader
-	// Bytes is the size of the file or block device.
-	Bytes int64
-}
-
-// OpenRaw opens the file or block device at name for reading. An error has a reason.
-func OpenRaw(name string) (*Raw, error) {
-	raw, err := openRaw(name)
-	if err != nil {
-		return nil, WithReason(err, ReasonUnreadable)
-	}
-	size, err := raw.file.Seek(0, io.SeekEnd)
-	if err != nil {
-		return nil, errors.Join(WithReason(err, ReasonUnreadable), raw.Close())
-	}
-	return &Raw{raw, size}, nil
-}
-
-// Close closes the container.
-func (r *Raw) Close() error { return r.raw.Close() }
-
 // ReadAt reads len(b) bytes, fewer only with io.EOF at the end of the container.
 func (r *Raw) ReadAt(b []byte, offset int64) (int, error) {
 	n := min(int64(len(b)), max(r.Bytes-offset, 0))
-	if err := r.raw.ReadAt(b[:n], offset); err != nil {
+	if err := r.readFull(b[:n], offset); err != nil {
 		return 0, err
 	}
 	if n < int64(len(b)) {
@@ -75,8 +63,8 @@ func (r *Raw) ReadAt(b []byte, offset int64) (int, error) {
 	return int(n), nil
 }
 
-// ReadAt fills b from any offset.
-func (r *rawReader) ReadAt(b []byte, offset int64) error {
+// readFull fills b from any offset.
+func (r *Raw) readFull(b []byte, offset int64) error {
 	if len(b) == 0 {
 		return nil
 	}
@@ -95,7 +83,7 @@ func (r *rawReader) ReadAt(b []byte, offset int64) error {
 }
 
 // fill reads at least need bytes of the window; the container may end inside it.
-func (r *rawReader) fill(window []byte, start int64, need int) error {
+func (r *Raw) fill(window []byte, start int64, need int) error {
 	if !r.direct {
 		if err := r.dropCache(start, int64(len(window))); err != nil {
 			return err
@@ -118,7 +106,7 @@ func (r *rawReader) fill(window []byte, start int64, need int) error {
 	return err
 }
 
-func (r *rawReader) giveUpDirect() error {
+func (r *Raw) giveUpDirect() error {
 	flags, err := unix.FcntlInt(r.file.Fd(), unix.F_GETFL, 0)
 	if err == nil {
 		_, err = unix.FcntlInt(r.file.Fd(), unix.F_SETFL, flags&^unix.O_DIRECT)
@@ -128,7 +116,7 @@ func (r *rawReader) giveUpDirect() error {
 }
 
 // dropCache writes the container out before it drops its pages: dirty ones would stay.
-func (r *rawReader) dropCache(offset, length int64) error {
+func (r *Raw) dropCache(offset, length int64) error {
 	if err := r.file.Sync(); err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ const (
 
 // checkSample compares some stored files with their blocks, other ones each time, and tells how many. One that has gone meanwhile, or
 // has no blocks of its own, says nothing.
-func (p *CiphertextProbe) checkSample(ctx context.Context, container *rawReader) (int, error) {
+func (p *CiphertextProbe) checkSample(ctx context.Context, container *Raw) (int, error) {
 	checked := 0
 	for i := range sampledFiles {
 		if len(p.Stores) == 0 {

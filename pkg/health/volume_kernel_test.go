@@ -157,13 +157,13 @@ func TestProbedBlocksAreTheFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reader, err := openRaw(v.loop)
+	reader, err := OpenRaw(v.loop)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer reader.Close()
 	raw := make([]byte, 4096)
-	if err := reader.ReadAt(raw, spans[0].at); err != nil {
+	if err := reader.readFull(raw, spans[0].at); err != nil {
 		t.Fatal(err)
 	}
 	raw[100] ^= 1

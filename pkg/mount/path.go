@@ -11,15 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenPath opens path as a location only (O_PATH): its permissions are not checked, no device is touched. No component may
-// be a symbolic link or one of procfs's magic links (openat2(2): RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS).
-//
-// Errors: ErrInvalid, ErrSymlink, ErrNotDirectory (a component), fs.ErrNotExist, fs.ErrPermission.
-func OpenPath(path string) (*os.File, error) {
+// openPath is OpenDirectory for anything: no device is touched.
+func openPath(path string) (*os.File, error) {
 	return openNoLinks(path, unix.O_PATH)
 }
 
-// OpenDirectory is OpenPath for a directory. Errors: as OpenPath.
+// OpenDirectory opens a directory as a location only (O_PATH): its permissions are not checked. No component may be a symbolic link or
+// one of procfs's magic links (openat2(2): RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS).
+//
+// Errors: ErrInvalid, ErrSymlink, ErrNotDirectory (a component), fs.ErrNotExist, fs.ErrPermission.
 func OpenDirectory(path string) (*os.File, error) {
 	return openNoLinks(path, unix.O_PATH|unix.O_DIRECTORY)
 }
@@ -87,7 +87,7 @@ func openDevice(path string, flags int) (*os.File, error) {
 
 func openLocation(path string) (*os.File, error) {
 	if err := checkPath(path); err != nil || !strings.HasPrefix(path, "/dev/") {
-		return OpenPath(path)
+		return openPath(path)
 	}
 	file, err := os.OpenFile(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -51,7 +51,7 @@ func TestSymlinkIsNamed(t *testing.T) {
 	if err := os.Symlink(mkdir(t, root, "directory"), link); err != nil {
 		t.Fatal(err)
 	}
-	_, err := OpenPath(link + "/inner/deeper")
+	_, err := openPath(link + "/inner/deeper")
 	if err == nil || !strings.HasSuffix(err.Error(), ErrSymlink.Error()+": "+link) {
 		t.Errorf("the error does not name %s: %v", link, err)
 	}
@@ -59,8 +59,8 @@ func TestSymlinkIsNamed(t *testing.T) {
 
 // A magic link of procfs leads anywhere, also out of a chroot.
 func TestMagicLinkIsRefused(t *testing.T) {
-	if _, err := OpenPath("/proc/self/root"); !errors.Is(err, ErrSymlink) {
-		t.Errorf("OpenPath: %v, want ErrSymlink", err)
+	if _, err := openPath("/proc/self/root"); !errors.Is(err, ErrSymlink) {
+		t.Errorf("openPath: %v, want ErrSymlink", err)
 	}
 }
 
@@ -68,7 +68,7 @@ func TestMagicLinkIsRefused(t *testing.T) {
 func TestOpenPathOfFIFO(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "fifo")
 	run(t, "mkfifo", path)
-	file, err := OpenPath(path)
+	file, err := openPath(path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -105,7 +105,7 @@ func TestAtAgreesWithKernel(t *testing.T) {
 	}
 	compared := 0
 	for _, info := range table {
-		location, err := OpenPath(info.Target)
+		location, err := openPath(info.Target)
 		if err != nil {
 			continue // hidden, or not to be reached by this user
 		}

@@ -26,24 +26,24 @@ const (
 	exitBusy         = 5
 )
 
-// MinimumVersion is the oldest cryptsetup that is used: 2.4.3 closed CVE-2021-4122, a crafted header that decrypts
+// minimumVersion is the oldest cryptsetup that is used: 2.4.3 closed CVE-2021-4122, a crafted header that decrypts
 // the container as if a reencryption had been interrupted.
-var MinimumVersion = [3]int{2, 4, 3}
+var minimumVersion = [3]int{2, 4, 3}
 
 // Cryptsetup drives cryptsetup(8). Keys go to it through pipes, never by argument or environment.
 type Cryptsetup struct {
 	Runner Runner
-	// Patience bounds how long a mapping may take to come or go; 0 is DefaultPatience.
+	// Patience bounds how long a mapping may take to come or go; 0 is five minutes.
 	Patience time.Duration
 }
 
-// DefaultPatience is far above what a keyslot takes, which cryptsetup makes for 2 s (lib/internal.h, DEFAULT_LUKS2_ITER_TIME), and the
+// defaultPatience is far above what a keyslot takes, which cryptsetup makes for 2 s (lib/internal.h, DEFAULT_LUKS2_ITER_TIME), and the
 // default of udev's own patience with an event, 3 min (udev.conf(5), event_timeout=). A semaphore of udev that nobody completes keeps
 // libdevmapper waiting for ever (dm_udev_wait in libdm/libdm-common.c of lvm2).
-const DefaultPatience = 5 * time.Minute
+const defaultPatience = 5 * time.Minute
 
 func (c Cryptsetup) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, cmp.Or(c.Patience, DefaultPatience))
+	return context.WithTimeout(ctx, cmp.Or(c.Patience, defaultPatience))
 }
 
 // expired tells whether a program was ended because its own time was up, not that of who has asked for it.
@@ -227,16 +227,16 @@ func (c Cryptsetup) Deactivate(ctx context.Context, name string) error {
 	return fmt.Errorf("cannot close %s: %w: %w", name, class, err)
 }
 
-// CheckVersion refuses a cryptsetup older than [MinimumVersion]. It is for making containers: opening one gives
+// CheckVersion refuses a cryptsetup older than minimumVersion. It is for making containers: opening one gives
 // cryptsetup a header in which nothing is being reencrypted, whatever its version, and saves starting a program.
 func (c Cryptsetup) CheckVersion(ctx context.Context) error {
 	version, err := c.version(ctx)
 	if err != nil {
 		return err
 	}
-	if compareVersions(version, MinimumVersion) < 0 {
+	if compareVersions(version, minimumVersion) < 0 {
 		return fmt.Errorf("cannot use cryptsetup %d.%d.%d, older than %d.%d.%d: %w",
-			version[0], version[1], version[2], MinimumVersion[0], MinimumVersion[1], MinimumVersion[2], ErrCryptsetupTooOld)
+			version[0], version[1], version[2], minimumVersion[0], minimumVersion[1], minimumVersion[2], ErrCryptsetupTooOld)
 	}
 	return nil
 }

@@ -48,7 +48,7 @@ var (
 	ErrMappingBusy = errors.New("mapping busy")
 	// ErrCryptsetup: cryptsetup failed for a reason of its own.
 	ErrCryptsetup = errors.New("cryptsetup failed")
-	// ErrCryptsetupTooOld: this cryptsetup is older than [MinimumVersion].
+	// ErrCryptsetupTooOld: this cryptsetup is older than 2.4.3.
 	ErrCryptsetupTooOld = errors.New("cryptsetup too old")
 )
 
