@@ -141,11 +141,13 @@ func (a *app) newService(loaded *config.Config, vol *volume.Volume, log *journal
 		return explained
 	}
 	board := health.NewBoard(options)
-	collector := health.NewCollector(board, keyWords()...)
-	collector.ExpectProtection(levelWords()...)
-	collector.ExpectKeyslots(volume.Purposes()...)
-	collector.CountDropped(log.Dropped)
-	collector.ExpectKeys(daemon.KeySources()...)
+	collector := health.NewCollector(board, health.CollectorOptions{
+		UnlockReasons: keyWords(),
+		Levels:        levelWords(),
+		Purposes:      volume.Purposes(),
+		KeySources:    daemon.KeySources(),
+		Dropped:       log.Dropped,
+	})
 	docker := synapse.NewDocker(synapse.DockerSocket).LeaveStopped()
 	prober := health.NewProber(board, health.ProberOptions{
 		Interval: loaded.Probes.Interval,

@@ -33,7 +33,6 @@ func (status) Status(context.Context) (api.Status, error) { return api.Status{},
 func startDaemon(t *testing.T) (address string) {
 	t.Helper()
 	board := health.NewBoard(health.Options{})
-	collector := health.NewCollector(board, "tpm_policy")
 	for _, code := range health.Codes() {
 		board.Set(code, health.OK, "", "")
 	}
@@ -42,9 +41,12 @@ func startDaemon(t *testing.T) (address string) {
 	for _, level := range volume.Levels() {
 		levels = append(levels, string(level))
 	}
-	collector.ExpectProtection(levels...)
+	collector := health.NewCollector(board, health.CollectorOptions{
+		UnlockReasons: []string{"tpm_policy"},
+		Levels:        levels,
+		Purposes:      volume.Purposes(),
+	})
 	collector.SetProtection(levels[0])
-	collector.ExpectKeyslots(volume.Purposes()...)
 	collector.SetKeyslots([]string{"recovery", "tpm2"})
 	collector.SetHeaderBackup(time.Now().Add(-time.Hour))
 	collector.SetRecoveryDrill(time.Now().Add(-time.Hour))

@@ -134,9 +134,11 @@ func TestAlertsAreTested(t *testing.T) {
 func exposition(t *testing.T) string {
 	t.Helper()
 	board := health.NewBoard(health.Options{})
-	c := health.NewCollector(board, "tpm_policy")
-	c.ExpectKeyslots("recovery", "tpm2")
-	c.ExpectProtection("none_same_disk", "snapshot", "unknown")
+	c := health.NewCollector(board, health.CollectorOptions{
+		UnlockReasons: []string{"tpm_policy"},
+		Levels:        []string{"none_same_disk", "snapshot", "unknown"},
+		Purposes:      []string{"recovery", "tpm2"},
+	})
 	c.SetContainer(1<<30, "aes-xts-plain64", 4096)
 	c.SetPolicies(map[int]bool{0: true})
 	for _, code := range health.Codes() {

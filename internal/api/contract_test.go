@@ -183,7 +183,7 @@ func drawRequest(t *rapid.T) (method, target, body string) {
 // Nobody who asks can make a series: what grows with requests would fill Prometheus (facts: labels from closed sets).
 func TestRandomRequestsAddNoSeries(t *testing.T) {
 	d := newDaemon()
-	registry := health.NewRegistry(health.NewCollector(d.board))
+	registry := health.NewRegistry(health.NewCollector(d.board, health.CollectorOptions{}))
 	server := api.New(api.Backend{Health: d.board, Metrics: health.MetricsHandler(registry), Status: d, Control: d, Operate: d, Explain: explain},
 		slog.New(slog.DiscardHandler))
 	random := rand.New(rand.NewPCG(1, 2))

@@ -60,7 +60,7 @@ func newKeyBench(t *testing.T, sources ...config.KeySource) *keyBench {
 // restart makes the probe forget what it keeps in memory.
 func (b *keyBench) restart() {
 	b.probe = &keysProbe{ring: b.volume, container: b.config.Volume.Container, settings: b.config.Probes.Keys, sources: b.config.Unlock,
-		cryptsetup: unlock.Cryptsetup{Runner: command.Runner{}}, collector: health.NewCollector(b.board), explain: byText}
+		cryptsetup: unlock.Cryptsetup{Runner: command.Runner{}}, collector: health.NewCollector(b.board, health.CollectorOptions{}), explain: byText}
 }
 
 // byText takes the last word of an error for its class.

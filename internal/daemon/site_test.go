@@ -190,6 +190,9 @@ func newSiteAfter(before *Handover) *site {
 		return s.volume.openIn(ctx, observer, 1300*time.Millisecond)
 	})
 	var levels []string
+	for _, level := range volume.Levels() {
+		levels = append(levels, string(level))
+	}
 	board := health.NewBoard(health.Options{Advise: func(health.Code, health.Reason) string { return "luksmediad status" }})
 	s.Daemon = New(Parts{
 		Config:   settings(),
@@ -199,7 +202,7 @@ func newSiteAfter(before *Handover) *site {
 		Prober: health.NewProber(board, health.ProberOptions{Interval: time.Minute, Deadline: 15 * time.Second},
 			s.write, &scriptedProbe{name: health.Ciphertext}, s.thumb, &scriptedProbe{name: health.Containers}, &scriptedProbe{name: health.Space},
 			&scriptedProbe{name: health.Keys}),
-		Collector: health.NewCollector(board, "some_class"),
+		Collector: health.NewCollector(board, health.CollectorOptions{UnlockReasons: []string{"some_class"}, Levels: levels, Purposes: volume.Purposes()}),
 		Gate:      s.gate,
 		Mover:     s.mover,
 		Migrator:  s.migrator,
@@ -211,11 +214,6 @@ func newSiteAfter(before *Handover) *site {
 		Version:   "1.2.3",
 		Before:    before,
 	})
-	for _, level := range volume.Levels() {
-		levels = append(levels, string(level))
-	}
-	s.Collector.ExpectProtection(levels...)
-	s.Collector.ExpectKeyslots(volume.Purposes()...)
 	s.verify = func(*volume.Opened) error { return s.mounts.get() }
 	s.mapped = s.mapping.get
 	return s

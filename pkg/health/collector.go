@@ -30,7 +30,7 @@ type Collector struct {
 	room       roomMetrics
 	backing    prometheus.Gauge
 	starts     prometheus.Counter
-	move       [moveGauges]prometheus.Gauge
+	move       moveMetrics
 	reloaded   prometheus.Gauge
 }
 
@@ -64,6 +64,13 @@ type droppedMetric struct {
 	count func() uint64
 }
 
+func (d droppedMetric) value() uint64 {
+	if d.count == nil {
+		return 0
+	}
+	return d.count()
+}
+
 // keyMetrics have a series for each kind of key source.
 type keyMetrics struct {
 	proven          *prometheus.GaugeVec
@@ -80,29 +87,28 @@ type Move struct {
 	Left                  time.Duration
 }
 
-// moveGauges is how many gauges a Move has.
-const moveGauges = 6
+type moveMetrics struct{ running, doneEntries, entries, doneBytes, bytes, left prometheus.Gauge }
 
-func newMoveGauges() [moveGauges]prometheus.Gauge {
-	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: "move_" + name, Help: help})
-	}
-	return [moveGauges]prometheus.Gauge{
-		gauge("running", "Whether the files of a store are being moved."),
-		gauge("done_entries", "Entries that are done in the present phase of the move."),
-		gauge("entries", "Entries in all of the present phase of the move, 0 while it is unknown."),
-		gauge("done_bytes", "Bytes that are done in the present phase of the move."),
-		gauge("bytes", "Bytes in all of the present phase of the move, 0 while it is unknown."),
-		gauge("left_seconds", "Estimate of the time that the present phase of the move still takes, 0 while it is unknown."),
+func newMoveMetrics() moveMetrics {
+	gauge := func(name, help string) prometheus.Gauge { return newGauge("move_"+name, help) }
+	return moveMetrics{
+		running:     gauge("running", "Whether the files of a store are being moved."),
+		doneEntries: gauge("done_entries", "Entries that are done in the present phase of the move."),
+		entries:     gauge("entries", "Entries in all of the present phase of the move, 0 while it is unknown."),
+		doneBytes:   gauge("done_bytes", "Bytes that are done in the present phase of the move."),
+		bytes:       gauge("bytes", "Bytes in all of the present phase of the move, 0 while it is unknown."),
+		left:        gauge("left_seconds", "Estimate of the time that the present phase of the move still takes, 0 while it is unknown."),
 	}
 }
 
 // SetMove says how far a move is.
 func (c *Collector) SetMove(m Move) {
-	for i, value := range [moveGauges]float64{number01(m.Running), float64(m.Entries), float64(m.TotalEntries), float64(m.Bytes),
-		float64(m.TotalBytes), m.Left.Seconds()} {
-		c.move[i].Set(value)
-	}
+	c.move.running.Set(number01(m.Running))
+	c.move.doneEntries.Set(float64(m.Entries))
+	c.move.entries.Set(float64(m.TotalEntries))
+	c.move.doneBytes.Set(float64(m.Bytes))
+	c.move.bytes.Set(float64(m.TotalBytes))
+	c.move.left.Set(m.Left.Seconds())
 }
 
 // roomMetrics are of the filesystem in the volume. node_exporter cannot tell them: the user that it runs as does not come to the mountpoint.
@@ -165,9 +171,22 @@ type containerMetrics struct {
 	drill    prometheus.Gauge
 }
 
-// NewCollector makes the collector of a Board. unlockReasons is the closed set of reasons that
-// ObserveUnlock may be given.
-func NewCollector(board *Board, unlockReasons ...string) *Collector {
+// CollectorOptions have the closed sets of what labels may be, and where a count comes from.
+type CollectorOptions struct {
+	// UnlockReasons are what ObserveUnlock may be given.
+	UnlockReasons []string
+	// Levels are what SetProtection may be given, from the weakest.
+	Levels []string
+	// Purposes of keyslots are what SetKeyslots counts.
+	Purposes []string
+	// KeySources are what SetKey may be given.
+	KeySources []string
+	// Dropped counts events that did not reach the journal; nil if none is dropped.
+	Dropped func() uint64
+}
+
+// NewCollector makes the collector of a Board.
+func NewCollector(board *Board, options CollectorOptions) *Collector {
 	c := &Collector{
 		board:      board,
 		gauges:     boardGauges(),
@@ -176,7 +195,7 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 			[]string{"probe"}, nil),
 		probes:    newProbeMetrics(),
 		unlocks:   newUnlockMetrics(),
-		container: newContainerMetrics(),
+		container: newContainerMetrics(options.Purposes),
 		keys:      newKeyMetrics(),
 		forecast:  newGauge("full_seconds", "In how many seconds the volume is full at the rate of the last week: +Inf if it does not fill up, NaN while that is not known."),
 		room:      newRoomMetrics(),
@@ -185,12 +204,10 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 			Namespace: namespace, Name: "synapse_container_starts_total",
 			Help: "Starts of a container that has Synapse's store, whoever started it: at most one for each container and run of the containers probe.",
 		}),
-		move:     newMoveGauges(),
-		reloaded: newGauge("config_reload_success", "Whether the configuration was taken when it was last read: 0 after a reload that was refused."),
-		protection: &protectionMetrics{desc: prometheus.NewDesc(namespace+"_protection", "What the keys protect the container against; all 0 while that is not known.",
-			[]string{"level"}, nil)},
-		dropped: droppedMetric{prometheus.NewDesc(namespace+"_log_dropped_total", "Events that did not reach the journal.", nil, nil),
-			func() uint64 { return 0 }},
+		move:       newMoveMetrics(),
+		reloaded:   newGauge("config_reload_success", "Whether the configuration was taken when it was last read: 0 after a reload that was refused."),
+		protection: newProtectionMetrics(options.Levels),
+		dropped:    droppedMetric{prometheus.NewDesc(namespace+"_log_dropped_total", "Events that did not reach the journal.", nil, nil), options.Dropped},
 	}
 	c.forecast.Set(math.NaN())
 	c.backing.Set(math.NaN())
@@ -200,8 +217,11 @@ func NewCollector(board *Board, unlockReasons ...string) *Collector {
 			c.probes.initialise(condition.Code)
 		}
 	}
-	for _, reason := range unlockReasons {
+	for _, reason := range options.UnlockReasons {
 		c.unlocks.failures.WithLabelValues(reason)
+	}
+	for _, source := range options.KeySources {
+		c.keys.proven.WithLabelValues(source)
 	}
 	return c
 }
@@ -329,8 +349,8 @@ func newKeyMetrics() keyMetrics {
 	}
 }
 
-func newContainerMetrics() containerMetrics {
-	return containerMetrics{
+func newContainerMetrics(purposes []string) containerMetrics {
+	m := containerMetrics{
 		size: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: namespace, Name: "container_size_bytes", Help: "Size of the container, 0 while it is unknown.",
 		}),
@@ -343,8 +363,13 @@ func newContainerMetrics() containerMetrics {
 		backup: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: namespace, Name: "header_backup_timestamp_seconds", Help: "When header and keyslots were last copied, 0 if never.",
 		}),
-		drill: newGauge("recovery_drill_timestamp_seconds", "When a recovery key was last seen to open the container, 0 if never."),
+		drill:    newGauge("recovery_drill_timestamp_seconds", "When a recovery key was last seen to open the container, 0 if never."),
+		purposes: purposes,
 	}
+	for _, purpose := range purposes {
+		m.keyslots.WithLabelValues(purpose)
+	}
+	return m
 }
 
 func (m probeMetrics) initialise(code Code) {
@@ -390,25 +415,22 @@ func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
 		metrics <- prometheus.MustNewConstMetric(c.staleAfter, prometheus.GaugeValue, age.Seconds(), string(code))
 	}
 	c.protection.collect(metrics)
-	metrics <- prometheus.MustNewConstMetric(c.dropped.desc, prometheus.CounterValue, float64(c.dropped.count()))
+	metrics <- prometheus.MustNewConstMetric(c.dropped.desc, prometheus.CounterValue, float64(c.dropped.value()))
 	for _, part := range c.parts() {
 		part.Collect(metrics)
 	}
 }
 
 func (c *Collector) parts() []prometheus.Collector {
-	parts := []prometheus.Collector{
+	return []prometheus.Collector{
 		c.probes.success, c.probes.runs, c.probes.failures, c.probes.duration, c.probes.lastRun, c.probes.lastSuccess,
 		c.unlocks.attempts, c.unlocks.failures, c.unlocks.duration,
 		c.container.size, c.container.info, c.container.keyslots, c.container.backup, c.container.drill,
 		c.keys.proven, c.keys.failures, c.keys.limit, c.keys.policies, c.keys.unsealed, c.forecast,
 		c.room.bytes, c.room.bytesLeft, c.room.inodes, c.room.inodesLeft,
 		c.backing, c.starts, c.reloaded,
+		c.move.running, c.move.doneEntries, c.move.entries, c.move.doneBytes, c.move.bytes, c.move.left,
 	}
-	for _, gauge := range c.move {
-		parts = append(parts, gauge)
-	}
-	return parts
 }
 
 // ObserveProbe counts a result of a Prober.
@@ -426,7 +448,7 @@ func (c *Collector) ObserveProbe(r Result) {
 }
 
 // ObserveUnlock counts an attempt to unlock with one key source; reason is empty if it succeeded,
-// else one of those given to NewCollector.
+// else one of CollectorOptions.UnlockReasons.
 func (c *Collector) ObserveUnlock(took time.Duration, reason string) {
 	c.unlocks.attempts.Inc()
 	c.unlocks.duration.Observe(took.Seconds())
@@ -442,15 +464,7 @@ func (c *Collector) SetContainer(size int64, cipher string, sectorBytes int) {
 	c.container.info.WithLabelValues(cipher, strconv.Itoa(sectorBytes)).Set(1)
 }
 
-// ExpectKeyslots gives the closed set of purposes that keyslots have. It is called before the first scrape.
-func (c *Collector) ExpectKeyslots(purposes ...string) {
-	c.container.purposes = purposes
-	for _, purpose := range purposes {
-		c.container.keyslots.WithLabelValues(purpose)
-	}
-}
-
-// SetKeyslots says how many keyslots there are for each purpose that ExpectKeyslots was given; others are not counted.
+// SetKeyslots says how many keyslots there are for each purpose of CollectorOptions.Purposes; others are not counted.
 func (c *Collector) SetKeyslots(purposes []string) {
 	counts := map[string]int{}
 	for _, purpose := range purposes {
@@ -471,16 +485,6 @@ func (c *Collector) SetHeaderBackup(at time.Time) {
 // SetRecoveryDrill says when a recovery key was last seen to open the container; zero if never, or if there is none any more.
 func (c *Collector) SetRecoveryDrill(at time.Time) {
 	c.container.drill.Set(float64(max(at.Unix(), 0)))
-}
-
-// CountDropped gives the counter of events that did not reach the journal. It is called before the first scrape.
-func (c *Collector) CountDropped(count func() uint64) { c.dropped.count = count }
-
-// ExpectKeys gives the closed set of kinds of key sources. It is called before the first scrape.
-func (c *Collector) ExpectKeys(sources ...string) {
-	for _, source := range sources {
-		c.keys.proven.WithLabelValues(source)
-	}
 }
 
 // SetKey says when a key of a source was last seen to open the container; zero if never.
@@ -525,15 +529,17 @@ func (c *Collector) SetReload(taken bool) { c.reloaded.Set(number01(taken)) }
 // CountStarts counts starts of Synapse's container.
 func (c *Collector) CountStarts(starts int) { c.starts.Add(float64(starts)) }
 
-// ExpectProtection gives the closed set of levels that SetProtection may be given. It is called before the first scrape.
-func (c *Collector) ExpectProtection(levels ...string) {
-	for _, level := range levels {
-		c.protection.levels = append(c.protection.levels, levelFlag{level, newFlag(c.protection.desc, level)})
-	}
-}
-
 // SetProtection says what the keys protect the container against.
 func (c *Collector) SetProtection(level string) { c.protection.present.Store(&level) }
+
+func newProtectionMetrics(levels []string) *protectionMetrics {
+	m := &protectionMetrics{desc: prometheus.NewDesc(namespace+"_protection", "What the keys protect the container against; all 0 while that is not known.",
+		[]string{"level"}, nil)}
+	for _, level := range levels {
+		m.levels = append(m.levels, levelFlag{level, newFlag(m.desc, level)})
+	}
+	return m
+}
 
 func (m *protectionMetrics) collect(metrics chan<- prometheus.Metric) {
 	present := m.present.Load()

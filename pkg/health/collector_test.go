@@ -29,26 +29,31 @@ func exposition(t *testing.T, c prometheus.Collector) string {
 
 // At the start every combination of labels is there already, so that rate() and absent() work.
 func TestMetricsAtStart(t *testing.T) {
-	c := NewCollector(NewBoard(Options{}), "tpm_policy", "wrong_key")
-	c.ExpectProtection("none_same_disk", "snapshot")
-	c.ExpectKeyslots("recovery", "tpm2")
+	c := NewCollector(NewBoard(Options{}), collectorOptions())
 	golden.Compare(t, "testdata/metrics-start.prom", exposition(t, c))
+}
+
+func collectorOptions() CollectorOptions {
+	return CollectorOptions{
+		UnlockReasons: []string{"tpm_policy", "wrong_key"},
+		Levels:        []string{"none_same_disk", "snapshot"},
+		Purposes:      []string{"recovery", "tpm2"},
+	}
 }
 
 func TestMetrics(t *testing.T) {
 	clock := newClock()
 	board := goodBoard(Options{Now: clock.Now})
 	board.Set(Thumbnail, Fail, ReasonSynapseUnreachable, "")
-	c := NewCollector(board, "tpm_policy", "wrong_key")
+	options := collectorOptions()
+	options.Dropped = func() uint64 { return 3 }
+	c := NewCollector(board, options)
 	board.Expect(Write, time.Minute)
 	board.Set(Guard, Fail, "guard_violated", "")
 	c.SetContainer(50<<30, "aes-xts-plain64", 4096)
-	c.ExpectKeyslots("recovery", "tpm2")
 	c.SetKeyslots([]string{"recovery", "tpm2", "tpm2", "foreign"})
 	c.SetHeaderBackup(clock.now)
 	c.SetRecoveryDrill(clock.now.Add(-time.Hour))
-	c.CountDropped(func() uint64 { return 3 })
-	c.ExpectProtection("none_same_disk", "snapshot")
 	c.SetProtection("none_same_disk")
 	c.SetProtection("snapshot")
 	c.SetPolicies(map[int]bool{7: true})
@@ -73,9 +78,8 @@ func TestMetrics(t *testing.T) {
 }
 
 func TestMetricsLint(t *testing.T) {
-	c := NewCollector(NewBoard(Options{}), "tpm_policy")
+	c := NewCollector(NewBoard(Options{}), collectorOptions())
 	c.SetContainer(1, "aes-xts-plain64", 4096)
-	c.ExpectProtection("snapshot")
 	registry := NewRegistry(c)
 	problems, err := testutil.GatherAndLint(registry)
 	if err != nil {
@@ -95,7 +99,7 @@ func TestMetricsLint(t *testing.T) {
 // Whatever a Prober reports lies in the sets that were there at the start.
 func TestMetricsAddNoSeries(t *testing.T) {
 	b := newBench(probeFunc{Write, nil}, probeFunc{Ciphertext, nil}, probeFunc{Thumbnail, nil})
-	c := NewCollector(b.board)
+	c := NewCollector(b.board, CollectorOptions{})
 	before := seriesOf(exposition(t, c))
 	for _, s := range b.prober.slots {
 		for _, class := range []Reason{ReasonTimeout, ReasonHole, "surprise", ReasonRefused, ReasonNoSpace} {
@@ -113,7 +117,7 @@ func TestOnlyCausesAreAlarms(t *testing.T) {
 	board := goodBoard(Options{})
 	board.Set(Unlock, Fail, "no_key_fits", "")
 	board.Set(Mount, Fail, "not_mounted", "")
-	text := exposition(t, NewCollector(board))
+	text := exposition(t, NewCollector(board, CollectorOptions{}))
 	for line, want := range map[string]bool{
 		`luksmediad_condition_failed{code="unlock"} 1`: true, `luksmediad_condition_failed{code="mount"} 0`: true,
 		`luksmediad_condition{code="mount"} 0`: true, `luksmediad_condition_failed{code="guard"} 1`: false,
@@ -137,7 +141,7 @@ func TestMetricsOfReasons(t *testing.T) {
 		{"header_backup_outdated", Header, ReasonKeyslotUnknown, []Reason{ReasonBackupMissing, ReasonBackupOld}},
 	} {
 		board := goodBoard(Options{})
-		c := NewCollector(board)
+		c := NewCollector(board, CollectorOptions{})
 		require := func(value string) {
 			t.Helper()
 			if text := exposition(t, c); !strings.Contains(text, "luksmediad_"+test.metric+" "+value+"\n") {

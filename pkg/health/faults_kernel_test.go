@@ -137,7 +137,7 @@ func TestCiphertextProbeOnFailingDisk(t *testing.T) {
 func TestHealthzOnSuspendedDisk(t *testing.T) {
 	v := newBrittleVolume(t)
 	board := goodBoard(Options{})
-	collector := NewCollector(board)
+	collector := NewCollector(board, CollectorOptions{})
 	device := constant(deviceOf(t, v.mount))
 	prober := NewProber(board, ProberOptions{Interval: 500 * time.Millisecond, Deadline: 300 * time.Millisecond, Observe: collector.ObserveProbe},
 		v.writeProbe(t), v.probe(t), &SpaceProbe{Dir: v.mount, Device: device, WarnAt: 1, Keeper: &kept{}, Forecast: collector.SetForecast})

@@ -65,7 +65,7 @@ func TestScrapesAtTheSameTime(t *testing.T) {
 
 // The client is woken once for an answer, compressed or not.
 func TestMetricsAreSentInOnePiece(t *testing.T) {
-	server := httptest.NewServer(MetricsHandler(NewRegistry(NewCollector(NewBoard(Options{})))))
+	server := httptest.NewServer(MetricsHandler(NewRegistry(NewCollector(NewBoard(Options{}), CollectorOptions{}))))
 	defer server.Close()
 	for _, encoding := range []string{"identity", "gzip"} {
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, nil)
