@@ -139,7 +139,8 @@ func TestHealthzOnSuspendedDisk(t *testing.T) {
 	board := goodBoard(Options{})
 	collector := NewCollector(board, CollectorOptions{})
 	device := constant(deviceOf(t, v.mount))
-	prober := NewProber(board, ProberOptions{Interval: 500 * time.Millisecond, Deadline: 300 * time.Millisecond, Observe: collector.ObserveProbe},
+	const deadline = 300 * time.Millisecond
+	prober := NewProber(board, ProberOptions{Interval: 500 * time.Millisecond, Deadline: deadline, Observe: collector.ObserveProbe},
 		v.writeProbe(t), v.probe(t), &SpaceProbe{Dir: v.mount, Device: device, WarnAt: 1, Keeper: &kept{}, Forecast: collector.SetForecast})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
@@ -155,7 +156,7 @@ func TestHealthzOnSuspendedDisk(t *testing.T) {
 	}
 	answer := get(t, healthz, "/healthz")
 	program(t, "dmsetup", "resume", below)
-	requirePrompt(t, took)
+	requirePrompt(t, took, deadline)
 	for _, line := range []string{"[-]write failed: timeout: ", "[-]ciphertext failed: timeout: "} {
 		if answer.Code != http.StatusServiceUnavailable || !strings.Contains(answer.Body.String(), line) {
 			t.Errorf("%d, without %q:\n%s", answer.Code, line, answer.Body)
@@ -179,14 +180,14 @@ func TestHealthzOnSuspendedDisk(t *testing.T) {
 	}
 }
 
-// requirePrompt wants answers at once. What hangs does so until the end; a machine with other work to do is late now and then.
-func requirePrompt(t *testing.T, took []time.Duration) {
+// requirePrompt wants answers that have not waited for the deadline of a probe that hangs; a machine with other work to do is late now and then.
+func requirePrompt(t *testing.T, took []time.Duration, deadline time.Duration) {
 	t.Helper()
 	slices.Sort(took)
 	usual, slowest := took[len(took)*9/10], took[len(took)-1]
 	t.Logf("%d requests, nine of ten took at most %v, the slowest %v", len(took), usual, slowest)
-	if usual > 100*time.Millisecond || slowest > time.Second {
-		t.Error("that is not at once")
+	if usual >= deadline {
+		t.Errorf("that is no sooner than the deadline, %v", deadline)
 	}
 }
 

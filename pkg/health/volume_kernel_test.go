@@ -247,7 +247,8 @@ func TestWriteProbeOnFailingDevice(t *testing.T) {
 func TestProberOnSuspendedDevice(t *testing.T) {
 	v := newVolume(t)
 	board := goodBoard(Options{})
-	prober := NewProber(board, ProberOptions{Interval: time.Second, Deadline: 500 * time.Millisecond},
+	const limit = 500 * time.Millisecond
+	prober := NewProber(board, ProberOptions{Interval: time.Second, Deadline: limit},
 		&WriteProbe{Dir: v.mount, Device: constant(deviceOf(t, v.mount))})
 	program(t, "dmsetup", "suspend", "--nolockfs", v.mapping)
 	err := prober.RunNow(t.Context(), Write)
@@ -262,7 +263,7 @@ func TestProberOnSuspendedDevice(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) || find(t, board, Write).Reason != ReasonTimeout || ready {
 		t.Errorf("RunNow returned %v, ready is %t", err, ready)
 	}
-	requirePrompt(t, took)
+	requirePrompt(t, took, limit)
 	deadline := time.Now().Add(10 * time.Second)
 	for prober.RunNow(t.Context(), Write) != nil {
 		if time.Now().After(deadline) {

@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"bufio"
 	"context"
 	"net"
 	"net/http"
@@ -210,11 +211,17 @@ func TestReloadByCommand(t *testing.T) {
 func TestReloadWaitsForTheVolume(t *testing.T) {
 	s := newCreated(t)
 	d := s.serve()
-	lock := exec.Command("flock", "/run/luksmediad/"+s.volume+".lock", "sleep", "3")
+	lock := exec.Command("flock", "/run/luksmediad/"+s.volume+".lock", "sh", "-c", "echo; exec sleep 3")
+	output, err := lock.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := lock.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(200 * time.Millisecond)
+	if _, err := bufio.NewReader(output).ReadString('\n'); err != nil { // it has the lock
+		t.Fatal(err)
+	}
 	s.edit("interval: 2s", "interval: 3s")
 	d.hangUp()
 	d.awaitNotice("RELOADING=1")

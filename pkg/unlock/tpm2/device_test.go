@@ -96,7 +96,7 @@ func TestOpenAbsent(t *testing.T) {
 		start := time.Now()
 		_, err := Open(t.Context(), device)
 		wantClass(t, err, ErrAbsent)
-		if took := time.Since(start); took > time.Second {
+		if took := time.Since(start); took >= commandLimit {
 			t.Errorf("Open(%s) took %v", device, took)
 		}
 	}
@@ -241,7 +241,7 @@ func TestContextEndsAHang(t *testing.T) {
 	start := time.Now()
 	_, err := d.ReadPCRs(ctx, SHA256, []int{0})
 	wantClass(t, err, context.Canceled)
-	if took := time.Since(start); took > time.Second {
+	if took := time.Since(start); took >= commandLimit {
 		t.Errorf("ReadPCRs took %v after the context ended", took)
 	}
 }
