@@ -1,4 +1,5 @@
-// Package command runs the programs that luksmediad depends on: cryptsetup, mkfs and fsck.
+// Package command runs the programs that luksmediad depends on: cryptsetup, dmsetup, mkfs, fsck, clevis, systemd-ask-password, and the
+// commands that the configuration names.
 //
 // It is the only package that starts processes. A program gets a fixed environment, an explicit standard input and
 // exactly the descriptors it is handed; no shell is involved. Arguments are always safe to log: key material reaches

@@ -1,5 +1,5 @@
-// Package synapse talks to a Matrix homeserver about one picture, and to systemd about the units
-// that use a store.
+// Package synapse talks to a Matrix homeserver about one picture, to Docker and to systemd, over D-Bus, about what uses a store, and reads
+// homeserver.yaml.
 package synapse
 
 import (

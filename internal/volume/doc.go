@@ -1,4 +1,5 @@
-// Package volume performs the operations on the one configured volume: create, open, close, inspect.
+// Package volume performs the operations on the one configured volume: create, adopt, open, close, inspect and grow it, migrate stores
+// into it and back, and change its keys.
 //
 // Each operation is a list of steps. A step looks first: what is already as it should be is adopted, what is foreign
 // is refused, only the rest is done. So every operation can be interrupted anywhere and run again. Nothing here

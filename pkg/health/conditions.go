@@ -102,10 +102,10 @@ type definition struct {
 	title     string
 	impact    Impact
 	dependsOn []Code   // causes: while one of these fails, this condition is hidden
-	follows   []Code   // causes only by their failure, and of its failure only: what holds does so without them
+	follows   []Code   // causes whose failure (not whose absence) hides this condition, and only where it fails itself
 	reasons   []Reason // of a probe: everything it fails with; nil marks a lifecycle step
 	degrades  []Reason // with these reasons the failure is only a warning
-	unseen    []Reason // with these reasons nothing was seen, so that also a warning follows from the failure of what it follows
+	unseen    []Reason // by these reasons the probe saw nothing, so that even its warning is put down to a failed cause in follows
 }
 
 func (d definition) probed() bool { return d.reasons != nil }

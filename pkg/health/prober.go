@@ -44,10 +44,9 @@ type ProberOptions struct {
 	Observe  func(Result)  // called after each result, for several probes at once; must not block
 }
 
-// Prober runs probes on a timer, each a little earlier than it would have to so that they do not fall into step, and
-// reports to a Board. No more than one run of a probe is
-// outstanding: one that hangs in the kernel is reported as failed at its deadline, and again at
-// every interval, until it returns. Probes never wait for each other.
+// Prober runs probes on a timer, with jitter, and reports to a Board: each run starts a little before its interval is over, so that probes
+// do not fall into step. No more than one run of a probe is outstanding: one that hangs in the kernel is reported as failed at its
+// deadline, and again at every interval, until it returns. Probes never wait for each other.
 type Prober struct {
 	board   *Board
 	options ProberOptions

@@ -65,9 +65,9 @@ type Machine struct {
 }
 
 // Locate walks from the file or block device at path down to the physical disks: through mounts, overlays, subvolumes of btrfs,
-// partitions, device mapper (LVM, dm-crypt, multipath, …), MD RAID and loop devices. Where nothing is at path yet, it is that of the
-// first directory above that is there. What cannot be followed, such as a pool of ZFS or a filesystem in user space, is a carrier of its own
-// that says why: there always is at least one.
+// partitions, device mapper (LVM, dm-crypt, multipath, …), MD RAID and loop devices. If path does not exist, its
+// nearest existing parent is located instead. What cannot be followed, such as a pool of ZFS or a filesystem in user space, is a carrier of
+// its own that says why: there always is at least one.
 //
 // No device is touched, but a path on a filesystem that hangs is waited for.
 func (m Machine) Locate(path string) []Carrier {

@@ -6,7 +6,7 @@
 // Every path must be absolute and clean and must not pass through a symbolic link, unless it names a device below /dev.
 //
 // Everything needs Linux 5.12 or newer: LOOP_CONFIGURE is of 5.8, STATX_ATTR_MOUNT_ROOT and STATX_MNT_ID of 5.8,
-// mount_setattr(2) of 5.12. What acts, needs root: CAP_SYS_ADMIN, and CAP_LINUX_IMMUTABLE for the guard.
+// mount_setattr(2) of 5.12. Everything that changes something needs root: CAP_SYS_ADMIN, and CAP_LINUX_IMMUTABLE for the guard.
 //
 // Errors belong to the classes declared as Err… variables, to fs.ErrNotExist and to fs.ErrPermission; what else comes up is
 // the system's own error, wrapped.

@@ -133,7 +133,7 @@ func (p PBKDF) args() []string {
 // 2.6.0, "--new-key-slot"). An older one tries all, and with them the slow ones.
 var newKeySlotVersion = [3]int{2, 6, 0}
 
-// AddKey puts key into the empty keyslot slot. existing opens another keyslot, the first that it names; no other one is tried.
+// AddKey puts key into the empty keyslot slot, authorised by existing, of which only the first keyslot is tried.
 func (c Cryptsetup) AddKey(ctx context.Context, device string, existing *Way, key *secret.Key, slot int, pbkdf PBKDF) error {
 	version, err := c.version(ctx)
 	if err != nil {

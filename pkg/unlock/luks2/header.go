@@ -39,8 +39,8 @@ type Header struct {
 // contents: no crash leaves that.
 func Read(r io.ReaderAt, size int64) (*Header, error) { return read(r, size, true) }
 
-// Inspect is Read for who opens nothing with the header: it also finds what cannot be read, but keeps no private copy, which is some
-// hundred KiB for each keyslot: [Header.WriteTo] fails.
+// Inspect reads a header that is only to be looked at: it also reports unreadable parts. It keeps no copy of the keyslot area (some
+// hundred KiB per keyslot), so [Header.WriteTo] fails.
 func Inspect(r io.ReaderAt, size int64) (*Header, error) { return read(r, size, false) }
 
 func read(r io.ReaderAt, size int64, keep bool) (*Header, error) {

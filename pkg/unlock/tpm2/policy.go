@@ -206,7 +206,7 @@ func (d *Device) PolicyOf(ctx context.Context, t *Token) (Policy, error) {
 
 // CheckPolicy tells whether the PCRs are what the token binds literally, without
 // unsealing. It fails with a [*PolicyError] or [ErrBankUnavailable] where they
-// are not, and as [Token.Policy] does. Of a signed policy it knows nothing.
+// are not, and as [Token.Policy] does. It always passes a signed policy.
 func (d *Device) CheckPolicy(ctx context.Context, t *Token) error {
 	policy, err := t.Policy()
 	if err != nil || policy.Signer != nil || len(policy.PCRs) == 0 {
