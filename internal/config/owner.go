@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // Owner is the user and group that a store belongs to. They are numbers, because a container's users need not exist on
@@ -16,9 +17,11 @@ type Owner struct {
 // maxID is below (uid_t)-1, which is "no change" to chown(2).
 const maxID = 1<<32 - 2
 
+var ownerForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9]{1,10}:[0-9]{1,10}$`) })
+
 // ParseOwner reads "uid:gid".
 func ParseOwner(text string) (Owner, error) {
-	if !regexp.MustCompile(`^[0-9]{1,10}:[0-9]{1,10}$`).MatchString(text) {
+	if !ownerForm().MatchString(text) {
 		return Owner{}, fmt.Errorf("%s is not a numeric user and group, UID:GID", quote(text))
 	}
 	uid, gid, _ := strings.Cut(text, ":")

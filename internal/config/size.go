@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // Size is a number of bytes, written with a binary unit.
@@ -27,6 +28,8 @@ type unit struct {
 // and of filesystem blocks.
 func units() []unit { return []unit{{"TiB", TiB}, {"GiB", GiB}, {"MiB", MiB}} }
 
+var unitForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z]+$`) })
+
 // ParseSize reads a whole number with a unit: MiB, GiB or TiB. Decimal units are refused rather than taken for binary
 // ones.
 func ParseSize(text string) (Size, error) {
@@ -36,7 +39,7 @@ func ParseSize(text string) (Size, error) {
 	switch {
 	case suffix == "" && err == nil:
 		return 0, fmt.Errorf("%s has no unit", quote(text))
-	case err != nil, !regexp.MustCompile(`^[A-Za-z]+$`).MatchString(suffix):
+	case err != nil, !unitForm().MatchString(suffix):
 		return 0, fmt.Errorf("%s is not a whole number with a unit", quote(text))
 	}
 	for _, u := range units() {

@@ -154,10 +154,16 @@ func overlayDirectories(options []string) []string {
 	return directories
 }
 
+var (
+	octalEscape   = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\\[0-3][0-7]{2}`) })
+	betweenColons = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?:[^:\\]|\\.)+`) })
+	escaped       = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`\\(.)`) })
+)
+
 // unescapeOctal undoes what seq_escape() of the kernel does to blanks, commas, equals signs and backslashes (include/linux/seq_file.h,
 // seq_show_option).
 func unescapeOctal(value string) string {
-	return regexp.MustCompile(`\\[0-3][0-7]{2}`).ReplaceAllStringFunc(value, func(code string) string {
+	return octalEscape().ReplaceAllStringFunc(value, func(code string) string {
 		number, _ := strconv.ParseUint(code[1:], 8, 8) // three octal digits up to 377
 		return string([]byte{byte(number)})
 	})
@@ -165,9 +171,9 @@ func unescapeOctal(value string) string {
 
 // splitEscaped splits at the colons that no backslash stands before. Before data-only directories there are two of them.
 func splitEscaped(list string) []string {
-	directories := regexp.MustCompile(`(?:[^:\\]|\\.)+`).FindAllString(list, -1)
+	directories := betweenColons().FindAllString(list, -1)
 	for i, directory := range directories {
-		directories[i] = regexp.MustCompile(`\\(.)`).ReplaceAllString(directory, "$1")
+		directories[i] = escaped().ReplaceAllString(directory, "$1")
 	}
 	return directories
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/google/go-eventlog/register"
 	"github.com/google/go-eventlog/tcg"
@@ -56,8 +57,10 @@ func (d *Device) EventLog(bank Bank) (*EventLog, error) {
 	return readEventLog(securityFS, d.name, bank)
 }
 
+var nodeName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^/dev/tpm(?:rm)?([0-9]+)$`) })
+
 func readEventLog(root, node string, bank Bank) (*EventLog, error) {
-	number := regexp.MustCompile(`^/dev/tpm(?:rm)?([0-9]+)$`).FindStringSubmatch(node)
+	number := nodeName().FindStringSubmatch(node)
 	if number == nil {
 		return nil, fmt.Errorf("TPM %s is no device of this machine: %w", node, ErrEventLog)
 	}
