@@ -101,8 +101,8 @@ func (d *Daemon) reportSteps(failed volume.Step, reason health.Reason, text stri
 // reportOpened turns a successful Open into conditions and metrics.
 func (d *Daemon) reportOpened(opened *volume.Opened) {
 	for _, row := range decisions() {
-		if row.condition == health.Header && len(opened.Header.Damage) > 0 {
-			d.Board.Set(health.Header, health.Warn, health.ReasonCopyDamaged, opened.Header.Damage[0].Error())
+		if damage := volume.CheckDamage(opened.Header); row.condition == health.Header && damage != nil {
+			d.Board.Set(health.Header, health.Warn, health.Reason(d.Explain(damage).Class), opened.Header.Damage[0].Error())
 		} else {
 			d.Board.Set(row.condition, health.OK, "", "")
 		}
