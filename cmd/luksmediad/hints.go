@@ -221,7 +221,7 @@ func hints() []hint {
 		{state.ErrNewer, "state_newer", exitRefused, "install the newer luksmediad again"},
 		{state.ErrOlder, "state_older", exitRefused, "install the luksmediad that made the volume"},
 		{state.ErrNoSpace, "state_full", exitFailed, "df -h /var/lib/luksmediad; df -i /var/lib/luksmediad"},
-		{state.ErrUnsafe, "state_unsafe", exitRefused, "chown -R root:root /var/lib/luksmediad && chmod 0700 /var/lib/luksmediad"},
+		{state.ErrUnsafe, "state_unsafe", exitRefused, ownState},
 		{state.ErrCorrupt, "state_corrupt", exitRefused, "ls -l /var/lib/luksmediad"},
 		{unlock.ErrCryptsetup, "cryptsetup", exitFailed, "journalctl -u luksmediad"},
 		{context.DeadlineExceeded, "timeout", exitFailed, "luksmediad status"},
@@ -307,6 +307,8 @@ const (
 	editConfig = "sudoedit " + config.DefaultPath + "; luksmediad config check"
 	// lookAtFile is the advice about a file that is no key.
 	lookAtFile = "ls -l {file}"
+	// ownState is the advice about state that others can change. What is below it is left alone: there the volume is mounted.
+	ownState = "chown root:root /var/lib/luksmediad /var/lib/luksmediad/*.json && chmod go-w /var/lib/luksmediad /var/lib/luksmediad/*.json"
 	// sealAnew is the advice about a key that the TPM does not give any more. Where nothing else opens the volume either, no key
 	// fits, and the advice is unlockByHand.
 	sealAnew = "luksmediad key add tpm2 --replace"

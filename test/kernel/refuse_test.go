@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -196,4 +197,28 @@ func removeDeviceMapper(t *testing.T) {
 		}
 		return run(t, "", "modprobe", "--remove", "dm-mod").code == 0
 	})
+}
+
+// The advice about state that others can change mends it, and leaves the volume alone, which is mounted below.
+func TestUnsafeStateIsMended(t *testing.T) {
+	s := newSite(t)
+	s.succeed("create", "--yes")
+	s.serve()
+	before := describe(t, s.store)
+	advice := regexp.MustCompile(`"next":"(chown [^"]*)"`)
+	for _, path := range []string{"/var/lib/luksmediad", "/var/lib/luksmediad/volume-" + s.volume + ".json"} {
+		for spoilt, how := range map[string][]string{"mode": {"chmod", "g+w", path}, "owner": {"chown", "991", path}} {
+			must(t, how[0], how[1:]...)
+			r := s.call("--json", "key", "list")
+			next := advice.FindStringSubmatch(strings.ReplaceAll(r.stdout, `\u0026`, "&"))
+			if r.code != 15 || next == nil {
+				t.Fatalf("%s of %s: exit code %d\n%s%s", spoilt, path, r.code, r.stdout, r.stderr)
+			}
+			must(t, "sh", "-c", next[1])
+			s.succeed("key", "list")
+		}
+	}
+	if after := describe(t, s.store); after != before {
+		t.Errorf("the store was %s and is %s", before, after)
+	}
 }
