@@ -80,7 +80,7 @@ func expand(c *config.Config, next string) string {
 	names := []string{"{volume}", c.Volume.Name, "{container}", c.Volume.Container, "{root}", c.Volume.Root(), "{units}", strings.Join(c.Units(), " ")}
 	names = append(names, "{fsck}", map[config.Filesystem]string{config.Ext4: "e2fsck -f", config.XFS: "xfs_repair"}[c.Volume.Filesystem])
 	if len(c.Stores) == 1 {
-		names = append(names, "{store}", c.Stores[0].Path, "{store_name}", c.Stores[0].Name)
+		names = append(names, "{store}", c.Stores[0].Path, "{store_name}", c.Stores[0].Name, "{owner}", c.Stores[0].Owner.String())
 		names = append(names, lookAt(c.Stores[0]).names("service")...)
 	} else {
 		names = append(names, "{service_log}", logsOf(c.Stores))

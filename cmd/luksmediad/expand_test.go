@@ -23,7 +23,7 @@ import (
 func TestAdviceIsFilled(t *testing.T) {
 	c := &config.Config{
 		Volume: config.Volume{Name: "media", Container: "/var/media.luks", Filesystem: config.XFS},
-		Stores: []config.Store{{Name: "media", Path: "/srv/media_store"}},
+		Stores: []config.Store{{Name: "media", Path: "/srv/media_store", Owner: config.Owner{UID: 991, GID: 992}}},
 		Unlock: []config.KeySource{{Keyfile: &config.Keyfile{Path: "/root/media.key"}}},
 		Probes: config.Probes{Synapse: &config.Synapse{Store: "media", HomeserverConfig: "/srv/homeserver.yaml"}},
 	}
@@ -45,7 +45,7 @@ func TestAdviceIsFilled(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", filesystem, got, want)
 		}
 	}
-	if got, want := expand(c, "findmnt {store}"), "findmnt /srv/media_store"; got != want {
+	if got, want := expand(c, "chown {owner} {store}"), "chown 991:992 /srv/media_store"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	c.Stores = append(c.Stores, config.Store{Name: "other", Path: "/srv/other"})

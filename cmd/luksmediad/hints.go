@@ -82,13 +82,14 @@ func hints() []hint {
 		{volume.ErrKeysChanged, "keys_changed", exitRefused, "luksmediad key list"},
 		{volume.ErrKeysUnfinished, "keys_unfinished", exitFailed, "luksmediad key list; repeat the luksmediad key add or key remove that was interrupted"},
 		{volume.ErrAdopting, "adopting", exitNotSetUp, "luksmediad adopt"},
-		{volume.ErrAlreadySetUp, "already_set_up", exitRefused, "luksmediad status"},
+		{volume.ErrAlreadySetUp, "already_set_up", exitRefused, "luksmediad status; see Begin anew in /usr/share/doc/luksmediad/operations.md"},
 		{volume.ErrSettings, "settings", exitRefused, editConfig},
 		{volume.ErrContainerMissing, "container_missing", exitNotSetUp, "ls -l {container}"},
 		{boot.ErrNotInstalled, "unit_missing", exitNotSetUp, "make install in the source directory; systemctl enable luksmediad.service"},
 		{boot.ErrMasked, "unit_masked", exitNotSetUp, "systemctl unmask luksmediad.service luksmediad-gate.service"},
 		{boot.ErrNotStarted, "not_started", exitNotSetUp, "systemctl enable luksmediad.service"},
-		{boot.ErrUngated, "ungated", exitDegraded, "systemctl cat {units} luksmediad-gate.service"},
+		{boot.ErrNoUnit, "unit_unknown", exitDegraded, "systemctl cat {units} luksmediad-gate.service"},
+		{boot.ErrUngated, "ungated", exitDegraded, holdBack},
 		{boot.ErrGone, "gone_at_boot", exitNotSetUp, "findmnt --target {file}"},
 		{boot.ErrDoubtful, "doubtful_at_boot", exitDegraded, "findmnt --target {file}"},
 		{volume.ErrContainerReadOnly, "container_read_only", exitRefused, "lsattr {container}; findmnt --target {container}"},
@@ -103,7 +104,7 @@ func hints() []hint {
 		{volume.ErrGrowDevice, "grow_device", exitUsage, "luksmediad grow"},
 		{volume.ErrStoreNotEmpty, "store_not_empty", exitRefused, clearStore},
 		{volume.ErrRootNotEmpty, "root_not_empty", exitRefused, "ls -la {root}; mv {root} {root}.clear && luksmediad unlock"},
-		{volume.ErrStoreGone, "store_gone", exitRefused, "findmnt --target {store}; mount its disk, or if it has no files any more: mkdir -p {store} && touch {store}/.empty; luksmediad unlock"},
+		{volume.ErrStoreGone, "store_gone", exitRefused, "findmnt --target {store}; mount its disk, or if it has no files any more: mkdir -p {store} && touch {store}/.empty && chown {owner} {store} {store}/.empty; luksmediad unlock"},
 		{volume.ErrGuarded, "guarded", exitRefused, "ls -l /var/lib/luksmediad; luksmediad adopt, or if no volume belongs there: chattr -i {store}"},
 		{volume.ErrMountForeign, "mount_foreign", exitRefused, "findmnt {store}"},
 
@@ -212,7 +213,7 @@ func hints() []hint {
 		{mount.ErrSparse, "container_sparse", exitRefused, "fallocate --posix --length $(stat --format %s {container}) {container}"},
 		{mount.ErrSync, "sync_failed", exitFailed, kernelLog},
 		{mount.ErrReadOnly, "read_only", exitFailed, kernelLog},
-		{mount.ErrUnsupported, "unsupported", exitFailed, "uname -r"},
+		{mount.ErrUnsupported, "unsupported", exitFailed, "findmnt --real --output TARGET,FSTYPE; uname -r"},
 		{mount.ErrUnverified, "unverified", exitVerify, "findmnt; losetup --list"},
 
 		{command.ErrOutputTooLarge, "program_output", exitFailed, "journalctl -u luksmediad --since -1h"},
@@ -309,6 +310,9 @@ const (
 	lookAtFile = "ls -l {file}"
 	// ownState is the advice about state that others can change. What is below it is left alone: there the volume is mounted.
 	ownState = "chown root:root /var/lib/luksmediad /var/lib/luksmediad/*.json && chmod go-w /var/lib/luksmediad /var/lib/luksmediad/*.json"
+	// holdBack is the advice about units that are not held back: the drop-in of docker.service, which make install puts there.
+	holdBack = "for unit in {units}; do install -D -m 0644 /usr/lib/systemd/system/docker.service.d/luksmediad.conf /etc/systemd/system/$unit.d/luksmediad.conf; done; " +
+		"systemctl daemon-reload"
 	// sealAnew is the advice about a key that the TPM does not give any more. Where nothing else opens the volume either, no key
 	// fits, and the advice is unlockByHand.
 	sealAnew = "luksmediad key add tpm2 --replace"

@@ -76,7 +76,7 @@ func TestForecast(t *testing.T) {
 		{"by the second source", exitDegraded, boot.Forecast{Before: before, Attempts: []boot.Attempt{moved, opens("keyfile", 2)}, After: after}},
 		{"with warnings", exitDegraded, boot.Forecast{
 			Before:   append(good("config", "record", "container"), damaged),
-			After:    append(good("service"), bad("gate", boot.Warning, fmt.Errorf("docker.service does not require luksmediad-gate.service: %w", boot.ErrUngated))),
+			After:    append(good("service"), bad("gate", boot.Warning, fmt.Errorf("docker.service does not require luksmediad-gate.service, or is not ordered after it: %w", boot.ErrUngated))),
 			Attempts: []boot.Attempt{source(bad("keyfile", boot.Warning, &boot.PlaceError{Path: "/mnt/key", Reason: fmt.Errorf("/mnt/key lies on a removable device at /mnt: %w", boot.ErrDoubtful)}), 2)}}},
 		{"by a person", exitNoKey, boot.Forecast{Before: before, After: after, Attempts: []boot.Attempt{
 			source(boot.Check{Name: "tpm2", Status: boot.Attended, Text: "cannot unseal the key: PIN needed"}, -1),

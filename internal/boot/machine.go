@@ -16,6 +16,8 @@ import (
 const (
 	serviceUnit = "luksmediad.service"
 	gateUnit    = "luksmediad-gate.service"
+	// dockerUnit is Docker's own.
+	dockerUnit = "docker.service"
 )
 
 // Machine is the host below its root directory, as the next boot will find it.
@@ -45,14 +47,18 @@ func (m Machine) Service(dependents []string) Check {
 	if m.wanted(unitFolders(), serviceUnit) {
 		return Check{Name: name, Status: OK, Text: "enabled"}
 	}
-	if i := slices.IndexFunc(dependents, func(d string) bool { return m.waits(d) && m.exists(d) }); i >= 0 && m.installed(gateUnit) == nil {
+	if i := slices.IndexFunc(dependents, func(d string) bool { return m.requires(d) && m.exists(d) }); i >= 0 && m.installed(gateUnit) == nil {
 		return warning(name, fmt.Errorf("%s is not enabled, and waits until %s starts: %w", serviceUnit, dependents[i], ErrNotStarted))
 	}
 	return failure(name, fmt.Errorf("%s is not enabled: %w", serviceUnit, ErrNotStarted))
 }
 
-// ErrUngated: what uses the stores does not wait until they are there.
-var ErrUngated = errors.New("not held back by the gate")
+var (
+	// ErrUngated: what uses the stores does not wait until they are there.
+	ErrUngated = errors.New("not held back by the gate")
+	// ErrNoUnit: no drop-in helps.
+	ErrNoUnit = errors.New("no unit of this system that would be started")
+)
 
 // Gate checks that what uses the stores waits for them. A unit that is not there holds nothing back, whatever its drop-in says: its
 // service runs otherwise, as a Docker of a user or of snap does.
@@ -63,12 +69,12 @@ func (m Machine) Gate(dependents []string) Check {
 	}
 	for _, dependent := range dependents {
 		if !m.exists(dependent) {
-			return warning(name, fmt.Errorf("%s is no unit of this system that would be started: %w", dependent, ErrUngated))
+			return warning(name, fmt.Errorf("%s is %w: %w", dependent, ErrNoUnit, ErrUngated))
 		}
 	}
 	free := slices.DeleteFunc(slices.Clone(dependents), m.waits)
 	if len(free) > 0 {
-		return warning(name, fmt.Errorf("%s does not require %s: %w", strings.Join(free, ", "), gateUnit, ErrUngated))
+		return warning(name, fmt.Errorf("%s does not require %s, or is not ordered after it: %w", strings.Join(free, ", "), gateUnit, ErrUngated))
 	}
 	return Check{Name: name, Status: OK, Text: "holds back " + strings.Join(dependents, ", ")}
 }
@@ -131,13 +137,26 @@ func (m Machine) wanted(folders []string, name string) bool {
 	return false
 }
 
-// waits tells whether a unit requires the gate, by its file, a drop-in or a link.
+// waits tells whether a unit requires the gate and starts after it. The gate orders itself before Docker, and a target is ordered after what
+// it requires (systemd.target(5)).
 func (m Machine) waits(dependent string) bool {
+	ordered := dependent == dockerUnit || filepath.Ext(dependent) == ".target" || m.names(dependent, "After")
+	return ordered && m.requires(dependent)
+}
+
+// requires tells whether a unit requires the gate, by its file, a drop-in or a link.
+func (m Machine) requires(dependent string) bool {
+	linked := slices.ContainsFunc(unitFolders(), func(folder string) bool {
+		_, err := os.Lstat(filepath.Join(m.Root, folder, dependent+".requires", gateUnit))
+		return err == nil
+	})
+	return linked || m.names(dependent, "Requires", "BindsTo")
+}
+
+// names tells whether one of these settings of a unit, in its file or a drop-in, names the gate.
+func (m Machine) names(dependent string, settings ...string) bool {
 	files := []string{}
 	for _, folder := range unitFolders() {
-		if _, err := os.Lstat(filepath.Join(m.Root, folder, dependent+".requires", gateUnit)); err == nil {
-			return true
-		}
 		dropIns, _ := filepath.Glob(filepath.Join(m.Root, folder, strings.ReplaceAll(dependent, `\`, `\\`)+".d", "*.conf"))
 		for _, path := range append(dropIns, filepath.Join(m.Root, folder, dependent)) {
 			hidden := slices.ContainsFunc(files, func(other string) bool { return filepath.Base(other) == filepath.Base(path) })
@@ -146,11 +165,11 @@ func (m Machine) waits(dependent string) bool {
 			}
 		}
 	}
-	return slices.ContainsFunc(files, requiresGate)
+	return slices.ContainsFunc(files, func(path string) bool { return namesGate(path, settings) })
 }
 
-// requiresGate reads Requires= and BindsTo= of a unit file or drop-in. Nothing is read from one that is masked.
-func requiresGate(path string) bool {
+// namesGate reads these settings of a unit file or drop-in. Nothing is read from one that is masked.
+func namesGate(path string, settings []string) bool {
 	file, err := os.Open(path)
 	if err != nil {
 		return false
@@ -158,6 +177,6 @@ func requiresGate(path string) bool {
 	defer file.Close()
 	options, err := unit.DeserializeOptions(file)
 	return err == nil && slices.ContainsFunc(options, func(o *unit.UnitOption) bool {
-		return o.Section == "Unit" && (o.Name == "Requires" || o.Name == "BindsTo") && slices.Contains(strings.Fields(o.Value), gateUnit)
+		return o.Section == "Unit" && slices.Contains(settings, o.Name) && slices.Contains(strings.Fields(o.Value), gateUnit)
 	})
 }

@@ -91,12 +91,12 @@ func TestUnits(t *testing.T) {
 		{"made by a generator", func(h *host) {
 			h.enable()
 			h.write("/run/systemd/generator/synapse.service", "[Service]\nExecStart=/usr/bin/podman run synapse\n")
-			h.write("/etc/systemd/system/synapse.service.d/gate.conf", "[Unit]\nRequires=luksmediad-gate.service\n")
+			h.write("/etc/systemd/system/synapse.service.d/gate.conf", "[Unit]\nRequires=luksmediad-gate.service\nAfter=luksmediad-gate.service\n")
 		}, []string{"synapse.service"}, OK, OK},
 		{"made from a template", func(h *host) {
 			h.enable()
 			h.write("/etc/systemd/system/matrix-synapse@.service", "[Service]\nExecStart=/usr/bin/synctl\n")
-			h.write("/etc/systemd/system/matrix-synapse@main.service.d/gate.conf", "[Unit]\nRequires=luksmediad-gate.service\n")
+			h.write("/etc/systemd/system/matrix-synapse@main.service.d/gate.conf", "[Unit]\nRequires=luksmediad-gate.service\nAfter=luksmediad-gate.service\n")
 		}, []string{"matrix-synapse@main.service"}, OK, OK},
 		{"drop-in gone", func(h *host) {
 			h.enable()
@@ -109,11 +109,33 @@ func TestUnits(t *testing.T) {
 		{"required by a link", func(h *host) {
 			h.enable()
 			h.link("../"+gateUnit, "/etc/systemd/system/matrix-synapse.service.requires/"+gateUnit)
-			h.write("/etc/systemd/system/matrix-synapse.service", "[Service]\nExecStart=/usr/bin/synctl\n")
+			h.write("/etc/systemd/system/matrix-synapse.service", "[Unit]\nAfter=luksmediad-gate.service\n[Service]\nExecStart=/usr/bin/synctl\n")
 		}, []string{docker, "matrix-synapse.service"}, OK, OK},
+		{"required by a link alone", func(h *host) {
+			h.enable()
+			h.link("../"+gateUnit, "/etc/systemd/system/matrix-synapse.service.requires/"+gateUnit)
+			h.write("/etc/systemd/system/matrix-synapse.service", "[Service]\nExecStart=/usr/bin/synctl\n")
+		}, []string{docker, "matrix-synapse.service"}, OK, Warning},
+		{"a target, by a link", func(h *host) {
+			h.enable()
+			h.link("../"+gateUnit, "/etc/systemd/system/matrix-synapse.target.requires/"+gateUnit)
+			h.write("/etc/systemd/system/matrix-synapse.target", "[Unit]\nDescription=Synapse and its workers\n")
+		}, []string{"matrix-synapse.target"}, OK, OK},
 		{"required by the unit itself", func(h *host) {
 			h.enable()
-			h.write("/etc/systemd/system/matrix-synapse.service", "[Unit]\nRequires=network.target luksmediad-gate.service\n")
+			h.write("/etc/systemd/system/matrix-synapse.service", "[Unit]\nRequires=network.target luksmediad-gate.service\nAfter=network.target luksmediad-gate.service\n")
+		}, []string{"matrix-synapse.service"}, OK, OK},
+		{"required and not waited for", func(h *host) {
+			h.write("/etc/systemd/system/matrix-synapse.service", "[Unit]\nRequires=luksmediad-gate.service\nAfter=network.target\n")
+		}, []string{"matrix-synapse.service"}, Warning, Warning},
+		{"the drop-in of docker.service for another one", func(h *host) {
+			h.enable()
+			content, err := os.ReadFile(h.Root + "/usr/lib/systemd/system/docker.service.d/luksmediad.conf")
+			if err != nil {
+				h.t.Fatal(err)
+			}
+			h.write("/etc/systemd/system/matrix-synapse.service.d/luksmediad.conf", string(content))
+			h.write("/etc/systemd/system/matrix-synapse.service", "[Service]\nExecStart=/usr/bin/synctl\n")
 		}, []string{"matrix-synapse.service"}, OK, OK},
 		{"drop-in switched off", func(h *host) {
 			h.enable()

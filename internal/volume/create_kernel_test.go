@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -119,6 +120,19 @@ func TestSecondCreateIsRefused(t *testing.T) {
 	s.open()
 	s.refusesCreate(StepPreflight, ErrAlreadySetUp)
 	s.requireOpen()
+}
+
+// Who gave the volume up and left the record is told that it is this which is in the way.
+func TestCreateWithoutTheRecordedContainer(t *testing.T) {
+	s := newCreated(t)
+	if err := os.Remove(s.container); err != nil {
+		t.Fatal(err)
+	}
+	err := s.tryCreate(t.Context(), &watcher{})
+	s.requireError(err, StepPreflight, ErrAlreadySetUp)
+	if !strings.Contains(err.Error(), "which is not there any more") {
+		t.Error(err)
+	}
 }
 
 // createRefusal is what stands in the way of a create.

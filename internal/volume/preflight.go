@@ -54,12 +54,20 @@ func (c *creating) checkAbsent() error {
 	switch {
 	case err == nil:
 		return errors.Join(
-			wrongf(ErrAlreadySetUp, "cannot create volume %s: it exists in %s", c.Name(), c.config.Volume.Container),
+			wrongf(ErrAlreadySetUp, "cannot create volume %s: it exists in %s", c.Name(), c.whereabouts()),
 			c.states.Remove(c.creationName()))
 	case errors.Is(err, ErrNotSetUp), errors.Is(err, ErrUnfinished):
 		return nil
 	}
 	return err
+}
+
+// whereabouts is the recorded container, and that it is gone: who has removed it may not know of the record.
+func (c *creating) whereabouts() string {
+	if _, err := os.Lstat(c.config.Volume.Container); errors.Is(err, fs.ErrNotExist) {
+		return c.config.Volume.Container + ", which is not there any more"
+	}
+	return c.config.Volume.Container
 }
 
 // checkUnguarded refuses a path that something else than the interrupted creation has guarded: a store lies behind it.
