@@ -854,7 +854,7 @@ type Status struct {
 	// Protection What the keys protect the container against. Absent until that was found out.
 	Protection Protection `json:"protection,omitempty,omitzero"`
 
-	// Services What `lock` with `stop_services` would stop, in this order.
+	// Services The units that use the stores, by the configuration. Each is to require the gate.
 	//
 	// Examples: ["docker.service"]
 	Services []string `json:"services"`
@@ -1109,7 +1109,7 @@ type ClientInterface interface {
 	// LockWithBody Unmount and close the volume
 	//
 	// Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
-	// use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
+	// use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 	// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
 	// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
 	// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
@@ -1122,7 +1122,7 @@ type ClientInterface interface {
 	// Lock Unmount and close the volume
 	//
 	// Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
-	// use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
+	// use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 	// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
 	// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
 	// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
@@ -1334,7 +1334,7 @@ func (c *Client) Grow(ctx context.Context, body GrowJSONRequestBody, reqEditors 
 // LockWithBody Unmount and close the volume
 //
 // Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
-// use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
+// use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 // without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
 // The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
 // the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
@@ -1357,7 +1357,7 @@ func (c *Client) LockWithBody(ctx context.Context, contentType string, body io.R
 // Lock Unmount and close the volume
 //
 // Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
-// use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
+// use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 // without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
 // The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
 // the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
@@ -2097,7 +2097,7 @@ type ClientWithResponsesInterface interface {
 	// LockWithBodyWithResponse Unmount and close the volume
 	//
 	// Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
-	// use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
+	// use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 	// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
 	// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
 	// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
@@ -2110,7 +2110,7 @@ type ClientWithResponsesInterface interface {
 	// LockWithResponse Unmount and close the volume
 	//
 	// Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
-	// use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
+	// use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 	// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
 	// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
 	// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
@@ -2636,7 +2636,7 @@ func (c *ClientWithResponses) GrowWithResponse(ctx context.Context, body GrowJSO
 // LockWithBodyWithResponse Unmount and close the volume
 //
 // Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
-// use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
+// use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 // without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
 // The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
 // the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
@@ -2655,7 +2655,7 @@ func (c *ClientWithResponses) LockWithBodyWithResponse(ctx context.Context, cont
 // LockWithResponse Unmount and close the volume
 //
 // Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
-// use a store must be stopped first: with `stop_services` the daemon stops those that `/v1/status` lists under `services`,
+// use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 // without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
 // The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
 // the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
