@@ -130,3 +130,28 @@ func (w *writer) stop() {
 		w.t.Errorf("a writer in the store met: %v", err)
 	}
 }
+
+// The page has this procedure for another place of the container, another name and another path: the record makes way, and all is adopted anew.
+func TestAnotherContainerNameAndPath(t *testing.T) {
+	s := newCreated(t)
+	d := s.serve()
+	s.write(filepath.Join(s.store, "kept"), "content")
+	s.succeed("lock", "--yes")
+	d.end(syscall.SIGTERM)
+	old := *s
+	s.container, s.store, s.volume = filepath.Join(s.dir, "moved.luks"), filepath.Join(s.dir, "other_store"), s.volume+"-anew"
+	must(t, "cp", "--sparse=never", old.container, s.container)
+	s.configure()
+	s.refuses("not_set_up", 10, "key", "list")
+	record := "/var/lib/luksmediad/volume-" + old.volume + ".json"
+	must(t, "mv", record, s.dir)
+	s.succeed("adopt", "--yes")
+	s.serve()
+	s.requireOpen()
+	if content, err := os.ReadFile(filepath.Join(s.store, "kept")); err != nil || string(content) != "content" {
+		t.Errorf("%q, %v", content, err)
+	}
+	for _, path := range []string{old.store, old.root()} {
+		must(t, "sh", "-c", "chattr -i "+path+" && rmdir "+path)
+	}
+}
