@@ -178,6 +178,47 @@ func TestCreateRefuses(t *testing.T) {
 	}
 }
 
+// A filesystem without modes gives a key file those that it is mounted with, which the next opening would refuse.
+func TestCreateWithKeyFileOnFAT(t *testing.T) {
+	s := newSite(t)
+	stick := filepath.Join(s.dir, "stick")
+	s.keyFile = filepath.Join(stick, "key")
+	s.config.Unlock = []config.KeySource{{Keyfile: &config.Keyfile{Path: s.keyFile}}}
+	s.mkdir(stick)
+	s.onFAT(stick, "fmask=0022", func() {
+		err := s.tryCreate(t.Context(), &watcher{})
+		s.requireError(err, StepKeys, unlock.ErrKeyFileUnsafe)
+		if !strings.Contains(err.Error(), "fmask=0177") {
+			t.Error(err)
+		}
+		if _, err := os.Stat(s.keyFile); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the key file is left: %v", err)
+		}
+	})
+	s.onFAT(stick, "fmask=0177", func() {
+		s.create()
+		s.open()
+		s.close()
+	})
+}
+
+// onFAT mounts an empty FAT12 filesystem, as large as a floppy disk, for as long as do takes.
+func (s *site) onFAT(at, options string, do func()) {
+	s.t.Helper()
+	image := make([]byte, 1440<<10)
+	copy(image, "\xeb\x3c\x90MSDOS5.0\x00\x02\x01\x01\x00\x02\xe0\x00\x40\x0b\xf0\x09\x00\x12\x00\x02\x00") // up to the number of heads
+	copy(image[510:], "\x55\xaa")
+	for _, fat := range []int{1, 10} {
+		copy(image[fat*512:], "\xf0\xff\xff")
+	}
+	path := filepath.Join(s.dir, "stick.img")
+	s.write(path, string(image))
+	s.run("modprobe", "--all", "vfat", "nls_cp437", "nls_iso8859-1", "nls_ascii", "nls_utf8")
+	s.run("mount", "--types", "vfat", "--options", "loop,"+options, path, at)
+	defer s.run("umount", at)
+	do()
+}
+
 // onRamfs puts the store, which is missing, where nothing can be made immutable.
 func (s *site) onRamfs() {
 	s.t.Helper()

@@ -48,7 +48,7 @@ type candidate struct {
 	// token speaks for the keyslot; nil if there is none.
 	token func(keyslot int) any
 	kind  string // of the token
-	// reopen gets the key as an opening will: from the token that stands in the header. nil: it takes somebody who knows the key.
+	// reopen gets the key as an opening will: with a token from the one that stands in the header. nil: it takes somebody who knows the key.
 	reopen func(ctx context.Context, token luks2.Token) (*secret.Key, error)
 	// proven is told when the token has been; nil if nobody wants to know.
 	proven func(ctx context.Context, token luks2.Token) error
@@ -74,7 +74,7 @@ type enrolling struct {
 	noteTPM func(ctx context.Context, device *tpm2.Device, keyslot int, token *tpm2.Token) error
 }
 
-// enrol fills a keyslot and proves it from what stands in the header, with its token by what really gets the key from it.
+// enrol fills a keyslot and proves it from what stands in the header, by what really gives the key.
 func (e *enrolling) enrol(ctx context.Context, keyslot int, c *candidate) error {
 	if err := e.cryptsetup.AddKey(ctx, e.device, e.way, c.key, keyslot, c.pbkdf); err != nil {
 		return err
@@ -90,7 +90,7 @@ func (e *enrolling) enrol(ctx context.Context, keyslot int, c *candidate) error 
 		return err
 	}
 	if c.token == nil {
-		return nil
+		return e.proveSource(ctx, header, luks2.Token{Keyslots: []int{keyslot}}, c)
 	}
 	return e.enrolToken(ctx, keyslot, c)
 }
@@ -109,13 +109,14 @@ func (e *enrolling) enrolToken(ctx context.Context, keyslot int, c *candidate) e
 	}
 	for _, token := range header.Tokens(c.kind) {
 		if slices.Equal(token.Keyslots, []int{keyslot}) {
-			return e.proveToken(ctx, header, token, c)
+			return e.proveSource(ctx, header, token, c)
 		}
 	}
 	return wrongf(unlock.ErrCryptsetup, "cannot find the %s token of keyslot %d in the header of %s", c.kind, keyslot, e.container)
 }
 
-func (e *enrolling) proveToken(ctx context.Context, header *luks2.Header, token luks2.Token, c *candidate) error {
+// proveSource asks the source once more, for a key without a token with one that only names the keyslot.
+func (e *enrolling) proveSource(ctx context.Context, header *luks2.Header, token luks2.Token, c *candidate) error {
 	if c.reopen == nil {
 		return nil
 	}
@@ -224,10 +225,14 @@ func (k EnrolKeyFile) check(context.Context) error {
 	return nil
 }
 
+// prepare takes a key file that it has made as an opening will: where the filesystem keeps no modes, that may be refused.
 func (k EnrolKeyFile) prepare(_ context.Context, e *enrolling) (*candidate, error) {
-	key, err := unlock.KeyFile{Path: k.Path}.Read()
+	file := unlock.KeyFile{Path: k.Path}
+	key, err := file.Read()
 	if errors.Is(err, unlock.ErrKeyFileMissing) {
-		key, err = e.makeKeyFile(k.Path)
+		if err = e.makeKeyFile(k.Path); err == nil {
+			key, err = file.Read()
+		}
 	}
 	return foundKey(key, err)
 }
@@ -245,22 +250,22 @@ func foundKey(key *secret.Key, err error) (*candidate, error) {
 	return &candidate{key: key, pbkdf: pbkdf}, nil
 }
 
-// makeKeyFile writes 0400 and durably what it returns.
-func (e *enrolling) makeKeyFile(path string) (*secret.Key, error) {
+// makeKeyFile writes a new key 0400 and durably.
+func (e *enrolling) makeKeyFile(path string) error {
 	file, err := e.openKeyFile(path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	key, err := secret.Random(keyBytes)
 	if err != nil {
-		return nil, errors.Join(err, file.Close())
+		return errors.Join(err, file.Close())
 	}
+	defer key.Wipe()
 	_, err = file.Write(key.Bytes())
 	if err := errors.Join(err, file.Sync(), file.Close(), syncFolder(filepath.Dir(path))); err != nil {
-		key.Wipe()
-		return nil, fmt.Errorf("cannot write key file %s: %w", path, err)
+		return fmt.Errorf("cannot write key file %s: %w", path, err)
 	}
-	return key, nil
+	return nil
 }
 
 // openKeyFile makes an empty key file and notes it, before and after.
@@ -297,8 +302,14 @@ func (f enrolFound) check(ctx context.Context) error {
 	return err
 }
 
+// prepare has the source asked once more: a program may print another key each time.
 func (f enrolFound) prepare(ctx context.Context, _ *enrolling) (*candidate, error) {
-	return foundKey(f.read(ctx))
+	made, err := foundKey(f.read(ctx))
+	if err != nil {
+		return nil, err
+	}
+	made.reopen = func(ctx context.Context, _ luks2.Token) (*secret.Key, error) { return f.read(ctx) }
+	return made, nil
 }
 
 // EnrolRecovery generates a recovery key.

@@ -333,6 +333,15 @@ func TestAddRefuses(t *testing.T) {
 // headerCopyBytes is the size of one copy of the header that cryptsetup writes by default.
 const headerCopyBytes = 16 << 10
 
+// A program that prints another key each time would not open anything: its keyslot is taken back.
+func TestAddProvesByTheSource(t *testing.T) {
+	r := newRing(t)
+	wanted := enrolFound{"command", func(context.Context) (*secret.Key, error) { return secret.Random(keyBytes) }}
+	_, err := r.AddKey(t.Context(), wanted, AddOptions{Sources: offers(t, ringPassphrase)}, &watcher{})
+	requireStep(t, err, StepKeys, unlock.ErrWrongKey)
+	r.requireInHeader(0, 1)
+}
+
 func (r *ring) overwrite(offset int64, content []byte) {
 	r.t.Helper()
 	file, err := os.OpenFile(r.container(), os.O_WRONLY, 0)

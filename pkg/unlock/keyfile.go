@@ -117,7 +117,7 @@ func (p privateFile) check(file *os.File) error {
 	case !slices.Contains(p.owners, int(stat.Uid)):
 		fault = fmt.Sprintf("its owner is uid %d, not %d", stat.Uid, p.owners[0])
 	case stat.Mode&0o777&^p.modes != 0:
-		fault = fmt.Sprintf("its mode is %04o, not %s", stat.Mode&0o7777, p.modesText)
+		fault = fmt.Sprintf("its mode is %04o, not %s%s", stat.Mode&0o7777, p.modesText, whoseModes(file))
 	case stat.Nlink != 1:
 		fault = fmt.Sprintf("it has %d names", stat.Nlink)
 	case stat.Size == 0:
@@ -128,4 +128,17 @@ func (p privateFile) check(file *os.File) error {
 		return nil
 	}
 	return fmt.Errorf("cannot use %s %s: %s: %w", p.what, file.Name(), fault, p.unsafe)
+}
+
+// whoseModes says where the modes of a file come from if its filesystem keeps none and chmod(1) changes nothing.
+func whoseModes(file *os.File) string {
+	var stat unix.Statfs_t
+	if unix.Fstatfs(int(file.Fd()), &stat) != nil {
+		return ""
+	}
+	switch stat.Type {
+	case unix.MSDOS_SUPER_MAGIC, unix.EXFAT_SUPER_MAGIC:
+		return ", as this filesystem is mounted: it has to be with fmask=0177"
+	}
+	return ""
 }
