@@ -119,6 +119,7 @@ func hints() []hint {
 		{transfer.ErrSync, "writes_lost", exitVerify, kernelLog + "; luksmediad migrate {store_name}"},
 		{volume.ErrObstacles, "store_obstacles", exitRefused, findObstacles},
 		{volume.ErrVolumeFull, "volume_full", exitFailed, "luksmediad grow --by SIZE"},
+		{volume.ErrStoreThere, "store_there", exitRefused, lookInVolume},
 		{volume.ErrDiskFull, "disk_full", exitFailed, "df -h {store}/.."},
 		{volume.ErrUnhealthy, "service_unwell", exitFailed, "journalctl -u luksmediad --since -1h; {service_log}"},
 		{volume.ErrInUse, "store_in_use", exitBusy, "stop what is named, and type the same command once more"},
@@ -133,7 +134,7 @@ func hints() []hint {
 		{errMoveGone, "move_gone", exitFailed, "luksmediad migrate"},
 		{transfer.ErrMismatch, "copy_differs", exitVerify, "luksmediad migrate {store_name}"},
 		{transfer.ErrChanging, "store_changes", exitBusy, "stop what changes the file, such as a clean-up job, and type the same command once more"},
-		{transfer.ErrForeign, "copy_foreign", exitRefused, "luksmediad migrate rollback {store_name}"},
+		{transfer.ErrForeign, "copy_foreign", exitRefused, "move what is named out of {root}/stores/{store_name}; luksmediad migrate {store_name}, or luksmediad migrate rollback {store_name}"},
 		{transfer.ErrRefused, "store_obstacles", exitRefused, findObstacles},
 		{transfer.ErrNoSpace, "volume_full", exitFailed, "luksmediad grow --by SIZE"},
 		{transfer.ErrUnsupported, "copy_unsupported", exitRefused, "getfattr -d -m - -R {store}"},
@@ -298,6 +299,9 @@ const (
 		`lsattr -aR {store} | grep -E '^[^ ]*[ia][^ ]* '; findmnt --list --output TARGET | grep -F {store}`
 	// clearStore is the advice about files in the place of a store, from which access may have been taken.
 	clearStore = "ls -la {store}; mv {store} {store}.clear && luksmediad unlock; to read what is there: chown OWNER {store}.clear && chmod 0750 {store}.clear"
+	// lookInVolume is the advice about files of a store in the volume that no move has put there.
+	lookInVolume = "ls -la {root}/stores/{store_name} {store}; if what is in the volume is old: " +
+		"mv {root}/stores/{store_name} {root}/{store_name}.old && luksmediad migrate {store_name}; if it is not, see \"Moving in\" in /usr/share/doc/luksmediad/operations.md"
 	// checkToken is the advice about a token that Synapse does not take, or that cannot be used.
 	checkToken = "chmod o= {token}; grep as_token the registration file; compare with {token}"
 	// letThrough is the advice where the unit, or a firewall, keeps Synapse away.

@@ -218,6 +218,26 @@ func (c *copier) loadClaim() (again bool, err error) {
 	return true, nil
 }
 
+// Claimed tells whether a copy with these options has claimed a folder: what is in that was put there by it.
+func (o Options) Claimed(to string) (bool, error) {
+	var known claim
+	err := state.Store{Dir: o.State}.Load(claimName, stateVersion, &known)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, state.ErrCorrupt) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	t, err := openTree(to)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return known.To == identityOf(&t.root), t.close()
+}
+
 func (c *copier) saveClaim() error {
 	return stateError(state.Store{Dir: c.o.State}.Save(claimName, stateVersion, c.claim))
 }

@@ -265,6 +265,22 @@ func TestCopyRefusesAnotherClaim(t *testing.T) {
 	}
 }
 
+// Only the folder that a copy began with is claimed by it.
+func TestClaimed(t *testing.T) {
+	m := newMove(t)
+	m.file("plain", "x")
+	for _, copied := range []bool{false, true} {
+		if copied {
+			m.copy()
+		}
+		for to, want := range map[string]bool{m.to: copied, m.from: false, filepath.Join(m.to, "nowhere"): false} {
+			if claimed, err := m.options.Claimed(to); claimed != want || err != nil {
+				t.Errorf("copied %t, %s: %t, %v", copied, to, claimed, err)
+			}
+		}
+	}
+}
+
 // What was moved into the target, and is older than the copy, is nobody's to replace or remove.
 func TestCopyRefusesWhatWasMovedIn(t *testing.T) {
 	t.Parallel() // it waits a while

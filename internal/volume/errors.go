@@ -87,6 +87,8 @@ var (
 	ErrVolumeFull = errors.New("the volume is too small")
 	// ErrDiskFull: a store does not fit any more where it was before it moved in.
 	ErrDiskFull = errors.New("the disk outside the volume is too full")
+	// ErrStoreThere: the volume has files of a store, though it is not recorded to have moved in.
+	ErrStoreThere = errors.New("the volume has files of it already")
 	// ErrInUse: something that luksmediad was not told to stop uses a store.
 	ErrInUse = errors.New("something else uses it")
 	// ErrMoveUnclear: after an interrupted move, something that has no part in it is at the path of the store.

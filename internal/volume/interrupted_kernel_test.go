@@ -375,3 +375,31 @@ func TestPurgeWaitsForTheTrial(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// Files in the volume that no move has put there are neither taken for a copy nor removed for one, not by a journal either that an earlier
+// version has begun beside them.
+func TestMigrateLeavesWhatIsInTheVolume(t *testing.T) {
+	s := newPlaintext(t)
+	only := filepath.Join(s.Store("media"), "local_content", "upload")
+	s.must(os.MkdirAll(filepath.Dir(only), 0o755))
+	s.write(only, "the only copy")
+	_, err := s.Migrate(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepPreflight, ErrStoreThere)
+	_, err = s.Rollback(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepPreflight, ErrNoWayBack)
+
+	plain, _, err := mount.IdentifyDirectory(s.store)
+	s.must(err)
+	s.must(s.saveMove(&move{Store: "media", Path: s.store, ID: "1", Phase: phaseCopying, Plain: plain}))
+	_, err = s.Migrate(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepCopy, transfer.ErrForeign)
+	s.rollback()
+	s.requireContent(only, "the only copy")
+	s.requireServing("gave it up")
+
+	s.must(os.Rename(s.Store("media"), filepath.Join(s.Root(), "media.old")))
+	s.migrate()
+	s.requireServing("moved in")
+	s.rollback()
+	s.requirePlain()
+}

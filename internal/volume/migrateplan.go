@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,7 +39,7 @@ func (m *mover) preflight(ctx context.Context) error {
 	if err := m.checkPath(); err != nil {
 		return err
 	}
-	faults := []error{mount.CheckGuardable(m.store.Path), m.survey(ctx), m.checkUse(ctx), m.checkTrial(ctx)}
+	faults := []error{m.checkTarget(), mount.CheckGuardable(m.store.Path), m.survey(ctx), m.checkUse(ctx), m.checkTrial(ctx)}
 	if m.plan.Found.Totals.Entries > 0 {
 		faults = append(faults, m.checkRoom(ctx))
 	}
@@ -56,6 +57,24 @@ func (m *mover) checkPath() error {
 		return wrongf(mount.ErrMounted, "cannot move store %s: %s is a mount, which cannot be renamed", m.store.Name, m.store.Path)
 	case m.move != nil && !seen.Is(m.move.Plain):
 		return wrongf(ErrMoveUnclear, "cannot move store %s: the copy that was begun is of another directory than %s", m.store.Name, m.store.Path)
+	}
+	return nil
+}
+
+// checkTarget refuses what no move has put into the volume. It may be all that is left of uploads: the disk outside was taken back to before a
+// move, or the volume was adopted with fewer stores.
+func (m *mover) checkTarget() error {
+	if m.move != nil {
+		return nil
+	}
+	entries, err := os.ReadDir(m.target())
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("cannot move store %s: %w", m.store.Name, err)
+	case len(entries) > 0:
+		return wrongf(ErrStoreThere, "cannot move store %s: %d entries lie in %s", m.store.Name, len(entries), m.target())
 	}
 	return nil
 }

@@ -508,25 +508,42 @@ func (m *mover) renounce() error {
 	return err
 }
 
-// setAside takes copy and manifest out of the way in one step each.
+// setAside takes copy and manifest out of the way in one step each. What proves that the copy is one goes after it.
 func (m *mover) setAside() error {
 	if err := makePrivate(m.discardedFolder()); err != nil {
 		return err
 	}
-	for from, to := range map[string]string{
-		m.target():              m.move.ID + ".store",
-		m.moveState(m.move):     m.move.ID + ".state",
-		m.moveStateBack(m.move): m.move.ID + ".back",
-	} {
-		err := os.Rename(from, filepath.Join(m.discardedFolder(), to))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("cannot discard the copy of store %s: %w", m.store.Name, err)
-		}
+	if err := m.setCopyAside(); err != nil {
+		return err
 	}
-	if err := errors.Join(mount.SyncDirectory(filepath.Dir(m.target())), mount.SyncDirectory(m.discardedFolder())); err != nil {
+	err := errors.Join(m.discardLater(m.moveState(m.move), ".state"), m.discardLater(m.moveStateBack(m.move), ".back"), mount.SyncDirectory(m.discardedFolder()))
+	if err != nil {
 		return err
 	}
 	return m.fail("after discard")
+}
+
+// setCopyAside leaves a folder that the copy has not claimed, unless it is empty: nobody knows what is in it.
+func (m *mover) setCopyAside() error {
+	claimed, err := m.copyOptions(m.moveState(m.move)).Claimed(m.target())
+	switch {
+	case err != nil:
+		return fmt.Errorf("cannot discard the copy of store %s: %w", m.store.Name, err)
+	case claimed:
+		err = m.discardLater(m.target(), ".store")
+	default:
+		_ = unix.Rmdir(m.target()) // made for a copy that has not begun, or not there, or not ours
+	}
+	return errors.Join(err, mount.SyncDirectory(filepath.Dir(m.target())), syncFolder(m.discardedFolder()))
+}
+
+// discardLater takes a folder that may be gone already to those that are removed.
+func (m *mover) discardLater(folder, suffix string) error {
+	err := os.Rename(folder, filepath.Join(m.discardedFolder(), m.move.ID+suffix))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("cannot discard the copy of store %s: %w", m.store.Name, err)
+	}
+	return nil
 }
 
 // removeAside removes the folder aside with the empty directory in it, and nothing else. One that was never recorded goes by its name.
