@@ -292,7 +292,7 @@ func (m *mover) giveUp(ctx context.Context, why error) error {
 	if m.move.Phase == phaseTrial {
 		return m.takeBack(ctx)
 	}
-	if err := errors.Join(m.startService(ctx), m.started()); err != nil {
+	if err := m.startAgain(ctx); err != nil {
 		return err
 	}
 	if isWorthless(why) {

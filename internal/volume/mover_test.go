@@ -104,6 +104,43 @@ func TestInterruptedStop(t *testing.T) {
 	})
 }
 
+// flakyService answers nothing at the first start.
+type flakyService struct {
+	slowService
+	failed bool
+}
+
+var errNoAnswer = errors.New("no answer")
+
+func (s *flakyService) Start(ctx context.Context) error {
+	if !s.failed {
+		s.failed = true
+		return errNoAnswer
+	}
+	return s.slowService.Start(ctx)
+}
+
+// A service that cannot be started at once goes on to need a start.
+func TestFailedStartIsOwed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service := &flakyService{slowService: slowService{running: true}}
+		m := newTestMover(t, service)
+		if err := m.stopService(t.Context(), phaseCopying); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.giveUp(t.Context(), errors.New("fault")); !errors.Is(err, errNoAnswer) {
+			t.Errorf("given up: %v", err)
+		}
+		if _, stopped, err := m.PendingMoves(); !stopped || err != nil {
+			t.Fatalf("stopped %t, %v", stopped, err)
+		}
+		if err := m.restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		requireRunning(t, &service.slowService)
+	})
+}
+
 // What a killed process has told to stop is started only when it has stopped; how long it stood still nobody knows.
 func TestStartAfterAnotherRunsStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
