@@ -241,6 +241,16 @@ func TestMoveCancelled(t *testing.T) {
 		cancelled(s.Rollback, step)
 	}
 	s.requireEncrypted()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	_, err := s.Rollback(ctx, s.moveOptions(), &watcher{before: func(step Step) {
+		if step == StepStart {
+			cancel()
+		}
+	}})
+	s.must(err) // there was no more to interrupt
+	s.requireServing("interrupted in step " + string(StepStart))
+	s.requirePlain()
 }
 
 // arriveAt has another process come to a file at the failpoint of that name, and the operation end there with what next returns.

@@ -102,7 +102,7 @@ func (m *mover) takeBack(ctx context.Context) error {
 		return errors.Join(err, m.stay(context.WithoutCancel(ctx)))
 	}
 	m.observer.Event(journal.MovedBack, journal.F("STORE", m.store.Name), journal.F("PATH", m.store.Path))
-	return m.abandon(ctx)
+	return m.abandon(context.WithoutCancel(ctx)) // the service stands still, and nothing more would be taken back
 }
 
 func (m *mover) stopInVolume(ctx context.Context) error {
