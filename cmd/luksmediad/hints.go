@@ -128,6 +128,7 @@ func hints() []hint {
 		{volume.ErrReturning, "move_returning", exitRefused, "luksmediad migrate rollback {store_name}"},
 		{volume.ErrNoWayBack, "no_way_back", exitRefused, "luksmediad status"},
 		{volume.ErrNothingOld, "nothing_old", exitRefused, "luksmediad status"},
+		{volume.ErrOldMissing, "old_missing", exitRefused, "ls -la {store}/..; see \"Purging\" in /usr/share/doc/luksmediad/operations.md"},
 		{volume.ErrLeftOver, "left_over", exitRefused, "look at what is left, and luksmediad migrate purge {store_name} once more"},
 		{volume.ErrWhichStore, "which_store", exitUsage, "luksmediad status"},
 		{errConfigChanged, "config_changed", exitRefused, "systemctl reload luksmediad"},

@@ -101,6 +101,8 @@ var (
 	ErrNoWayBack = errors.New("there is no way back")
 	// ErrNothingOld: nothing of the store is left in clear text that luksmediad knows of.
 	ErrNothingOld = errors.New("there is nothing to purge")
+	// ErrOldMissing: the old files of a store are not where they were put, or not in the directory in which they were.
+	ErrOldMissing = errors.New("it is not the one that was put there, or is gone")
 	// ErrUnhealthy: the service did not come up well on the new store.
 	ErrUnhealthy = errors.New("its service is not well")
 	// ErrLeftOver: entries that luksmediad did not move are left beside the old ones.

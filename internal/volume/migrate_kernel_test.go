@@ -464,6 +464,32 @@ func TestPurgeLeavesOthers(t *testing.T) {
 	s.requireNothingAside()
 }
 
+// Old files that are not found by their inodes are not said to have been removed, nor is there a way back to them.
+func TestPurgeAfterCopyOfTheDisk(t *testing.T) {
+	s := newPlaintext(t)
+	s.migrate()
+	aside := s.asides()[0]
+	s.run("cp", "--archive", aside, aside+".copied")
+	s.must(os.RemoveAll(aside))
+	s.must(os.Rename(aside+".copied", aside))
+	_, err := s.Rollback(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepPreflight, ErrOldMissing)
+	for range 2 {
+		_, err := s.Purge(t.Context(), s.moveOptions(), &watcher{})
+		s.requireError(err, StepPurge, ErrOldMissing)
+		if err == nil || !strings.Contains(err.Error(), aside) {
+			t.Errorf("not named: %v", err)
+		}
+	}
+	s.must(os.RemoveAll(aside))
+	if _, err := s.Purge(t.Context(), s.moveOptions(), &watcher{}); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := s.loadMoves(); err != nil || len(all.Moves) != 0 {
+		t.Errorf("left in the journal: %+v, %v", all, err)
+	}
+}
+
 // faults 1, 12, 14, 22 to 25 and 28: killed before and after every durable step on the way in and on the way back, beside a daemon or with
 // all the machine by a power failure, exactly one store is complete, the service is started on no other, and the next run comes to its end.
 func TestMoveKilledAnywhere(t *testing.T) {

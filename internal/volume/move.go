@@ -204,9 +204,13 @@ func asidePath(m *move) string {
 	return filepath.Join(filepath.Dir(m.Path), "."+filepath.Base(m.Path)+".luksmediad-"+m.ID)
 }
 
-// findAside returns where the other directory is. Whoever owns the folder above may have renamed what it is in.
+// findAside returns where the other directory is. Whoever owns the folder above may have renamed what it is in; where the disk was copied file
+// by file to another, it is not found at all.
 func findAside(m *move) (string, error) {
 	folder, err := mount.FindDirectory(filepath.Dir(m.Path), m.Aside)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", wrongf(ErrOldMissing, "cannot find the old directory of store %s, which was put into %s", m.Store, asidePath(m))
+	}
 	if err != nil {
 		return "", fmt.Errorf("cannot find the old directory of store %s: %w", m.Store, err)
 	}

@@ -65,6 +65,7 @@ func (m *mover) planPurge(context.Context) error {
 }
 
 func (m *mover) purge(ctx context.Context) error {
+	again := m.move.Phase == phasePurging
 	err := m.underLock(ctx, func(context.Context) error {
 		m.move.Phase = phasePurging
 		return m.saveMove(m.move)
@@ -73,8 +74,8 @@ func (m *mover) purge(ctx context.Context) error {
 		return err
 	}
 	aside, err := findAside(m.move)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // an earlier purge has come so far
+	if errors.Is(err, ErrOldMissing) && again && isGone(asidePath(m.move)) {
+		return nil // an earlier purge has come so far, or somebody has removed what it did not find
 	}
 	if err != nil {
 		return err
@@ -88,8 +89,13 @@ func (m *mover) purge(ctx context.Context) error {
 	return m.removeAside()
 }
 
+func isGone(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
 func (m *mover) removeOld(ctx context.Context, aside string) error {
-	if _, err := os.Lstat(aside); errors.Is(err, fs.ErrNotExist) {
+	if isGone(aside) {
 		return nil
 	}
 	options := m.copyOptions(m.moveState(m.move))
