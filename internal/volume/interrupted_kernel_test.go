@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"luksmediad/internal/config"
 	"luksmediad/internal/transfer"
 	"luksmediad/pkg/mount"
@@ -412,4 +414,71 @@ func TestMigrateLeavesWhatIsInTheVolume(t *testing.T) {
 	s.requireServing("moved in")
 	s.rollback()
 	s.requirePlain()
+}
+
+// counting counts how often the service is stopped.
+type counting struct {
+	standIn
+	stops *int
+}
+
+func (c counting) Stop(ctx context.Context) error {
+	*c.stops++
+	return c.standIn.Stop(ctx)
+}
+
+// Where nothing can be written down any more from some point on, the service runs all the same, on a store that the next opening takes for the
+// right one; and the daemon does not stop it to start it again.
+func TestMoveWithFullState(t *testing.T) {
+	s := newPlaintext(t)
+	for _, test := range []struct{ what, from string }{
+		{"migrate", "after stop"}, {"migrate", "after exchange"}, {"migrate", "before trial"}, {"migrate", "before moved"},
+		{"rollback", "after stop"}, {"rollback", "after exchange"}, {"rollback", "before back"},
+	} {
+		where := test.what + ", " + test.from
+		stops := 0
+		options := s.moveOptions()
+		options.Service = func(config.Store) Service { return counting{s.standIn(), &stops} }
+		if test.what == "rollback" {
+			s.migrate()
+		}
+		free := s.fillStateAt(test.from)
+		if _, err := s.operation(test.what)(t.Context(), options, &watcher{}); err == nil {
+			t.Errorf("%s: written down", where)
+		}
+		s.requireServing(where)
+		for range 3 {
+			before := stops
+			_ = s.RestartServices(t.Context(), options, &watcher{}) // fails where there is something to start
+			if stops != before {
+				t.Errorf("%s: stopped once more", where)
+			}
+		}
+		s.upload(test.what + test.from)
+		free()
+		s.openAgain(where)
+		s.requireServing(where + " and then free")
+		if all, err := s.loadMoves(); err != nil || len(all.Moves) > 0 {
+			s.rollback()
+		}
+		s.requirePlain()
+		s.requireServing(where + " and then back")
+	}
+}
+
+// fillStateAt has the state take no more writes from the failpoint of that name on.
+func (s *site) fillStateAt(name string) (free func()) {
+	s.t.Helper()
+	s.run("mount", "--bind", s.paths.State, s.paths.State)
+	s.failpoint = func(point string) error {
+		if point != name {
+			return nil
+		}
+		return unix.Mount("", s.paths.State, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")
+	}
+	return func() {
+		s.t.Helper()
+		s.failpoint = nil
+		s.run("umount", s.paths.State)
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -286,7 +287,7 @@ func (m *mover) giveUp(ctx context.Context, why error) error {
 	m.tellFailure(why)
 	if m.move.unresolved() {
 		if err := m.resolve(m.move, m.record); err != nil {
-			return err
+			return errors.Join(err, m.startUnwritten(ctx, placePlain))
 		}
 	}
 	if m.move.Phase == phaseTrial {
@@ -299,6 +300,24 @@ func (m *mover) giveUp(ctx context.Context, why error) error {
 		return m.discard(ctx)
 	}
 	return nil
+}
+
+// startUnwritten starts the service where the store is, though that cannot be written down: the next opening goes by the same look at the path,
+// once that is durable. Only in places: an exchange on the way in that is not recorded yet is undone by the next opening.
+func (m *mover) startUnwritten(ctx context.Context, places ...place) error {
+	at, err := m.move.look()
+	if err != nil || !slices.Contains(places, at) {
+		return err
+	}
+	if err := m.syncExchange(m.move); err != nil {
+		return err
+	}
+	if at == placeBare {
+		if err := m.bind(ctx); err != nil {
+			return err
+		}
+	}
+	return m.startService(ctx)
 }
 
 // tellFailure does not repeat the error, which may name files of the store: the journal is kept in clear text.

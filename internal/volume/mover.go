@@ -389,7 +389,7 @@ func (m *mover) verifyBound() error {
 // there.
 func (m *mover) restart(ctx context.Context) error {
 	if !m.move.inVolume() {
-		return m.startAgain(ctx)
+		return m.startOwed(ctx)
 	}
 	err := m.reload()
 	if err == nil {
@@ -401,7 +401,23 @@ func (m *mover) restart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return m.startAgain(ctx)
+	return m.startOwed(ctx)
+}
+
+// startOwed stops and starts nothing that runs where it could not be written down, and so would be done again at every look.
+func (m *mover) startOwed(ctx context.Context) error {
+	unwritten := m.saveMove(m.move)
+	if unwritten == nil {
+		return m.startAgain(ctx)
+	}
+	if m.service == nil {
+		return unwritten
+	}
+	running, _, err := m.service.State(ctx)
+	if err == nil && !running {
+		err = m.startService(ctx)
+	}
+	return errors.Join(unwritten, err)
 }
 
 // trialPause is the time between two looks at a service.

@@ -246,7 +246,7 @@ func (m *mover) startAgain(ctx context.Context) error {
 func (m *mover) stay(ctx context.Context) error {
 	if m.move.unresolved() {
 		if err := m.resolve(m.move, m.record); err != nil {
-			return err
+			return errors.Join(err, m.startUnwritten(ctx, placePlain, placeBare))
 		}
 	}
 	if m.move.Phase == phaseBack {
