@@ -72,6 +72,7 @@ func hints() []hint {
 		{synapse.ErrNoDocker, "no_docker", exitFailed, "systemctl status docker.service"},
 		{synapse.ErrNoContainer, "no_container", exitFailed, "docker ps --all"},
 		{synapse.ErrContainers, "containers_ambiguous", exitFailed, "docker ps --all"},
+		{synapse.ErrAutoRemove, "container_auto_remove", exitRefused, nameUnit},
 		{synapse.ErrDocker, "docker_refused", exitFailed, "docker ps --all"},
 		{synapse.ErrJobFailed, "unit_failed", exitFailed, "systemctl --failed"},
 
@@ -303,6 +304,8 @@ const (
 	// lookInVolume is the advice about files of a store in the volume that no move has put there.
 	lookInVolume = "ls -la {root}/stores/{store_name} {store}; if what is in the volume is old: " +
 		"mv {root}/stores/{store_name} {root}/{store_name}.old && luksmediad migrate {store_name}; if it is not, see \"Moving in\" in /usr/share/doc/luksmediad/operations.md"
+	// nameUnit is the advice about a container that another program makes anew at each start.
+	nameUnit = "sudoedit " + config.DefaultPath + ", and there service: {systemd: UNIT} of the unit that runs the container; luksmediad config check; systemctl reload luksmediad"
 	// checkToken is the advice about a token that Synapse does not take, or that cannot be used.
 	checkToken = "chmod o= {token}; grep as_token the registration file; compare with {token}"
 	// letThrough is the advice where the unit, or a firewall, keeps Synapse away.

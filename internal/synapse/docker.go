@@ -21,6 +21,8 @@ var (
 	ErrNoContainer = errors.New("no such container")
 	ErrContainers  = errors.New("more than one container fits")
 	ErrDocker      = errors.New("the Docker daemon refused")
+	// ErrAutoRemove: nothing is left of the container to start once it has stopped (docker run --rm, and what quadlet makes).
+	ErrAutoRemove = errors.New("it is removed as soon as it stops")
 )
 
 // DockerSocket is where the Docker daemon listens, and podman's compatible service if it is told to.
@@ -102,6 +104,7 @@ type inspected struct {
 		StartedAt           time.Time
 		Health              *struct{ Status string }
 	}
+	HostConfig struct{ AutoRemove bool }
 }
 
 // State tells whether the container runs, and why it is not well yet; empty if it is. One that Docker is about to start again runs: only
@@ -127,9 +130,26 @@ func (c Container) State(ctx context.Context) (running bool, ailing string, err 
 	return true, ailing, nil
 }
 
+// CheckStop refuses a container that could not be started again: ErrAutoRemove.
+func (c Container) CheckStop(ctx context.Context) error {
+	found, err := c.inspect(ctx)
+	if err == nil && found.HostConfig.AutoRemove {
+		err = ErrAutoRemove
+	}
+	if err != nil {
+		return fmt.Errorf("cannot stop container %s: %w", c.String(), err)
+	}
+	return nil
+}
+
 // Stop stops the container and waits until it has stopped. Docker does not start it again by itself then, not even at the next boot
-// (restart policy unless-stopped).
-func (c Container) Stop(ctx context.Context) error { return c.act(ctx, "stop", "/stop?t="+stopSeconds) }
+// (restart policy unless-stopped). It refuses what CheckStop refuses.
+func (c Container) Stop(ctx context.Context) error {
+	if err := c.CheckStop(ctx); err != nil {
+		return err
+	}
+	return c.act(ctx, "stop", "/stop?t="+stopSeconds)
+}
 
 // Start starts the container.
 func (c Container) Start(ctx context.Context) error { return c.act(ctx, "start", "/start") }

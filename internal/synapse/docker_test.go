@@ -18,6 +18,7 @@ import (
 type engine struct {
 	containers map[string]map[string]any // by id
 	labels     map[string]map[string]string
+	autoRemove bool
 	acts       []string
 }
 
@@ -55,7 +56,7 @@ func (e *engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case !found:
 		answer(http.StatusNotFound, map[string]string{"message": "No such container: " + id})
 	case r.Method == http.MethodGet && parts[2] == "json":
-		answer(http.StatusOK, map[string]any{"Id": id, "State": state})
+		answer(http.StatusOK, map[string]any{"Id": id, "State": state, "HostConfig": map[string]any{"AutoRemove": e.autoRemove}})
 	case r.Method == http.MethodPost && id == "broken":
 		answer(http.StatusInternalServerError, map[string]string{"message": "bind source path does not exist"})
 	case r.Method == http.MethodPost:
@@ -139,6 +140,24 @@ func TestContainerStopAndStart(t *testing.T) {
 		t.Error(err)
 	}
 	if err := (Container{Docker: NewDocker("/nonexistent/docker.sock"), Name: "synapse"}).Start(t.Context()); !errors.Is(err, ErrNoDocker) {
+		t.Error(err)
+	}
+}
+
+// A container that would be gone then is not stopped.
+func TestContainerAutoRemove(t *testing.T) {
+	e := &engine{containers: map[string]map[string]any{"1234": up("", time.Hour)}, autoRemove: true}
+	c := Container{Docker: serveEngine(t, e), Name: "synapse"}
+	for _, err := range []error{c.CheckStop(t.Context()), c.Stop(t.Context())} {
+		if !errors.Is(err, ErrAutoRemove) {
+			t.Error(err)
+		}
+	}
+	if len(e.acts) > 0 {
+		t.Error(e.acts)
+	}
+	e.autoRemove = false
+	if err := c.CheckStop(t.Context()); err != nil {
 		t.Error(err)
 	}
 }

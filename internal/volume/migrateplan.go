@@ -131,10 +131,8 @@ func (m *mover) checkRoom(ctx context.Context) error {
 
 // checkUse asks for the service, and for what else uses the store: as long as the service runs, that may be itself.
 func (m *mover) checkUse(ctx context.Context) (err error) {
-	if m.service != nil {
-		if m.plan.Runs, _, err = m.service.State(ctx); err != nil {
-			return fmt.Errorf("cannot move store %s: %w", m.store.Name, err)
-		}
+	if err := m.checkService(ctx); err != nil {
+		return fmt.Errorf("cannot move store %s: %w", m.store.Name, err)
 	}
 	if m.plan.Holders, err = mount.TreeHolders(m.store.Path); err != nil {
 		return err

@@ -27,6 +27,11 @@ type Service interface {
 	Start(ctx context.Context) error
 }
 
+// Stoppable is a Service that can tell beforehand why it could not be started again.
+type Stoppable interface {
+	CheckStop(ctx context.Context) error
+}
+
 // MoveOptions say which store moves, and who is to be asked and told.
 type MoveOptions struct {
 	// Store is its name; it may be empty if there is only one that comes into question.
@@ -242,6 +247,20 @@ func (m *mover) stopService(ctx context.Context, phase movePhase) error {
 	}
 	m.stoppedAt = began
 	return m.fail("after stop")
+}
+
+// checkService asks beforehand whether the service runs, and refuses one that must not be stopped.
+func (m *mover) checkService(ctx context.Context) (err error) {
+	if m.service == nil {
+		return nil
+	}
+	if m.plan.Runs, _, err = m.service.State(ctx); err != nil || !m.plan.Runs {
+		return err
+	}
+	if stoppable, ok := m.service.(Stoppable); ok {
+		return stoppable.CheckStop(ctx)
+	}
+	return nil
 }
 
 // stopPatience is longer than Docker and systemd by default (TimeoutStopSec= of 90 seconds, twice) take to kill what does not stop.

@@ -175,6 +175,27 @@ func TestPreflightChecksTheTrial(t *testing.T) {
 	}
 }
 
+// keptService says that it must not be stopped.
+type keptService struct{ slowService }
+
+var errKept = errors.New("kept")
+
+func (*keptService) CheckStop(context.Context) error { return errKept }
+
+// A service that could not be started again is refused before anything is changed, on the way in and on the way back, unless it stands still.
+func TestPreflightChecksTheStop(t *testing.T) {
+	for _, running := range []bool{true, false} {
+		m := newTestMover(t, &keptService{slowService{running: running}})
+		if err := m.planBack(t.Context()); errors.Is(err, errKept) != running {
+			t.Errorf("running %t: back: %v", running, err)
+		}
+		m.store.Path, m.move = t.TempDir(), nil
+		if err := m.preflight(t.Context()); errors.Is(err, errKept) != running {
+			t.Errorf("running %t: in: %v", running, err)
+		}
+	}
+}
+
 // What has the store and holds no file of it is in the way, whether there is a service or not; the service itself is, too, once it has been
 // stopped.
 func TestUsersAreInTheWay(t *testing.T) {

@@ -53,10 +53,8 @@ func (m *mover) planBack(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if m.service != nil {
-		if m.plan.Runs, _, err = m.service.State(ctx); err != nil {
-			return err
-		}
+	if err := m.checkService(ctx); err != nil {
+		return err
 	}
 	return m.refuseUsed(ctx, nil, m.plan.Runs)
 }
