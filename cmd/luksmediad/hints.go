@@ -130,6 +130,7 @@ func hints() []hint {
 		{volume.ErrNoWayBack, "no_way_back", exitRefused, "luksmediad status"},
 		{volume.ErrNothingOld, "nothing_old", exitRefused, "luksmediad status"},
 		{volume.ErrOldMissing, "old_missing", exitRefused, "ls -la {store}/..; see \"Purging\" in /usr/share/doc/luksmediad/operations.md"},
+		{volume.ErrOldForeign, "old_foreign", exitRefused, "mv what is named away from the old files, and luksmediad migrate rollback {store_name} once more"},
 		{volume.ErrLeftOver, "left_over", exitRefused, "look at what is left, and luksmediad migrate purge {store_name} once more"},
 		{volume.ErrWhichStore, "which_store", exitUsage, "luksmediad status"},
 		{errConfigChanged, "config_changed", exitRefused, "systemctl reload luksmediad"},

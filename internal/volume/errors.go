@@ -103,6 +103,8 @@ var (
 	ErrNothingOld = errors.New("there is nothing to purge")
 	// ErrOldMissing: the old files of a store are not where they were put, or not in the directory in which they were.
 	ErrOldMissing = errors.New("it is not the one that was put there, or is gone")
+	// ErrOldForeign: something has come to the old files of a store that a way back would have to replace or remove.
+	ErrOldForeign = errors.New("it has come there since the move")
 	// ErrUnhealthy: the service did not come up well on the new store.
 	ErrUnhealthy = errors.New("its service is not well")
 	// ErrLeftOver: entries that luksmediad did not move are left beside the old ones.

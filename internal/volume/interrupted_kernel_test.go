@@ -416,6 +416,24 @@ func TestMigrateLeavesWhatIsInTheVolume(t *testing.T) {
 	s.requirePlain()
 }
 
+// What has come to the old files is said to be there, and in the way of a rollback only until it is moved away.
+func TestRollbackNamesWhatHasComeToTheOldFiles(t *testing.T) {
+	s := newPlaintext(t)
+	old := s.migrate().Old
+	mine := filepath.Join(old, "local_content", "mine")
+	s.write(mine, "mine")
+	_, err := s.Rollback(t.Context(), s.moveOptions(), &watcher{})
+	s.requireError(err, StepCarryBack, ErrOldForeign)
+	if err == nil || !strings.Contains(err.Error(), old) || !strings.Contains(err.Error(), "local_content/mine") {
+		t.Errorf("not named: %v", err)
+	}
+	s.requireServing("kept in the volume")
+	s.must(os.Rename(mine, filepath.Join(s.dir, "mine")))
+	s.rollback()
+	s.requireServing("went back")
+	s.requirePlain()
+}
+
 // counting counts how often the service is stopped.
 type counting struct {
 	standIn

@@ -132,6 +132,9 @@ func (m *mover) carry(ctx context.Context, options transfer.BackOptions) error {
 		return err
 	}
 	m.manifest, err = transfer.CarryBack(ctx, m.target(), aside, m.verified, options)
+	if errors.Is(err, transfer.ErrForeign) {
+		return fmt.Errorf("cannot take store %s back: below %s: %w: %w", m.store.Name, aside, ErrOldForeign, err)
+	}
 	if errors.Is(err, transfer.ErrNoSpace) {
 		return wrongf(ErrDiskFull, "cannot take store %s back to %s: %w", m.store.Name, filepath.Dir(m.store.Path), err)
 	}
