@@ -141,7 +141,7 @@ func hints() []hint {
 		{transfer.ErrRefused, "store_obstacles", exitRefused, findObstacles},
 		{transfer.ErrNoSpace, "volume_full", exitFailed, "luksmediad grow --by SIZE"},
 		{transfer.ErrUnsupported, "copy_unsupported", exitRefused, "getfattr -d -m - -R {store}"},
-		{transfer.ErrRead, "store_unreadable", exitFailed, kernelLog},
+		{transfer.ErrRead, "store_unreadable", exitFailed, kernelLog + "; if a file is named, restore it or move it out of {store}, and type the same command once more"},
 		{transfer.ErrWrite, "copy_unwritable", exitFailed, kernelLog},
 		{transfer.ErrNewer, "state_newer", exitRefused, "install the newer luksmediad again"},
 		{transfer.ErrCorrupt, "manifest_corrupt", exitRefused, "luksmediad status"},

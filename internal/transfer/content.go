@@ -182,16 +182,23 @@ func (v *verifier) readAlone(e *Entry) error {
 
 func (v *verifier) readFile(e *Entry, buf []byte) error {
 	digest, means, err := v.hash(e.Path, buf)
-	if err != nil {
+	lost := v.o.Unreadable && isLost(err)
+	if err != nil && !lost {
 		return readError(e.Path, err)
 	}
-	if digest != e.SHA256 {
+	if lost || digest != e.SHA256 {
 		v.meter.count(e.Size)
 		v.differ(e.Path, FaultContent)
 		return nil
 	}
 	v.matched(e, means)
 	return nil
+}
+
+// isLost tells of an error that the disk does not have a content any more, or that the filesystem knows it to be another (btrfs). Past the page
+// cache a medium error is ENODATA, and one of the protection information EILSEQ (block/blk-core.c, blk_errors).
+func isLost(err error) bool {
+	return errors.Is(err, unix.EIO) || errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EILSEQ)
 }
 
 func (v *verifier) hash(path string, buf []byte) (Digest, Means, error) {

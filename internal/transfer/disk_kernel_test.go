@@ -142,6 +142,32 @@ func requireDiskCounts(t *testing.T, m *move, manifest *Manifest, d *disk) {
 	}
 }
 
+// A bad sector below a file is told as an error of reading, or for who could make the file anew as one content that is wrong; and made anew it is
+// right.
+func TestBadSector(t *testing.T) {
+	d := newDisk(t, "transfer", "ext4", false)
+	m := newMove(t)
+	m.to = d.store("store")
+	for i := range 20 {
+		m.file(fmt.Sprint("many/", i), strings.Repeat(fmt.Sprint(i), 3000))
+	}
+	manifest := m.delta(m.copy())
+	bad := blockOf(t, filepath.Join(m.to, "many/7")) >> 9
+	d.become(fmt.Sprintf("0 %d linear %s 0\n%d 8 error\n%d %d linear %s %d", bad, d.lower, bad, bad+8, d.blocks-bad-8, d.lower, bad+8))
+	_, err := Verify(context.Background(), m.to, manifest, VerifyOptions{Options: m.options})
+	requirePath(t, err, ErrRead, "many/7")
+	_, err = Verify(context.Background(), m.to, manifest, VerifyOptions{Options: m.options, Unreadable: true})
+	requireFaults(t, err, Difference{"many/7", FaultContent})
+
+	back := BackOptions{Options: m.options, Damaged: []string{"many/7"}}
+	back.State = t.TempDir()
+	mended, err := CarryBack(context.Background(), m.from, m.to, manifest, back)
+	check(t, err)
+	defer mended.Close()
+	_, err = Verify(context.Background(), m.to, mended, VerifyOptions{Options: back.Options})
+	check(t, err)
+}
+
 // blockOf is where the content of a file begins on its device.
 func blockOf(t *testing.T, path string) int64 {
 	t.Helper()

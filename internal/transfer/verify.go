@@ -19,6 +19,8 @@ type VerifyOptions struct {
 	// Verified is a manifest of the same tree that this process has verified before: of files that have not changed since, by their time of
 	// change, neither contents nor attributes are read again.
 	Verified *Manifest
+	// Unreadable files count as files with another content: FaultContent.
+	Unreadable bool
 }
 
 // Fault is what is wrong with an entry.

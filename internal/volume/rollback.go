@@ -170,7 +170,7 @@ func (m *mover) compareBack(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	proof, err := transfer.Verify(ctx, aside, m.manifest, transfer.VerifyOptions{Options: options})
+	proof, err := transfer.Verify(ctx, aside, m.manifest, transfer.VerifyOptions{Options: options, Unreadable: true})
 	if err != nil {
 		return err
 	}
