@@ -202,7 +202,7 @@ func hints() []hint {
 		{unlock.ErrCryptsetupTooOld, "cryptsetup_too_old", exitFailed, "apt install cryptsetup-bin"},
 
 		{mount.ErrPrivateNamespace, "private_namespace", exitRefused, "systemctl cat luksmediad"},
-		{mount.ErrFilesystemDamaged, "filesystem_damaged", exitVerify, "cryptsetup open {container} rescue && {fsck} /dev/mapper/rescue; cryptsetup close rescue && luksmediad unlock"},
+		{mount.ErrFilesystemDamaged, "filesystem_damaged", exitVerify, "luksmediad lock && cryptsetup open {container} rescue && {fsck} /dev/mapper/rescue; cryptsetup close rescue && luksmediad unlock"},
 		{mount.ErrBusy, "in_use", exitBusy, "fuser -vm {store}"},
 		{mount.ErrNoSpace, "no_space", exitFailed, "df -h"},
 		{mount.ErrSymlink, "symlink", exitRefused, "readlink -f {store}"},

@@ -268,6 +268,35 @@ func TestEveryReasonHasAdvice(t *testing.T) {
 	}
 }
 
+// cryptsetup opens a file container a second time, on a loop device of its own: both copies of the filesystem would be written.
+func TestWhatOpensTheContainerLocksFirst(t *testing.T) {
+	var commands []string
+	for _, h := range hints() {
+		commands = append(commands, h.next)
+	}
+	for _, page := range []string{"README.md", "docs/runbook.md", "docs/operations.md"} {
+		content, err := os.ReadFile("../../" + page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		commands = append(commands, strings.Split(string(content), "\n")...)
+	}
+	opens, locked := regexp.MustCompile(`cryptsetup open ({container}|/)`), regexp.MustCompile("(^|[ `])luksmediad lock && cryptsetup open ")
+	found := 0
+	for _, command := range commands {
+		if !opens.MatchString(command) {
+			continue
+		}
+		found++
+		if !locked.MatchString(command) {
+			t.Error(command)
+		}
+	}
+	if found < 4 {
+		t.Errorf("only %d found", found)
+	}
+}
+
 // A probe that was not done in time waits for what it asks, which is not always the disk.
 func TestAdviceWhenLate(t *testing.T) {
 	for code, want := range map[health.Code]string{
