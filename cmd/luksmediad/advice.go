@@ -61,6 +61,7 @@ func probeAdvice() []advice {
 		{health.ReasonCanaryKept, "ls -l {admin_token}; {synapse_log}"},
 		{health.ReasonCipherChanged, "luksmediad header check"},
 		{health.ReasonCipherMismatch, "luksmediad lock"},
+		{health.ReasonContainerShared, closeOther},
 		{health.ReasonContainerStale, "docker restart {subject}"},
 		{health.ReasonCopyDamaged, repairHeader},
 		{health.ReasonDrift, "luksmediad key drift; luksmediad key add tpm2 --replace"},

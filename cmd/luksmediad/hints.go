@@ -95,6 +95,7 @@ func hints() []hint {
 		{boot.ErrDoubtful, "doubtful_at_boot", exitDegraded, "findmnt --target {file}"},
 		{volume.ErrContainerReadOnly, "container_read_only", exitRefused, "lsattr {container}; findmnt --target {container}"},
 		{volume.ErrContainerForeign, "container_foreign", exitRefused, "file -s {container}"},
+		{volume.ErrContainerShared, "container_shared", exitBusy, closeOther},
 		{volume.ErrLoopForeign, "loop_foreign", exitRefused, "losetup --list --associated {container}"},
 		{volume.ErrContainerSparse, "container_sparse", exitRefused, "fallocate --posix --length $(stat --format %s {container}) {container}"},
 		{volume.ErrFilesystemForeign, "filesystem_foreign", exitRefused, "luksmediad status"},
@@ -300,6 +301,8 @@ const (
 	// links outside; then what must not be renamed.
 	findObstacles = `find {store} -xdev \( ! -type f ! -type d ! -type l -o -type f -perm /6000 -o -type f -links +1 \) -ls; ` +
 		`lsattr -aR {store} | grep -E '^[^ ]*[ia][^ ]* '; findmnt --list --output TARGET | grep -F {store}`
+	// closeOther is the advice about a container that something else has open, too.
+	closeOther = "losetup --list --associated {container}; dmsetup ls --tree; umount what is not luksmediad's, and cryptsetup close NAME"
 	// clearStore is the advice about files in the place of a store, from which access may have been taken.
 	clearStore = "ls -la {store}; mv {store} {store}.clear && luksmediad unlock; to read what is there: chown OWNER {store}.clear && chmod 0750 {store}.clear"
 	// lookInVolume is the advice about files of a store in the volume that no move has put there.

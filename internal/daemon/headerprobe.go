@@ -9,16 +9,19 @@ import (
 
 	"luksmediad/internal/api"
 	"luksmediad/internal/state"
+	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 )
 
 // HeaderChecker compares the header with what is recorded about it.
 type HeaderChecker interface {
 	CheckHeader(r io.ReaderAt, size int64) (string, error)
+	CheckShared() error
 	Acquire(ctx context.Context) (release func() error, err error)
 }
 
-// headerProbe reads the header from the disk, past the page cache, and compares it with the record and with the copy that is kept.
+// headerProbe reads the header from the disk, past the page cache, and compares it with the record and with the copy that is kept. Before
+// that it looks whether something else has the container open, too: then files are lost at this moment.
 type headerProbe struct {
 	volume    HeaderChecker
 	container string
@@ -33,6 +36,9 @@ type headerProbe struct {
 func (p *headerProbe) Name() health.Code { return health.Header }
 
 func (p *headerProbe) Run(ctx context.Context) (string, error) {
+	if err := p.volume.CheckShared(); errors.Is(err, volume.ErrContainerShared) {
+		return "", reasoned(err, p.explain)
+	}
 	proof, err := p.look()
 	if err != nil && p.ran && p.changing(ctx) {
 		return p.proof, p.err

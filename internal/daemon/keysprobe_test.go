@@ -3,6 +3,7 @@ package daemon
 import (
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -411,11 +412,40 @@ func TestHeaderProbe(t *testing.T) {
 	require(health.ReasonNotLUKS2)
 }
 
+// What else has the container open is told also while somebody works on the volume.
+func TestHeaderProbeOfASharedContainer(t *testing.T) {
+	b := newKeyBench(t)
+	shared := &sharedVolume{Volume: b.volume}
+	probe := &headerProbe{volume: shared, container: b.config.Volume.Container, explain: classOf}
+	if _, err := probe.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	shared.err = fmt.Errorf("it is open twice: %w", volume.ErrContainerShared)
+	release, err := b.volume.Acquire(t.Context())
+	b.must(err)
+	defer func() { b.must(release()) }()
+	_, err = probe.Run(t.Context())
+	if reason := health.ReasonOf(err); reason != health.ReasonContainerShared || !slices.Contains(health.Reasons(health.Header), reason) {
+		t.Errorf("got %v", err)
+	}
+	shared.err = nil
+	if _, err := probe.Run(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+type sharedVolume struct {
+	*volume.Volume
+	err error
+}
+
+func (v *sharedVolume) CheckShared() error { return v.err }
+
 // classOf stands for the table of classes in the program.
 func classOf(err error) api.Explanation {
 	for class, word := range map[error]string{
 		volume.ErrKeyslotUnknown: "keyslot_unknown", volume.ErrHeaderDamaged: "header_copy_damaged", luks2.ErrPinMismatch: "pin_mismatch",
-		luks2.ErrDamaged: "header_damaged", luks2.ErrNotLUKS2: "not_luks2",
+		luks2.ErrDamaged: "header_damaged", luks2.ErrNotLUKS2: "not_luks2", volume.ErrContainerShared: "container_shared",
 	} {
 		if errors.Is(err, class) {
 			return api.Explanation{Class: word}

@@ -242,7 +242,7 @@ func TestAdoptRefuses(t *testing.T) {
 		"open elsewhere": {ready(func(s *site) {
 			s.run("cryptsetup", "open", "--key-file", s.container+".key", s.container, "elsewhere")
 			s.t.Cleanup(func() { s.run("cryptsetup", "close", "elsewhere") })
-		}), whole, StepUnlock, unlock.ErrMappingBusy, false},
+		}), whole, StepUnlock, ErrContainerShared, false},
 		"nobody said":    {ready(func(*site) {}), nil, StepStores, ErrStoreUnclaimed, true},
 		"no directory":   {ready(func(*site) {}), map[string]string{"media": "films"}, StepStores, ErrStoreDirectory, true},
 		"outside":        {ready(func(*site) {}), map[string]string{"media": "../.."}, StepStores, ErrStoreDirectory, true},

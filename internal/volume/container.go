@@ -165,7 +165,7 @@ func (c *container) attach(ctx context.Context, blockBytes int) (*backing, bool,
 			}
 			return backing, true, err
 		}
-		return nil, false, wrongf(ErrContainerForeign, "cannot use container %s: %d loop devices carry it", c.Name(), len(loops))
+		return nil, false, wrongf(ErrContainerShared, "cannot use container %s: %d loop devices carry it", c.Name(), len(loops))
 	}
 }
 

@@ -25,6 +25,8 @@ var (
 	ErrContainerReadOnly = errors.New("container is read-only")
 	// ErrContainerForeign: what is at the container's path is not ours.
 	ErrContainerForeign = errors.New("container foreign")
+	// ErrContainerShared: something else has the container open, too.
+	ErrContainerShared = errors.New("something else has it open")
 	// ErrLoopForeign: the loop device that carries the container is not one that luksmediad would make.
 	ErrLoopForeign = errors.New("loop device not ours")
 	// ErrContainerSparse: blocks of the container are not allocated, so that a full disk below would lose data.

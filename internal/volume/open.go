@@ -226,7 +226,7 @@ func (o *opening) openMapping(ctx context.Context) error {
 	})
 	reportAttempts(o.observer, attempts(opened, err))
 	if err != nil {
-		return err
+		return o.explainBusy(err)
 	}
 	defer opened.Key.Wipe()
 	o.opened.Mapping, o.opened.Source, o.opened.Keyslot, o.opened.Failed = opened.Mapping, opened.Source, opened.Keyslot, opened.Failed

@@ -37,7 +37,7 @@ var openRefusals = map[string]openRefusal{
 	// fault 51
 	"headers zeroed": {func(s *site) { s.overwrite(0, 32<<10) }, StepHeader, luks2.ErrNotLUKS2},
 	// fault 55
-	"two loop devices":      {(*site).attachTwice, StepAttach, ErrContainerForeign},
+	"two loop devices":      {(*site).attachTwice, StepAttach, ErrContainerShared},
 	"loop device read-only": {func(s *site) { s.attach("--sector-size", "4096", "--read-only") }, StepAttach, ErrLoopForeign},
 	"loop device of a part": {func(s *site) { s.attach("--sector-size", "4096", "--sizelimit", "48MiB") }, StepAttach, ErrLoopForeign},
 	"loop device shifted":   {func(s *site) { s.attach("--sector-size", "4096", "--offset", "4096") }, StepAttach, ErrLoopForeign},
@@ -103,6 +103,31 @@ func (s *site) overwrite(offset int64, size int) {
 	defer file.Close()
 	if _, err := file.WriteAt(make([]byte, size), offset); err != nil {
 		s.t.Fatal(err)
+	}
+}
+
+// cryptsetup opens a file once more beside the open volume, without a word. Afterwards it is the volume that finds it in use.
+func TestContainerShared(t *testing.T) {
+	s := newCreated(t)
+	s.open()
+	rescue := func() (end func()) {
+		s.run("cryptsetup", "open", "--key-file", s.keyFile, s.container, "rescue")
+		return func() { s.run("cryptsetup", "close", "rescue") }
+	}
+	s.must(s.CheckShared())
+	end := rescue()
+	if err := s.CheckShared(); !errors.Is(err, ErrContainerShared) || !strings.Contains(err.Error(), "mapping rescue") {
+		t.Error(err)
+	}
+	end()
+	s.must(s.CheckShared())
+	s.close()
+	defer rescue()()
+	s.must(s.CheckShared())
+	_, err := s.Open(t.Context(), s.Sources(), &watcher{})
+	s.requireError(err, StepUnlock, ErrContainerShared)
+	if !strings.Contains(err.Error(), "in use by mapping rescue") {
+		t.Error(err)
 	}
 }
 

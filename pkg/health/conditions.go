@@ -38,6 +38,7 @@ const (
 	ReasonCipherChanged      Reason = "cipher_changed"        // the header names another cipher than the pin
 	ReasonCipherMismatch     Reason = "cipher_mismatch"       // the kernel's table names another cipher than the pin
 	ReasonContainerStale     Reason = "container_stale_mount" // a container sees something else than the store
+	ReasonContainerShared    Reason = "container_shared"      // something else has the container open, too
 	ReasonCopyDamaged        Reason = "header_copy_damaged"   // one of the two copies of the header
 	ReasonDrift              Reason = "tpm_drift"             // the TPM would not give a key any more
 	ReasonEmergencyRO        Reason = "emergency_ro"          // ext4 takes no more writes after an error
@@ -120,7 +121,7 @@ var conditions = []definition{
 		// A header that goes bad below an open volume keeps nobody from using it; one that keeps it closed fails Unlock.
 		code: Header, title: "header valid and pinned", impact: FailsHealth, dependsOn: []Code{Container},
 		reasons: []Reason{
-			ReasonBackupMissing, ReasonBackupOld, ReasonCipherChanged, ReasonCopyDamaged, ReasonError, ReasonHeaderDamaged,
+			ReasonBackupMissing, ReasonBackupOld, ReasonCipherChanged, ReasonContainerShared, ReasonCopyDamaged, ReasonError, ReasonHeaderDamaged,
 			ReasonHeaderRefused, ReasonIO, ReasonKeyslotDamaged, ReasonKeyslotMissing, ReasonKeyslotUnknown, ReasonNotLUKS2, ReasonPinMismatch,
 			ReasonTimeout, ReasonTokenUnknown, ReasonUnreadable,
 		},
