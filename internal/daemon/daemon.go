@@ -310,11 +310,8 @@ func (d *Daemon) advance(ctx context.Context, e event) error {
 		d.retry = nil
 		go func() { d.outcomes <- d.close(ctx) }()
 	case waiting:
-		wait := d.backoff.NextBackOff()
 		d.resumePending = !d.stayDown
 		d.closeGate()
-		d.retry = time.After(wait)
-		d.Journal.Emit(journal.RetryScheduled, journal.F("SECONDS", int(wait.Seconds())))
 	case serving:
 		d.backoff.Reset()
 	}
@@ -345,6 +342,8 @@ func (d *Daemon) settle(ctx context.Context, o outcome) {
 		d.openGate(ctx)
 	case locked:
 		d.closeGate()
+	case waiting:
+		d.scheduleRetry(o.err)
 	}
 	d.endReload()
 	waiters := d.waiters
@@ -356,6 +355,16 @@ func (d *Daemon) settle(ctx context.Context, o outcome) {
 			r.reply <- o
 		}
 	}
+}
+
+// scheduleRetry leaves a damaged filesystem to the person whom it takes: an opening could meet the one who repairs it.
+func (d *Daemon) scheduleRetry(why error) {
+	if volume.IsDamaged(why) {
+		return
+	}
+	wait := d.backoff.NextBackOff()
+	d.retry = time.After(wait)
+	d.Journal.Emit(journal.RetryScheduled, journal.F("SECONDS", int(wait.Seconds())))
 }
 
 // serveLate serves what has waited for the end of an opening, unless the caller has given up meanwhile.

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 	"luksmediad/internal/journal"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
+	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock"
 	"luksmediad/test/golden"
 )
@@ -102,6 +104,26 @@ func TestBackoff(t *testing.T) {
 		got := s.record.having("retry_scheduled")
 		if last := got[len(got)-2]; last != "180.0 event retry_scheduled {SECONDS 1}" {
 			t.Errorf("got %q", last)
+		}
+	})
+}
+
+// Who repairs a damaged filesystem must not be met by an opening; when it is repaired, somebody says so.
+func TestDamagedFilesystemIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.volume.failsAt(volume.StepCheck, fmt.Errorf("cannot check it: %w", mount.ErrFilesystemDamaged))
+		s.start(t)
+		s.after(10 * time.Minute)
+		if opens, retries := s.record.having("volume open"), s.record.having("retry_scheduled"); len(opens) != 1 || len(retries) > 0 {
+			t.Errorf("tried again: %v, %v", opens, retries)
+		}
+		if _, err := s.Unlock(t.Context()); !errors.Is(err, mount.ErrFilesystemDamaged) {
+			t.Errorf("Unlock returned %v", err)
+		}
+		s.volume.gives(adopted())
+		if _, err := s.Unlock(t.Context()); err != nil {
+			t.Error(err)
 		}
 	})
 }

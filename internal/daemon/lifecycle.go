@@ -18,7 +18,7 @@ const (
 	opening phase = "opening"
 	// serving: mounted, bound, written to.
 	serving phase = "serving"
-	// waiting: opening failed and is tried again after a while.
+	// waiting: opening failed and is tried again after a while, or by hand.
 	waiting phase = "waiting"
 	// closing: an operation closes the volume.
 	closing phase = "closing"
