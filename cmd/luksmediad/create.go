@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"luksmediad/internal/config"
+	"luksmediad/internal/synapse"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/unlock/secret"
 )
@@ -38,7 +39,8 @@ passphrase is the recovery passphrase.
 
 A key file on a disk of the container protects against nothing but a partial leak: create says so and asks.
 
-A store whose path has files already is left alone and may be in use: luksmediad migrate moves it in.
+A store whose path has files already is left alone and may be in use: luksmediad migrate moves it in. Where the path is
+empty, create refuses as long as a container or the store's own service could write there.
 
 What an interrupted create has left the next one finishes; what a failed one has made it removes.`,
 		Example: `  luksmediad create --size 100GiB
@@ -89,7 +91,7 @@ func (c *createCommand) chooseSize(loaded *config.Config, vol *volume.Volume) (e
 }
 
 func (c *createCommand) plan(ctx context.Context, loaded *config.Config, vol *volume.Volume) error {
-	if err := vol.Preflight(ctx); err != nil {
+	if err := vol.Preflight(ctx, volume.CreateOptions{Unused: requireUnused()}); err != nil {
 		return err
 	}
 	if planned := vol.PlannedProtection(); planned.Level == volume.LevelNoneSameDisk {
@@ -164,11 +166,18 @@ func (c *createCommand) create(ctx context.Context, loaded *config.Config, vol *
 		return err
 	}
 	accept := func(planned volume.Protection) error { return c.accept(ctx, planned) }
-	record, err := vol.Create(ctx, volume.CreateOptions{Recovery: given, PIN: pin, Accept: accept, Deliver: c.printRecoveryKey}, progress)
+	record, err := vol.Create(ctx, volume.CreateOptions{
+		Recovery: given, PIN: pin, Accept: accept, Unused: requireUnused(), Deliver: c.printRecoveryKey,
+	}, progress)
 	if err != nil {
 		return err
 	}
 	return c.succeed(fmt.Sprintf("volume %s is ready in %s%s%s", vol.Name(), record.Container, withoutKeyslot(loaded), outside(vol.Outside(record))))
+}
+
+// requireUnused asks a Docker that runs, and starts none.
+func requireUnused() func(context.Context, config.Store) error {
+	return storeUsers{synapse.NewDocker(synapse.DockerSocket).LeaveStopped()}.requireNone
 }
 
 // accept asks before a key is put where the container is.

@@ -45,6 +45,9 @@ func fill(c *config.Config, err error, explained api.Explanation) api.Explanatio
 	} else if explained.Class == "not_found" {
 		explained.Next = cmp.Or(makeFolder(c), explained.Next)
 	}
+	if used, ok := errors.AsType[*usedPathError](err); ok {
+		explained.Next = strings.ReplaceAll(explained.Next, stopUser, used.stop)
+	}
 	explained.Next = expand(c, explained.Next)
 	return explained
 }

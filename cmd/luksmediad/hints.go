@@ -125,6 +125,7 @@ func hints() []hint {
 		{volume.ErrDiskFull, "disk_full", exitFailed, "df -h {store}/.."},
 		{volume.ErrUnhealthy, "service_unwell", exitFailed, "journalctl -u luksmediad --since -1h; {service_log}"},
 		{volume.ErrInUse, "store_in_use", exitBusy, "stop what is named, and type the same command once more"},
+		{errPathUsed, "store_in_use", exitBusy, stopUser + "; luksmediad create"},
 		{volume.ErrMoveUnclear, "move_unclear", exitRefused, "ls -la {store}; luksmediad migrate rollback {store_name}"},
 		{volume.ErrTrial, "move_unfinished", exitRefused, "luksmediad migrate {store_name}"},
 		{volume.ErrReturning, "move_returning", exitRefused, "luksmediad migrate rollback {store_name}"},
@@ -303,6 +304,8 @@ const (
 		`lsattr -aR {store} | grep -E '^[^ ]*[ia][^ ]* '; findmnt --list --output TARGET | grep -F {store}`
 	// closeOther is the advice about a container that something else has open, too.
 	closeOther = "losetup --list --associated {container}; dmsetup ls --tree; umount what is not luksmediad's, and cryptsetup close NAME"
+	// stopUser is the advice about what could write where a store is going to be mounted; the error knows the command.
+	stopUser = "docker stop NAME"
 	// clearStore is the advice about files in the place of a store, from which access may have been taken.
 	clearStore = "ls -la {store}; mv {store} {store}.clear && luksmediad unlock; to read what is there: chown OWNER {store}.clear && chmod 0750 {store}.clear"
 	// lookInVolume is the advice about files of a store in the volume that no move has put there.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -71,5 +72,31 @@ func TestStoreUsers(t *testing.T) {
 	absent := storeUsers{synapse.NewDocker(filepath.Join(folder, "docker.sock"))}
 	if found, err := absent.named(t.Context(), store, false); found != nil || err != nil {
 		t.Errorf("without Docker: %v, %v", found, err)
+	}
+}
+
+// What a new store would be hidden from is named, with what to type; a Docker or a unit that is not there is not.
+func TestPathUsed(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "data")
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	users := storeUsers{newEngine(t, folder)}
+	err := users.requireNone(t.Context(), config.Store{Name: "media", Path: filepath.Join(folder, "media_store")})
+	if !errors.Is(err, errPathUsed) || !strings.Contains(err.Error(), "container synapse has "+folder+" at /data") {
+		t.Fatal(err)
+	}
+	why := explainFor(&config.Config{}, errors.Join(errors.New("and then"), err))
+	names := strings.Fields(strings.TrimSuffix(strings.TrimPrefix(why.Next, "docker stop "), "; luksmediad create"))
+	if slices.Sort(names); !slices.Equal(names, []string{"synapse", "worker"}) || why.ExitCode != exitBusy {
+		t.Errorf("%+v", why)
+	}
+	free := config.Store{Name: "films", Path: filepath.Join(filepath.Dir(folder), "films"), Service: &config.Service{Systemd: "luksmediad-none.service"}}
+	if err := users.requireNone(t.Context(), free); err != nil {
+		t.Error(err)
+	}
+	absent := storeUsers{synapse.NewDocker(filepath.Join(folder, "docker.sock")).LeaveStopped()}
+	if err := absent.requireNone(t.Context(), config.Store{Name: "media", Path: filepath.Join(folder, "media_store")}); err != nil {
+		t.Error(err)
 	}
 }

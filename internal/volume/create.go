@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"luksmediad/internal/config"
 	"luksmediad/internal/journal"
 	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock"
@@ -36,6 +37,9 @@ type CreateOptions struct {
 	// Accept is asked before anything is changed if a key file lies on a disk of the container. What it returns ends the creation; if it is
 	// nil the creation ends with [ErrConfirmation].
 	Accept func(Protection) error
+	// Unused, if it is there, fails if something could write at the path of a store that has no files yet: it would go on writing below the
+	// mount, where the guard is.
+	Unused func(context.Context, config.Store) error
 	// Deliver gets the generated recovery key once, when the container is complete. If it fails the creation does.
 	Deliver func(*secret.Key) error
 }

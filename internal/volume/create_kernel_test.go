@@ -168,6 +168,22 @@ var createRefusals = map[string]createRefusal{
 	"foreign container":   {(*site).openOther, unlock.ErrForeignMapping},
 }
 
+// Who could write where a store is going to be mounted is asked about, but not where files stay as they are.
+func TestCreateWantsNewStoresUnused(t *testing.T) {
+	s := newSite(t)
+	used := errors.New("a container runs")
+	options := CreateOptions{Unused: func(context.Context, config.Store) error { return used }}
+	if err := s.Preflight(t.Context(), options); !errors.Is(err, used) {
+		t.Errorf("nothing there: %v", err)
+	}
+	s.mkdir(s.store)
+	if err := s.Preflight(t.Context(), options); !errors.Is(err, used) {
+		t.Errorf("empty: %v", err)
+	}
+	s.write(filepath.Join(s.store, "picture"), "clear")
+	s.must(s.Preflight(t.Context(), options))
+}
+
 func TestCreateRefuses(t *testing.T) {
 	for name, refusal := range createRefusals {
 		t.Run(name, func(t *testing.T) {

@@ -17,8 +17,8 @@ import (
 )
 
 // Preflight finds what would stop a Create, and changes nothing.
-func (v *Volume) Preflight(ctx context.Context) error {
-	return (&creating{Volume: v, observer: silent{}}).preflight(ctx)
+func (v *Volume) Preflight(ctx context.Context, options CreateOptions) error {
+	return (&creating{Volume: v, observer: silent{}, options: options}).preflight(ctx)
 }
 
 // preflight finds everything that would stop the creation before anything is changed, all of it at once.
@@ -34,18 +34,24 @@ func (c *creating) preflight(ctx context.Context) error {
 		mount.CheckGuardable(c.Root()),
 	}
 	for _, store := range c.config.Stores {
-		// What has files stays as it is until it is moved in.
-		if err := checkStorePath(store); !errors.Is(err, ErrStoreNotEmpty) {
-			faults = append(faults, err)
-		} else {
-			faults = append(faults, mount.CheckGuardable(store.Path))
-		}
-		faults = append(faults, c.checkUnguarded(store))
+		faults = append(faults, c.checkPlace(ctx, store), c.checkUnguarded(store))
 	}
 	for _, source := range c.config.Unlock {
 		faults = append(faults, c.checkSource(ctx, source))
 	}
 	return errors.Join(faults...)
+}
+
+// checkPlace wants nobody to use a store that is going to be bound. What has files stays as it is until it is moved in.
+func (c *creating) checkPlace(ctx context.Context, store config.Store) error {
+	err := checkStorePath(store)
+	switch {
+	case errors.Is(err, ErrStoreNotEmpty):
+		return mount.CheckGuardable(store.Path)
+	case err != nil || c.options.Unused == nil:
+		return err
+	}
+	return c.options.Unused(ctx, store)
 }
 
 // checkAbsent refuses a second creation. A crash after the record was written left only the journal to remove.
