@@ -3,6 +3,7 @@ package synapse
 import (
 	"context"
 	"errors"
+	"slices"
 )
 
 // Gate is the unit that every service with a store in the volume requires.
@@ -33,9 +34,13 @@ func (g Gate) Abandoned(ctx context.Context) (abandoned bool, err error) {
 	return abandoned, err
 }
 
-// Stop stops the gate. systemd stops what requires it first, since a requirer is ordered after it.
+// Stop stops the gate. systemd stops what requires it first, since a requirer is ordered after it. What starts a requirer on demand goes
+// before: whoever called docker.socket would wait for the gate instead of hearing that Docker does not run.
 func (g Gate) Stop(ctx context.Context) error {
 	return ifSystemd(ctx, g.Unit, func(units *Units) error {
+		if err := g.stopTriggers(ctx, units); err != nil {
+			return err
+		}
 		err := units.Stop(ctx, g.Unit)
 		if errors.Is(err, ErrNoSuchUnit) {
 			return nil
@@ -44,23 +49,69 @@ func (g Gate) Stop(ctx context.Context) error {
 	})
 }
 
+func (g Gate) stopTriggers(ctx context.Context, units *Units) error {
+	names, err := units.Requirers(ctx, g.Unit)
+	if errors.Is(err, ErrNoSuchUnit) {
+		return nil
+	}
+	for _, name := range names {
+		err = errors.Join(err, eachTrigger(ctx, units, name, func(trigger string, state UnitState) error {
+			if !state.running() {
+				return nil
+			}
+			return units.Stop(ctx, trigger)
+		}))
+	}
+	return err
+}
+
+// eachTrigger is called with the units that start a unit on demand and that its own start brings back.
+func eachTrigger(ctx context.Context, units *Units, unit string, do func(string, UnitState) error) error {
+	triggers, err := units.names(ctx, unit, "TriggeredBy")
+	required, otherErr := units.names(ctx, unit, "Requires")
+	if err := errors.Join(err, otherErr); err != nil {
+		return err
+	}
+	for _, name := range triggers {
+		if !slices.Contains(required, name) {
+			continue
+		}
+		state, stateErr := units.State(ctx, name)
+		if stateErr == nil {
+			stateErr = do(name, state)
+		}
+		err = errors.Join(err, stateErr)
+	}
+	return err
+}
+
 // Resume starts the requirers that are not active and would be at boot: those that gave up waiting for the gate. It does not wait for
-// the gate's own sake only: each of them pulls it in. It returns those that were started, also beside an error about others.
+// the gate's own sake only: each of them pulls it in. What starts one on demand is started as well: its start need not bring that back, where
+// it is not enabled itself. It returns those that were started, also beside an error about others.
 func (g Gate) Resume(ctx context.Context) (started []string, err error) {
 	err = g.eachRequirer(ctx, func(units *Units, unit string, state UnitState) error {
-		if state.Active != "inactive" && state.Active != "failed" {
-			return nil
-		}
-		if comes, err := comesAtBoot(ctx, units, unit, state); err != nil || !comes {
+		resume := func(unit string, state UnitState) error {
+			resumed, err := resume(ctx, units, unit, state)
+			if resumed {
+				started = append(started, unit)
+			}
 			return err
 		}
-		err := units.Start(ctx, unit)
-		if err == nil {
-			started = append(started, unit)
-		}
-		return err
+		return errors.Join(resume(unit, state), eachTrigger(ctx, units, unit, resume))
 	})
 	return started, err
+}
+
+// resume starts a unit that would come up at boot and is not active.
+func resume(ctx context.Context, units *Units, unit string, state UnitState) (started bool, err error) {
+	if state.Active != "inactive" && state.Active != "failed" {
+		return false, nil
+	}
+	if comes, err := comesAtBoot(ctx, units, unit, state); err != nil || !comes {
+		return false, err
+	}
+	err = units.Start(ctx, unit)
+	return err == nil, err
 }
 
 // comesAtBoot tells whether a unit is enabled, or is pulled in by an active target without that, as what a generator such as quadlet makes,

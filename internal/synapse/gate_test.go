@@ -101,10 +101,10 @@ func startServiceManager(t *testing.T, requirers map[string]string) *serviceMana
 		active, file, _ := strings.Cut(state, "/")
 		file, wanting, _ := strings.Cut(file, " ")
 		m.export(name, map[string]any{"LoadState": "loaded", "ActiveState": active, "SubState": "", "UnitFileState": file,
-			"WantedBy": strings.Fields(wanting), "RequiredBy": []string{}, "BoundBy": []string{}})
+			"WantedBy": strings.Fields(wanting)})
 		names = append(names, name)
 	}
-	m.export("luksmediad-gate.service", map[string]any{"RequiredBy": names, "BoundBy": []string{}})
+	m.export("luksmediad-gate.service", map[string]any{"RequiredBy": names})
 	if err := conn.ExportMethodTable(map[string]any{"StartUnit": m.job("start"), "StopUnit": m.job("stop")},
 		"/org/freedesktop/systemd1", systemdName+".Manager"); err != nil {
 		t.Fatal(err)
@@ -121,6 +121,11 @@ func (m *serviceManager) requiredBy(unit string, requiring, bound []string) {
 }
 
 func (m *serviceManager) export(unit string, values map[string]any) {
+	for _, list := range []string{"BoundBy", "RequiredBy", "Requires", "TriggeredBy", "WantedBy"} {
+		if values[list] == nil {
+			values[list] = []string{}
+		}
+	}
 	m.units[unit] = values
 	path := godbus.ObjectPath("/org/freedesktop/systemd1/unit/" + dbus.PathBusEscape(unit))
 	if err := m.conn.Export(unitProperties{path, values}, path, "org.freedesktop.DBus.Properties"); err != nil {
@@ -282,6 +287,29 @@ func TestStop(t *testing.T) {
 		if err := gate().Stop(t.Context()); !errors.Is(err, want) {
 			t.Errorf("%s: %v", result, err)
 		}
+	}
+}
+
+// What starts Docker on demand is stopped first, so that a call is refused at once, and comes back with Docker or by itself. What the start of a
+// service would not bring back is left alone.
+func TestStopOfWhatTriggers(t *testing.T) {
+	m := startServiceManager(t, map[string]string{"docker.service": "active/enabled"})
+	unit := map[string]any{"LoadState": "loaded", "ActiveState": "active", "SubState": "", "UnitFileState": "disabled", "WantedBy": []string{}, "RequiredBy": []string{},
+		"TriggeredBy": []string{"docker.socket", "stopped.socket", "wake.timer"}, "Requires": []string{"docker.socket", "stopped.socket", "system.slice"}}
+	m.export("docker.service", unit)
+	socket := map[string]any{"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"}
+	m.export("docker.socket", socket)
+	m.export("stopped.socket", map[string]any{"LoadState": "loaded", "ActiveState": "inactive", "UnitFileState": "disabled"})
+	if err := gate().Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	unit["ActiveState"], socket["ActiveState"] = "inactive", "inactive"
+	started, err := gate().Resume(t.Context())
+	if diff := cmp.Diff([]string{"docker.socket"}, started); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+	if diff := cmp.Diff([]string{"stop docker.socket", "stop luksmediad-gate.service", "start docker.socket"}, m.seen()); diff != "" {
+		t.Error(diff)
 	}
 }
 
