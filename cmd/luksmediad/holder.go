@@ -50,3 +50,22 @@ func (h ownHolder) Status(ctx context.Context) (*api.Status, error) {
 	}
 	return status, err
 }
+
+// prober is the daemon as what looks at the volume.
+type prober interface {
+	Status(ctx context.Context) (*api.Status, error)
+	RunProbe(ctx context.Context, name api.ProbeName) (*api.ProbeResult, error)
+}
+
+// lookAgain has the daemon, if there is one, look at header and keys at once, which it does of itself once an hour. What it finds is told by
+// its conditions, and that it could not be asked is no failure of the command.
+func lookAgain(ctx context.Context, daemon prober) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tellPatience)
+	defer cancel()
+	if _, err := daemon.Status(ctx); err != nil {
+		return
+	}
+	for _, probe := range []api.ProbeName{api.ProbeNameHeader, api.ProbeNameKeys} {
+		_, _ = daemon.RunProbe(ctx, probe)
+	}
+}

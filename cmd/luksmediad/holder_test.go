@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -100,4 +103,36 @@ func TestAnotherVolume(t *testing.T) {
 			t.Errorf("without a daemon: %v", err)
 		}
 	}
+}
+
+// Who has changed or proven keys does not leave the daemon saying for an hour what it has found before; one without the volume is not asked.
+func TestLookAgain(t *testing.T) {
+	for name, test := range map[string]struct {
+		probes scriptedProber
+		want   []api.ProbeName
+	}{
+		"the own one":    {scriptedProber{}, []api.ProbeName{api.ProbeNameHeader, api.ProbeNameKeys}},
+		"another volume": {scriptedProber{status: api.ErrNoDaemon}, nil},
+		"fails":          {scriptedProber{probe: errors.New("busy")}, []api.ProbeName{api.ProbeNameHeader, api.ProbeNameKeys}},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel() // an interrupted command has changed them all the same
+		if lookAgain(ctx, &test.probes); !slices.Equal(test.probes.asked, test.want) {
+			t.Errorf("%s: asked for %v", name, test.probes.asked)
+		}
+	}
+}
+
+type scriptedProber struct {
+	status, probe error
+	asked         []api.ProbeName
+}
+
+func (p *scriptedProber) Status(ctx context.Context) (*api.Status, error) {
+	return &api.Status{}, errors.Join(p.status, ctx.Err())
+}
+
+func (p *scriptedProber) RunProbe(_ context.Context, name api.ProbeName) (*api.ProbeResult, error) {
+	p.asked = append(p.asked, name)
+	return &api.ProbeResult{}, p.probe
 }

@@ -109,7 +109,7 @@ func (f *containerFlags) test(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.noteProofs(s, t.Slots)
+	f.noteProofs(ctx, s, t.Slots)
 	if err := f.printSlots(s, t.Slots, unplaced); err != nil {
 		return err
 	}
@@ -124,10 +124,11 @@ func (f *containerFlags) test(ctx context.Context) error {
 
 // noteProofs writes down what was proven of the configured volume, for the probe of the keys. Who may not write there has proven it for
 // himself alone.
-func (f *containerFlags) noteProofs(s *subject, slots []*keys.Slot) {
+func (f *containerFlags) noteProofs(ctx context.Context, s *subject, slots []*keys.Slot) {
 	if s.volume == nil || os.Geteuid() != 0 {
 		return
 	}
+	defer lookAgain(ctx, f.holder(s.volume))
 	for _, slot := range slots {
 		if !slot.Proven() {
 			continue

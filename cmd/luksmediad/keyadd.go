@@ -72,6 +72,9 @@ func (k *keyAdd) add(ctx context.Context, vol *volume.Volume, wanted volume.Enro
 	if err != nil {
 		return err
 	}
+	if !k.options.DryRun {
+		lookAgain(ctx, k.holder(vol))
+	}
 	return k.answer(added)
 }
 

@@ -74,6 +74,8 @@ func (k *keyRemove) run(ctx context.Context, number string) (err error) {
 	text := "removed " + what
 	if k.options.DryRun {
 		text = "would remove " + what
+	} else {
+		lookAgain(ctx, k.holder(vol))
 	}
 	return k.succeedWith(keyResult{Type: "result", Text: text, Keyslot: k.options.Keyslot, Changed: !k.options.DryRun}, text)
 }

@@ -106,6 +106,7 @@ type status struct {
 
 type condition struct {
 	Code, Status, Reason, Text, Next string
+	Checked                          time.Time
 }
 
 // awaitPhase waits until the daemon is in a phase.

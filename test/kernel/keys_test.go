@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"luksmediad/test/swtpm"
 )
@@ -118,6 +119,28 @@ func TestKeysWhileServing(t *testing.T) {
 
 	s.requireSystemdOpens(second)
 	s.requireOpensBy(passphrase)
+}
+
+// What a command has done to the keys the daemon sees at once, not at its next look in an hour.
+func TestKeyCommandsAreSeen(t *testing.T) {
+	s := newCreated(t)
+	s.serve()
+	second := filepath.Join(s.dir, "second.key")
+	looked := func() time.Time {
+		for _, c := range s.status().Conditions {
+			if c.Code == "keys" {
+				return c.Checked
+			}
+		}
+		return time.Time{}
+	}
+	eventually(t, "the daemon has looked at the keys", func() bool { return !looked().IsZero() })
+	for _, command := range [][]string{{"key", "add", "keyfile", "--path", second, "--yes"}, {"key", "test"}, {"key", "remove", "2", "--yes"}} {
+		before := looked()
+		if r := s.call(command...); r.code != 0 || !looked().After(before) {
+			t.Errorf("%v: exit code %d, looked at %v and %v\n%s", command, r.code, before, looked(), r.stderr)
+		}
+	}
 }
 
 // requireSystemdOpens has systemd-cryptsetup open the container and close it.
