@@ -76,6 +76,7 @@ func (a *app) awaitReloaded(ctx context.Context, before *api.Status) error {
 			found := configurationOf(status)
 			switch {
 			case found.Checked.Equal(configurationOf(before).Checked):
+			case found.Status == api.ConditionStatusUnknown: // the next daemon has another volume, and has not begun
 			case found.Status != api.ConditionStatusOk:
 				return refusedBy(found)
 			case status.Phase == api.PhaseOpening:
