@@ -72,7 +72,7 @@ func (c *adoptCommand) run(ctx context.Context) error {
 	if c.options.DryRun {
 		return c.succeed(fmt.Sprintf("would adopt %s as volume %s", loaded.Volume.Container, vol.Name()))
 	}
-	return c.succeed(fmt.Sprintf("adopted %s as volume %s", loaded.Volume.Container, vol.Name()))
+	return c.succeed(fmt.Sprintf("adopted %s as volume %s", loaded.Volume.Container, vol.Name()) + c.asTyped(untold(tellDaemon(ctx, c.holder(vol)))))
 }
 
 func (c *adoptCommand) parseStores() error {

@@ -68,12 +68,22 @@ func (c *createCommand) run(ctx context.Context) error {
 	}
 	progress := newProgress(c.app, vol.MappingName())
 	defer progress.close()
-	return locked(ctx, vol, func() error {
+	var text string
+	err = locked(ctx, vol, func() (err error) {
 		if c.dryRun {
-			return c.plan(ctx, loaded, vol)
+			text, err = c.plan(ctx, loaded, vol)
+		} else {
+			text, err = c.create(ctx, loaded, vol, progress)
 		}
-		return c.create(ctx, loaded, vol, progress)
+		return err
 	})
+	if err != nil {
+		return err
+	}
+	if !c.dryRun {
+		text += c.asTyped(untold(tellDaemon(ctx, c.holder(vol))))
+	}
+	return c.succeed(text)
 }
 
 // chooseSize is only for a file: a block device is as large as it is.
@@ -90,19 +100,19 @@ func (c *createCommand) chooseSize(loaded *config.Config, vol *volume.Volume) (e
 	return nil
 }
 
-func (c *createCommand) plan(ctx context.Context, loaded *config.Config, vol *volume.Volume) error {
+func (c *createCommand) plan(ctx context.Context, loaded *config.Config, vol *volume.Volume) (string, error) {
 	if err := vol.Preflight(ctx, volume.CreateOptions{Unused: requireUnused()}); err != nil {
-		return err
+		return "", err
 	}
 	if planned := vol.PlannedProtection(); planned.Level == volume.LevelNoneSameDisk {
 		c.warnOf(planned)
 	}
 	size, err := vol.PlannedSize()
 	if err != nil {
-		return err
+		return "", err
 	}
-	return c.succeed(fmt.Sprintf("would create volume %s: %s in %s with %s%s", vol.Name(), units.BytesSize(float64(size)),
-		loaded.Volume.Container, loaded.Volume.Filesystem, withoutKeyslot(loaded)))
+	return fmt.Sprintf("would create volume %s: %s in %s with %s%s", vol.Name(), units.BytesSize(float64(size)),
+		loaded.Volume.Container, loaded.Volume.Filesystem, withoutKeyslot(loaded)), nil
 }
 
 // withoutKeyslot says which sources do not open the new volume, or by what they do.
@@ -155,24 +165,24 @@ func (c *createCommand) recovery(ctx context.Context) (*secret.Key, error) {
 	return typable(c.passphrase.read(ctx, c.app))
 }
 
-func (c *createCommand) create(ctx context.Context, loaded *config.Config, vol *volume.Volume, progress *progress) error {
+func (c *createCommand) create(ctx context.Context, loaded *config.Config, vol *volume.Volume, progress *progress) (string, error) {
 	given, err := c.recovery(ctx)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer given.Wipe()
 	pin, err := c.pin(ctx, loaded)
 	if err != nil {
-		return err
+		return "", err
 	}
 	accept := func(planned volume.Protection) error { return c.accept(ctx, planned) }
 	record, err := vol.Create(ctx, volume.CreateOptions{
 		Recovery: given, PIN: pin, Accept: accept, Unused: requireUnused(), Deliver: c.printRecoveryKey,
 	}, progress)
 	if err != nil {
-		return err
+		return "", err
 	}
-	return c.succeed(fmt.Sprintf("volume %s is ready in %s%s%s", vol.Name(), record.Container, withoutKeyslot(loaded), outside(vol.Outside(record))))
+	return fmt.Sprintf("volume %s is ready in %s%s%s", vol.Name(), record.Container, withoutKeyslot(loaded), outside(vol.Outside(record))), nil
 }
 
 // requireUnused asks a Docker that runs, and starts none.

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -53,6 +54,20 @@ func TestCreate(t *testing.T) {
 	// crypt_volume_key_verify pays these iterations at every open.
 	if digest := h.Digests["0"]; digest.Iterations > 1000 {
 		t.Errorf("the digest of the volume key takes %d iterations", digest.Iterations)
+	}
+}
+
+// A daemon that waits for the volume takes it up when it is there, not when it would have tried again.
+func TestCreateTellsTheDaemon(t *testing.T) {
+	s := newSite(t)
+	began := time.Now()
+	s.start()
+	s.awaitPhase("waiting")
+	eventually(t, "the pause between two tries to be eight seconds", func() bool { return time.Since(began) > 8*time.Second })
+	s.create()
+	s.requireOpen()
+	if phase := s.status().Phase; phase != "serving" {
+		t.Errorf("phase %s", phase)
 	}
 }
 
