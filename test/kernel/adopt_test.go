@@ -4,8 +4,10 @@ package kernel
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -87,6 +89,33 @@ func TestForeignMappingIsRefused(t *testing.T) {
 	if m := mountAt(t, s.store); m != nil {
 		t.Errorf("%s is mounted at %s", m.Source, s.store)
 	}
+}
+
+// cryptsetup opens the file once more without a word: health says so, and later who is in the way of opening.
+func TestContainerOpenedTwice(t *testing.T) {
+	s := newCreated(t)
+	s.serve()
+	rescue := func() { must(t, "cryptsetup", "open", "--key-file", s.keyFile, s.container, "rescue") }
+	look := func() condition {
+		if code, answer := control(t, "/v1/probes/header/run", ""); code != http.StatusOK {
+			t.Fatalf("%d: %s", code, answer)
+		}
+		return s.condition("header")
+	}
+	rescue()
+	if header := look(); header.Status != "failed" || header.Reason != "container_shared" || !strings.Contains(header.Text, "mapping rescue") ||
+		!strings.Contains(header.Next, "losetup --list --associated "+s.container) {
+		t.Errorf("%+v", header)
+	}
+	must(t, "cryptsetup", "close", "rescue")
+	if header := look(); header.Status != "ok" {
+		t.Errorf("%+v", header)
+	}
+	s.succeed("lock", "--yes")
+	rescue()
+	s.refuses("container_shared", 11, "unlock")
+	must(t, "cryptsetup", "close", "rescue")
+	s.succeed("unlock")
 }
 
 // writer appends to a file in the store, with a sync after every line, until stopped.

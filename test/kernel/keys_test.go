@@ -126,14 +126,7 @@ func TestKeyCommandsAreSeen(t *testing.T) {
 	s := newCreated(t)
 	s.serve()
 	second := filepath.Join(s.dir, "second.key")
-	looked := func() time.Time {
-		for _, c := range s.status().Conditions {
-			if c.Code == "keys" {
-				return c.Checked
-			}
-		}
-		return time.Time{}
-	}
+	looked := func() time.Time { return s.condition("keys").Checked }
 	eventually(t, "the daemon has looked at the keys", func() bool { return !looked().IsZero() })
 	for _, command := range [][]string{{"key", "add", "keyfile", "--path", second, "--yes"}, {"key", "test"}, {"key", "remove", "2", "--yes"}} {
 		before := looked()
