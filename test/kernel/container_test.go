@@ -116,7 +116,7 @@ func TestMigrateContainer(t *testing.T) {
 	s := newSite(t, withContainer)
 	s.fillStore()
 	s.succeed("create", "--yes")
-	s.serve()
+	s.serveFiltered()
 	if planned := s.succeed("migrate", "--dry-run").stdout; !strings.Contains(planned, "container synapse is stopped") {
 		t.Errorf("planned: %s", planned)
 	}

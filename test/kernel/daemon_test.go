@@ -31,10 +31,11 @@ type daemon struct {
 	ended   chan struct{}
 }
 
-// start starts the daemon and does not wait for anything.
+// start starts the daemon, with no more capabilities than its unit has, and does not wait for anything.
 func (s *site) start() *daemon {
 	s.t.Helper()
-	return s.startBy(binary(s.t), "--config", s.config, "run")
+	args := confined(s.t, binary(s.t), "--config", s.config, "run")
+	return s.startBy(args[0], args[1:]...)
 }
 
 // startBy is start by another program's command line.
