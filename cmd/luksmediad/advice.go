@@ -63,6 +63,7 @@ func probeAdvice() []advice {
 		{health.ReasonCipherMismatch, "luksmediad lock"},
 		{health.ReasonContainerShared, closeOther},
 		{health.ReasonContainerStale, "docker restart {subject}"},
+		{health.ReasonCopiedOnWrite, "lsattr {container}; see btrfs in /usr/share/doc/luksmediad/operations.md"},
 		{health.ReasonCopyDamaged, repairHeader},
 		{health.ReasonDrift, "luksmediad key drift; luksmediad key add tpm2 --replace"},
 		{health.ReasonEmergencyRO, kernelLog},

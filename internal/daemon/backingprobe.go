@@ -2,15 +2,18 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"os"
 
 	"golang.org/x/sys/unix"
 
 	"luksmediad/pkg/health"
+	"luksmediad/pkg/mount"
 )
 
-// backingProbe is the space probe, with a look at what is left below the container, which decides how far it can grow.
+// backingProbe is the space probe, with a look at what is left below the container, which decides how far it can grow, and whether the
+// container takes more of it although it has its blocks.
 type backingProbe struct {
 	health.Probe
 	container string
@@ -19,7 +22,23 @@ type backingProbe struct {
 
 func (p *backingProbe) Run(ctx context.Context) (string, error) {
 	p.set(leftBelow(p.container))
-	return p.Probe.Run(ctx)
+	text, err := p.Probe.Run(ctx)
+	if err == nil && copiedOnWrite(p.container) {
+		return "", &health.Failure{Class: health.ReasonCopiedOnWrite, Err: fmt.Errorf(
+			"%s lies on btrfs and is copied on write: once the disk below is full, what is overwritten in the volume is lost; %s", p.container, text)}
+	}
+	return text, err
+}
+
+// copiedOnWrite does not say why it cannot tell: other probes do.
+func copiedOnWrite(container string) bool {
+	file, err := os.OpenFile(container, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	copied, err := mount.CopiesOnWrite(file)
+	return copied && err == nil
 }
 
 // leftBelow is NaN if the container is no file in a filesystem.

@@ -35,6 +35,9 @@ func (c *creating) allocate(ctx context.Context) (err error) {
 	if err := c.recordContainer(); err != nil {
 		return err
 	}
+	if err := mount.OverwriteInPlace(c.container.File); err != nil {
+		return err
+	}
 	size := int64(c.config.Volume.Size)
 	if err := mount.Allocate(ctx, c.container.File, size, func(done int64) { c.observer.Progress(done, size) }); err != nil {
 		return err

@@ -39,6 +39,7 @@ const (
 	ReasonCipherMismatch     Reason = "cipher_mismatch"       // the kernel's table names another cipher than the pin
 	ReasonContainerStale     Reason = "container_stale_mount" // a container sees something else than the store
 	ReasonContainerShared    Reason = "container_shared"      // something else has the container open, too
+	ReasonCopiedOnWrite      Reason = "copied_on_write"       // what is overwritten in the container takes new room below
 	ReasonCopyDamaged        Reason = "header_copy_damaged"   // one of the two copies of the header
 	ReasonDrift              Reason = "tpm_drift"             // the TPM would not give a key any more
 	ReasonEmergencyRO        Reason = "emergency_ro"          // ext4 takes no more writes after an error
@@ -169,10 +170,10 @@ var conditions = []definition{
 	{
 		code: Space, title: "room left", impact: FailsHealth, dependsOn: []Code{Mount},
 		reasons: []Reason{
-			ReasonError, ReasonFullSoon, ReasonIO, ReasonLowInodes, ReasonLowSpace, ReasonNoInodes, ReasonNoSpace, ReasonNotMounted,
-			ReasonTimeout,
+			ReasonCopiedOnWrite, ReasonError, ReasonFullSoon, ReasonIO, ReasonLowInodes, ReasonLowSpace, ReasonNoInodes, ReasonNoSpace,
+			ReasonNotMounted, ReasonTimeout,
 		},
-		degrades: []Reason{ReasonFullSoon, ReasonLowInodes, ReasonLowSpace},
+		degrades: []Reason{ReasonCopiedOnWrite, ReasonFullSoon, ReasonLowInodes, ReasonLowSpace},
 	},
 	{
 		code: Keys, title: "two proven ways in", impact: Degrades, dependsOn: []Code{Container}, follows: []Code{Header},
