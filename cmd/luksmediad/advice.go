@@ -46,6 +46,7 @@ func stateAdvice() []advice {
 		{daemon.ReasonPlaintext, "luksmediad migrate {store_name}"},
 		{daemon.ReasonMoving, "luksmediad migrate --attach"},
 		{daemon.ReasonUnfinished, "luksmediad migrate {store_name}"},
+		{daemon.ReasonPurging, "luksmediad migrate purge {store_name}"},
 		{daemon.ReasonUnconfigured, "name the store in /etc/luksmediad/config.yaml again; systemctl reload luksmediad"},
 		{daemon.ReasonKeySameDisk, "findmnt --target {keyfile}; move the key file to another disk and name it in /etc/luksmediad/config.yaml"},
 		{daemon.ReasonProtectionUnknown, "lsblk --output NAME,TYPE,RM,MOUNTPOINTS; luksmediad config check"},

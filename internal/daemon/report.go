@@ -22,6 +22,7 @@ const (
 	ReasonPlaintext         health.Reason = "store_plaintext"
 	ReasonMoving            health.Reason = "store_moving"
 	ReasonUnfinished        health.Reason = "store_unfinished"
+	ReasonPurging           health.Reason = "store_purging"
 	ReasonUnconfigured      health.Reason = "store_unconfigured"
 	ReasonKeySameDisk       health.Reason = "key_same_disk"
 	ReasonProtectionUnknown health.Reason = "protection_unknown"
@@ -135,6 +136,8 @@ func (d *Daemon) reportStores(stores []volume.StoreStatus) {
 			reason, text = ReasonMoving, "store %s lies in clear text at %s, and is being moved in or was interrupted in it"
 		case store.Unfinished:
 			reason, text = ReasonUnfinished, "store %s is in the volume at %s, and its move has not come to its end"
+		case store.Purging:
+			reason, text = ReasonPurging, "store %s is in the volume at %s, and the purge of its old files has not come to its end"
 		default:
 			continue
 		}

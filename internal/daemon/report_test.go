@@ -89,6 +89,12 @@ func TestConditions(t *testing.T) {
 			s.volume.gives(o)
 			s.start(t)
 		}},
+		{"open with a store whose purge was interrupted", func(t *testing.T, s *site) {
+			o := opened()
+			o.Stores[0].Old, o.Stores[0].Purging = true, true
+			s.volume.gives(o)
+			s.start(t)
+		}},
 		{"open by a key on the same disk", func(t *testing.T, s *site) {
 			s.volume.gives(opened())
 			s.keys.found.set(func() volume.Protection {

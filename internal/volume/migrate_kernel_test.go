@@ -457,6 +457,9 @@ func TestPurgeLeavesOthers(t *testing.T) {
 		t.Errorf("not named: %v", err)
 	}
 	s.requireContent(filepath.Join(moved.Old, "local_content", "mine"), "mine")
+	if stores, err := s.Stores(); err != nil || !stores[0].Purging || stores[0].Unfinished || !stores[0].Old {
+		t.Errorf("stores %+v, %v", stores, err)
+	}
 	s.remove(filepath.Join(moved.Old, "local_content", "mine"))
 	if _, err := s.Purge(t.Context(), s.moveOptions(), &watcher{}); err != nil {
 		t.Fatal(err)

@@ -36,9 +36,10 @@ type StoreStatus struct {
 	State      StoreState
 	// Mounted: the volume's folder is bound at Path. Guarded: the bare mount point refuses writes; it is not seen below a mount.
 	Mounted, Guarded bool
-	// Unfinished: a move or a way back of this store was interrupted. Old: what was at the path before is still there, in clear text.
-	Unfinished, Old bool
-	point           mount.PointState
+	// Unfinished: a move or a way back of this store was interrupted. Old: what was at the path before is still there, in clear text; Purging:
+	// all of it but what a purge that has not come to its end has removed.
+	Unfinished, Purging, Old bool
+	point                    mount.PointState
 }
 
 // storeMode keeps other users out; Synapse is the owner.
@@ -361,7 +362,8 @@ func (v *Volume) addMove(store config.Store, status *StoreStatus) error {
 		return err
 	}
 	status.Old = status.State == StoreEncrypted
-	status.Unfinished = m.Phase != phaseMoved
+	status.Purging = m.Phase == phasePurging
+	status.Unfinished = m.Phase != phaseMoved && !status.Purging
 	if status.State != StoreEncrypted {
 		status.State = StoreMoving
 	}
