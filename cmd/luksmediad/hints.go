@@ -119,6 +119,7 @@ func hints() []hint {
 		{volume.ErrBackupMissing, "header_backup_missing", exitFailed, backUpHeader},
 		{volume.ErrBackupOld, "header_backup_old", exitFailed, backUpHeader},
 		{transfer.ErrSync, "writes_lost", exitVerify, kernelLog + "; luksmediad migrate {store_name}"},
+		{volume.ErrNoExchange, "no_exchange", exitRefused, "findmnt --target {store}/.."},
 		{volume.ErrObstacles, "store_obstacles", exitRefused, findObstacles},
 		{volume.ErrVolumeFull, "volume_full", exitFailed, "luksmediad grow --by SIZE"},
 		{volume.ErrStoreThere, "store_there", exitRefused, lookInVolume},

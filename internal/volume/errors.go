@@ -83,6 +83,8 @@ var (
 	ErrNoSize = errors.New("it is not said by how much, or to which size")
 	// ErrGrowDevice: a block device is as large as it is.
 	ErrGrowDevice = errors.New("a block device is enlarged by what made it, and then taken as it is")
+	// ErrNoExchange: two directories of the filesystem that a store lies on cannot change places, which no crash could come between.
+	ErrNoExchange = errors.New("its filesystem cannot exchange directories")
 	// ErrObstacles: something in a store stands against moving it.
 	ErrObstacles = errors.New("it cannot be moved")
 	// ErrVolumeFull: a store does not fit into the volume.

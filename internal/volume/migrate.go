@@ -107,6 +107,9 @@ func (m *mover) beginCopy(context.Context) error {
 		if err := m.saveMove(m.move); err != nil {
 			return err
 		}
+		if err := m.tryExchange(); err != nil {
+			return errors.Join(err, m.neverBegun())
+		}
 		m.observer.Event(journal.MoveBegun, journal.F("STORE", m.store.Name), journal.F("PATH", m.store.Path))
 	}
 	faults := []error{makePrivate(m.moveState(m.move)), m.makeStoresFolder()}
@@ -114,6 +117,36 @@ func (m *mover) beginCopy(context.Context) error {
 		faults = append(faults, fmt.Errorf("cannot make store %s: %w", m.store.Name, err))
 	}
 	return errors.Join(faults...)
+}
+
+// tryExchange finds out before the copy whether the filesystem can do at all what the move ends in: ZFS before 2.2 cannot.
+func (m *mover) tryExchange() error {
+	one, other := inAside(m.move, asidePath(m.move))
+	if err := makeOwn(asidePath(m.move), 0o700); err != nil {
+		return err
+	}
+	for _, path := range []string{one, other} {
+		if err := makeOwn(path, 0); err != nil {
+			return err
+		}
+	}
+	err := mount.Exchange(one, other)
+	if errors.Is(err, mount.ErrUnsupported) {
+		return fmt.Errorf("cannot move store %s: %w: %w", m.store.Name, ErrNoExchange, err)
+	}
+	return errors.Join(err, m.removeAside())
+}
+
+// neverBegun takes back what the journal says of a move that has copied nothing.
+func (m *mover) neverBegun() error {
+	if err := m.removeAside(); err != nil {
+		return err
+	}
+	if err := m.forgetMove(m.move); err != nil {
+		return err
+	}
+	m.move = nil
+	return nil
 }
 
 // verifyCopy reads everything back while the service still runs, so that little is left to read when it has stopped.

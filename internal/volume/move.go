@@ -204,6 +204,12 @@ func asidePath(m *move) string {
 	return filepath.Join(filepath.Dir(m.Path), "."+filepath.Base(m.Path)+".luksmediad-"+m.ID)
 }
 
+// inAside are the directories of a move in its folder aside: the one that changes places with the store, and the one with which that was tried.
+func inAside(m *move, aside string) (place, trial string) {
+	place = filepath.Join(aside, filepath.Base(m.Path))
+	return place, place + ".trial"
+}
+
 // findAside returns where the other directory is. Whoever owns the folder above may have renamed what it is in; where the disk was copied file
 // by file to another, it is not found at all.
 func findAside(m *move) (string, error) {

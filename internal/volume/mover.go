@@ -581,7 +581,7 @@ func (m *mover) discardLater(folder, suffix string) error {
 	return nil
 }
 
-// removeAside removes the folder aside with the empty directory in it, and nothing else. One that was never recorded goes by its name.
+// removeAside removes the folder aside with the empty directories in it, and nothing else. One that was never recorded goes by its name.
 func (m *mover) removeAside() error {
 	path := asidePath(m.move)
 	if m.move.Aside.Inode != 0 {
@@ -594,7 +594,8 @@ func (m *mover) removeAside() error {
 		}
 		path = found
 	}
-	for _, path := range []string{filepath.Join(path, filepath.Base(m.move.Path)), path} {
+	place, trial := inAside(m.move, path)
+	for _, path := range []string{place, trial, path} {
 		if err := unix.Rmdir(path); err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("cannot remove %s: %w", path, err)
 		}
