@@ -50,7 +50,7 @@ func (v *Volume) LowGrowth() (*GrowOptions, error) {
 	return &GrowOptions{To: to}, nil
 }
 
-// isLow tells whether less than that share is left of what others than root can use.
+// isLow tells whether less than that share is left in the volume.
 func (v *Volume) isLow(below config.Percent) (bool, error) {
 	mounted, err := mount.At(v.Root())
 	if mounted == nil || err != nil {
@@ -60,6 +60,12 @@ func (v *Volume) isLow(below config.Percent) (bool, error) {
 	if err := unix.Statfs(v.Root(), &stat); err != nil {
 		return false, fmt.Errorf("cannot tell what is left of volume %s: %w", v.Name(), err)
 	}
-	used, left := float64(stat.Blocks-stat.Bfree), float64(stat.Bavail)
-	return left < below.Share()*(used+left), nil
+	return leavesLess(&stat, below.Share()), nil
+}
+
+// leavesLess looks at what others than root can use. An ext4 has a number of inodes for each of its groups (mke2fs(8), -i), so that it gets more
+// of them as it grows; an xfs makes them of the blocks.
+func leavesLess(stat *unix.Statfs_t, share float64) bool {
+	less := func(used, left uint64) bool { return float64(left) < share*float64(used+left) }
+	return less(stat.Blocks-stat.Bfree, stat.Bavail) || stat.Type == unix.EXT4_SUPER_MAGIC && less(stat.Files-stat.Ffree, stat.Ffree)
 }
