@@ -71,6 +71,7 @@ func probeAdvice() []advice {
 		{health.ReasonError, log},
 		{health.ReasonFilesystemErrors, kernelLog + "; luksmediad lock && luksmediad unlock"},
 		{health.ReasonFullSoon, "luksmediad grow --by 10GiB --dry-run"},
+		{health.ReasonGrowFailed, "journalctl -u luksmediad --grep 'volume not grown' --lines 1; luksmediad grow --by 10GiB --dry-run"},
 		{health.ReasonHeaderDamaged, restoreHeader},
 		{health.ReasonHeaderRefused, "luksmediad header check"},
 		{health.ReasonHole, log},

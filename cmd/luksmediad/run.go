@@ -127,7 +127,7 @@ type service struct {
 
 // newService is the composition root of the daemon.
 func (a *app) newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger, before *handover) *service {
-	live := new(atomic.Pointer[volume.Opened])
+	live, stalled := new(atomic.Pointer[volume.Opened]), new(atomic.Pointer[error])
 	options := health.Options{Advise: a.adviceFor(loaded), OnChange: func(c health.Condition, before health.Status) { reportCondition(log, c, before) }}
 	var media health.MediaServer
 	if s := loaded.Probes.Synapse; s != nil {
@@ -161,6 +161,8 @@ func (a *app) newService(loaded *config.Config, vol *volume.Volume, log *journal
 		Server:     media,
 		Engine:     docker,
 		Collector:  collector,
+		Grower:     vol,
+		Stalled:    stalled,
 		Explain:    explained,
 	})...)
 	d := daemon.New(daemon.Parts{
@@ -178,6 +180,7 @@ func (a *app) newService(loaded *config.Config, vol *volume.Volume, log *journal
 		Notifier:  serviceManager{},
 		Journal:   log,
 		Live:      live,
+		Stalled:   stalled,
 		Explain:   explained,
 		Version:   version.Version,
 		Before:    before.daemon(),

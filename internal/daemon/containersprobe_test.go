@@ -3,9 +3,11 @@ package daemon
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -85,11 +87,42 @@ func TestLeftBelow(t *testing.T) {
 		t.Fatal(err)
 	}
 	var left float64
-	probe := &backingProbe{Probe: &scriptedProbe{name: health.Space}, set: func(bytes float64) { left = bytes }}
+	probe := &backingProbe{Probe: &scriptedProbe{name: health.Space}, set: func(bytes float64) { left = bytes }, stalled: func() error { return nil }}
 	for path, known := range map[string]bool{file: true, link: true, dir: false, "/dev/null": false, filepath.Join(dir, "gone"): false} {
 		probe.container = path
 		if _, err := probe.Run(t.Context()); err != nil || known != (left > 0) || known == math.IsNaN(left) {
 			t.Errorf("%s: %v, %v", path, left, err)
+		}
+	}
+}
+
+// A growth by itself that has failed is a warning as long as the volume should grow, and nothing milder hides it.
+func TestSpaceProbeTellsOfGrowth(t *testing.T) {
+	room, low := &scriptedProbe{name: health.Space}, &volume.GrowOptions{}
+	parts := ProbeParts{Grower: &scriptedGrower{}, Stalled: new(atomic.Pointer[error])}
+	probe := &backingProbe{Probe: room, set: func(float64) {}, stalled: parts.stalled}
+	little, none := &health.Failure{Class: health.ReasonLowSpace, Err: errBroken}, &health.Failure{Class: health.ReasonNoSpace, Err: errBroken}
+	for _, test := range []struct {
+		stalled error
+		low     *volume.GrowOptions
+		room    error
+		want    health.Reason
+	}{
+		{nil, low, nil, ""},
+		{nil, low, little, health.ReasonLowSpace},
+		{fs.ErrPermission, low, nil, health.ReasonGrowFailed},
+		{fs.ErrPermission, low, little, health.ReasonGrowFailed},
+		{fs.ErrPermission, low, none, health.ReasonNoSpace},
+		{fs.ErrPermission, nil, nil, ""},
+	} {
+		parts.Stalled.Store(nil)
+		if test.stalled != nil {
+			parts.Stalled.Store(&test.stalled)
+		}
+		parts.Grower.(*scriptedGrower).low.set(test.low)
+		room.runs.set(func(context.Context) error { return test.room })
+		if _, err := probe.Run(t.Context()); err == nil && test.want != "" || err != nil && health.ReasonOf(err) != test.want {
+			t.Errorf("%+v: %v", test, err)
 		}
 	}
 }

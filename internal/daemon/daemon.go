@@ -85,6 +85,8 @@ type Parts struct {
 	Journal   Journal
 	// Live is where the daemon publishes the open volume, for the probes; nil while there is none.
 	Live *atomic.Pointer[volume.Opened]
+	// Stalled is where it publishes why the last growth by itself has failed, nil if it has not.
+	Stalled *atomic.Pointer[error]
 	// Explain gives the class of an error and what follows from it.
 	Explain func(error) api.Explanation
 	Version string

@@ -89,12 +89,15 @@ func (d *Daemon) growByItself(ctx context.Context) error {
 		_, err = d.grow(ctx, growPatience, d.Grower.LowGrowth) // somebody may have made it larger meanwhile
 	}
 	if errors.Is(err, state.ErrBusy) || errors.Is(err, ErrHandover) || err != nil && ctx.Err() != nil {
-		err = nil
+		return nil
 	}
-	if err != nil {
-		why := d.Explain(err)
-		d.Journal.Emit(journal.GrowFailed, journal.F("REASON", why.Class), journal.F("ERROR", err.Error()), journal.F("NEXT", why.Next))
+	if err == nil {
+		d.Stalled.Store(nil)
+		return nil
 	}
+	d.Stalled.Store(&err)
+	why := d.Explain(err)
+	d.Journal.Emit(journal.GrowFailed, journal.F("REASON", why.Class), journal.F("ERROR", err.Error()), journal.F("NEXT", why.Next))
 	return err
 }
 

@@ -50,6 +50,9 @@ func TestAutoGrow(t *testing.T) {
 		if said := s.record.having("grow_failed"); len(said) != 1 {
 			t.Errorf("said %d times: %s", len(said), said)
 		}
+		if why := s.Stalled.Load(); why == nil || !errors.Is(*why, errBroken) {
+			t.Error("the probe does not know")
+		}
 		if again := len(s.record.having("volume grow")); again != tried {
 			t.Errorf("tried %d times more", again-tried)
 		}
@@ -58,6 +61,9 @@ func TestAutoGrow(t *testing.T) {
 			t.Error("not tried again")
 		}
 		s.after(time.Hour)
+		if s.Stalled.Load() != nil {
+			t.Error("the probe has not heard that it has room again")
+		}
 		grows(nil, mount.ErrSync)
 		s.after(time.Minute)
 		grows(nil, mount.ErrSync)

@@ -44,7 +44,10 @@ type ProbeParts struct {
 	Server    health.MediaServer
 	Engine    Engine
 	Collector *health.Collector
-	Explain   func(error) api.Explanation
+	Grower    Grower
+	// Stalled is why the last growth by itself has failed, nil if it has not.
+	Stalled *atomic.Pointer[error]
+	Explain func(error) api.Explanation
 }
 
 // Probes are the probes of the configured volume, in the order of the conditions.
@@ -83,10 +86,22 @@ func (parts ProbeParts) writeProbe(o *volume.Opened) health.Probe {
 
 func (parts ProbeParts) spaceProbe(o *volume.Opened) health.Probe {
 	settings := parts.Config.Probes.Space
-	return &backingProbe{container: o.Record.Container, set: parts.Collector.SetBacking, Probe: &health.SpaceProbe{
+	return &backingProbe{container: o.Record.Container, set: parts.Collector.SetBacking, stalled: parts.stalled, Probe: &health.SpaceProbe{
 		Dir: o.PrivateDir, Device: deviceOf(o), WarnAt: settings.WarnAt.Share(), Within: settings.FullWithin,
 		Keeper: usageNotes{parts.Inspector.Notes("usage"), storesIn(o)}, Forecast: parts.Collector.SetForecast, Found: parts.Collector.SetRoom,
 	}}
+}
+
+// stalled forgets what has failed once the volume need not grow any more, as when somebody has made it larger.
+func (parts ProbeParts) stalled() error {
+	why := parts.Stalled.Load()
+	if why == nil {
+		return nil
+	}
+	if options, err := parts.Grower.LowGrowth(); options == nil && err == nil {
+		return nil
+	}
+	return *why
 }
 
 // usageNotes keep how full the volume was while it had the stores that it has. What a move has brought in, or taken away, is no rate.

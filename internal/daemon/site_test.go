@@ -210,6 +210,7 @@ func newSiteAfter(before *Handover) *site {
 		Notifier:  record,
 		Journal:   record,
 		Live:      new(atomic.Pointer[volume.Opened]),
+		Stalled:   new(atomic.Pointer[error]),
 		Explain:   explained,
 		Version:   "1.2.3",
 		Before:    before,

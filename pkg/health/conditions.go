@@ -46,6 +46,7 @@ const (
 	ReasonError              Reason = "error"                 // none of the others; the text says what
 	ReasonFilesystemErrors   Reason = "filesystem_errors"     // the filesystem has counted errors
 	ReasonFullSoon           Reason = "full_soon"             // at the rate of the last week
+	ReasonGrowFailed         Reason = "grow_failed"           // the volume was to grow by itself
 	ReasonHeaderDamaged      Reason = "header_damaged"        // both copies of the header
 	ReasonHeaderRefused      Reason = "header_refused"        // the header is not one that luksmediad would open
 	ReasonHole               Reason = "hole"                  // the file has no blocks on the disk that could be checked
@@ -170,10 +171,10 @@ var conditions = []definition{
 	{
 		code: Space, title: "room left", impact: FailsHealth, dependsOn: []Code{Mount},
 		reasons: []Reason{
-			ReasonCopiedOnWrite, ReasonError, ReasonFullSoon, ReasonIO, ReasonLowInodes, ReasonLowSpace, ReasonNoInodes, ReasonNoSpace,
-			ReasonNotMounted, ReasonTimeout,
+			ReasonCopiedOnWrite, ReasonError, ReasonFullSoon, ReasonGrowFailed, ReasonIO, ReasonLowInodes, ReasonLowSpace, ReasonNoInodes,
+			ReasonNoSpace, ReasonNotMounted, ReasonTimeout,
 		},
-		degrades: []Reason{ReasonCopiedOnWrite, ReasonFullSoon, ReasonLowInodes, ReasonLowSpace},
+		degrades: []Reason{ReasonCopiedOnWrite, ReasonFullSoon, ReasonGrowFailed, ReasonLowInodes, ReasonLowSpace},
 	},
 	{
 		code: Keys, title: "two proven ways in", impact: Degrades, dependsOn: []Code{Container}, follows: []Code{Header},
