@@ -143,6 +143,7 @@ func hints() []hint {
 		{transfer.ErrForeign, "copy_foreign", exitRefused, "move what is named out of {root}/stores/{store_name}; luksmediad migrate {store_name}, or luksmediad migrate rollback {store_name}"},
 		{transfer.ErrRefused, "store_obstacles", exitRefused, findObstacles},
 		{transfer.ErrNoSpace, "volume_full", exitFailed, "luksmediad grow --by SIZE"},
+		{transfer.ErrStateFull, "volume_full", exitFailed, "luksmediad grow --by SIZE"},
 		{transfer.ErrUnsupported, "copy_unsupported", exitRefused, "getfattr -d -m - -R {store}"},
 		{transfer.ErrRead, "store_unreadable", exitFailed, kernelLog + "; if a file is named, restore it or move it out of {store}, and type the same command once more"},
 		{transfer.ErrWrite, "copy_unwritable", exitFailed, kernelLog},

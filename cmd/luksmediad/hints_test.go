@@ -20,6 +20,7 @@ import (
 	"luksmediad/internal/api"
 	"luksmediad/internal/config"
 	"luksmediad/internal/state"
+	"luksmediad/internal/transfer"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 	"luksmediad/pkg/mount"
@@ -186,6 +187,7 @@ func TestExplain(t *testing.T) {
 		{&config.Error{}, "config", exitUsage},
 		{startError{&config.Error{}}, "config", exitCannotStart},
 		{fmt.Errorf("cannot write: %w", syscall.ENOSPC), "no_space", exitFailed},
+		{fmt.Errorf("%w: %w", transfer.ErrStateFull, state.NoSpace(syscall.ENOSPC)), "volume_full", exitFailed},
 		{&volume.StepError{Step: volume.StepMount, Err: syscall.EIO}, "io_error", exitFailed},
 		{fmt.Errorf("cannot write: %w", syscall.EROFS), "read_only", exitFailed},
 		{&health.Failure{Class: health.ReasonNoInodes, Err: errors.New("full")}, "no_inodes", exitFailed},

@@ -21,8 +21,11 @@ var (
 	ErrRead = errors.New("cannot be read")
 	// ErrWrite: the target cannot be written.
 	ErrWrite = errors.New("cannot be written")
-	// ErrNoSpace: the target has no room left: blocks, inodes or quota. Of the filesystem of Options.State it is state.ErrNoSpace.
+	// ErrNoSpace: the target has no room left: blocks, inodes or quota.
 	ErrNoSpace = errors.New("no room left")
+	// ErrStateFull: the filesystem of Options.State has none. It is a state.ErrNoSpace, and its own class since that filesystem need not be the
+	// one of all other states.
+	ErrStateFull = errors.New("no room left for the manifest")
 	// ErrUnsupported: the target's filesystem cannot hold an attribute.
 	ErrUnsupported = errors.New("not supported by the target")
 	// ErrSync: the target has lost writes, and what it holds is worth nothing: a later success would prove nothing either.
@@ -97,7 +100,7 @@ func stateError(err error) error {
 		return nil
 	}
 	if full := state.NoSpace(err); errors.Is(full, state.ErrNoSpace) {
-		return full
+		return fmt.Errorf("%w: %w", ErrStateFull, full)
 	}
 	return fmt.Errorf("%w: %w", ErrWrite, err)
 }

@@ -15,8 +15,6 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
-
-	"luksmediad/internal/state"
 )
 
 // drawName draws a name that somebody may give a file.
@@ -374,11 +372,11 @@ func TestFullStateIsNamed(t *testing.T) {
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	check(t, err)
 	defer full.Close()
-	if err := newManifestWriter(full, wholeTree, Identity{}).finish(); !errors.Is(err, state.ErrNoSpace) || errors.Is(err, ErrNoSpace) {
+	if err := newManifestWriter(full, wholeTree, Identity{}).finish(); !errors.Is(err, ErrStateFull) || errors.Is(err, ErrNoSpace) {
 		t.Errorf("a manifest: %v", err)
 	}
 	entries := recorder{w: bufio.NewWriterSize(full, 16)}
-	if err := entries.write(&Entry{Path: "a long path", Kind: File}); !errors.Is(err, state.ErrNoSpace) || errors.Is(err, ErrNoSpace) {
+	if err := entries.write(&Entry{Path: "a long path", Kind: File}); !errors.Is(err, ErrStateFull) || errors.Is(err, ErrNoSpace) {
 		t.Errorf("a spool: %v", err)
 	}
 }
