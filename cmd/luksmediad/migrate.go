@@ -115,7 +115,7 @@ func (c *migrateCommand) run(ctx context.Context, action api.OperationAction, ar
 	progress := newProgress(c.app, vol.MappingName())
 	defer progress.close()
 	job := newMoveJob(progress, moveStatusPath(c.places.Runtime, vol.Name()), action, storeOf(loaded, args))
-	options := moveOptions(loaded, synapse.NewDocker(synapse.DockerSocket))
+	options := moveOptions(loaded)
 	options.DryRun, options.Deadline, options.Progress = c.dryRun, c.deadline, job.progressed
 	options.Accept = func(plan *volume.Plan) error { return accept(ctx, plan) }
 	options.Store = storeOf(loaded, args)
@@ -176,8 +176,9 @@ func untold(err error) string {
 	return fmt.Sprintf("\nthe daemon does not know it yet: %v: type luksmediad unlock", err)
 }
 
-// moveOptions are those that the configuration decides.
-func moveOptions(loaded *config.Config, docker *synapse.Docker) volume.MoveOptions {
+// moveOptions are those that the configuration decides. A rehearsal as well would start a Docker that somebody has stopped.
+func moveOptions(loaded *config.Config) volume.MoveOptions {
+	docker := synapse.NewDocker(synapse.DockerSocket).LeaveStopped()
 	options := volume.MoveOptions{
 		Service: func(store config.Store) volume.Service { return serviceOf(store, docker) },
 		Users:   storeUsers{docker}.named,

@@ -31,7 +31,7 @@ type moveStarter struct {
 
 func newMoveStarter(loaded *config.Config, vol *volume.Volume, configPath string) moveStarter {
 	return moveStarter{plan: vol.PlanMigrate, start: func(ctx context.Context, t synapse.Transient) error { return t.Start(ctx) },
-		config: loaded, configPath: configPath, options: moveOptions(loaded, synapse.NewDocker(synapse.DockerSocket))}
+		config: loaded, configPath: configPath, options: moveOptions(loaded)}
 }
 
 // Migrate begins a move if nothing would stop it; see [api.Operator].

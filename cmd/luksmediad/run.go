@@ -174,7 +174,7 @@ func (a *app) newService(loaded *config.Config, vol *volume.Volume, log *journal
 		Prober:    prober,
 		Collector: collector,
 		Gate:      synapse.Gate{Unit: gateUnit},
-		Mover:     moveKeeper{vol, moveOptions(loaded, docker), moveStatusPath(a.places.Runtime, vol.Name())},
+		Mover:     moveKeeper{vol, moveOptions(loaded), moveStatusPath(a.places.Runtime, vol.Name())},
 		Migrator:  newMoveStarter(loaded, vol, a.configPath),
 		Grower:    vol,
 		Notifier:  serviceManager{},
