@@ -119,6 +119,7 @@ func hints() []hint {
 		{volume.ErrBackupMissing, "header_backup_missing", exitFailed, backUpHeader},
 		{volume.ErrBackupOld, "header_backup_old", exitFailed, backUpHeader},
 		{transfer.ErrSync, "writes_lost", exitVerify, kernelLog + "; luksmediad migrate {store_name}"},
+		{volume.ErrNoManifest, "manifest_corrupt", exitRefused, removeByHand},
 		{volume.ErrNoExchange, "no_exchange", exitRefused, "findmnt --target {store}/.."},
 		{volume.ErrObstacles, "store_obstacles", exitRefused, findObstacles},
 		{volume.ErrVolumeFull, "volume_full", exitFailed, "luksmediad grow --by SIZE"},
@@ -148,7 +149,7 @@ func hints() []hint {
 		{transfer.ErrRead, "store_unreadable", exitFailed, kernelLog + "; if a file is named, restore it or move it out of {store}, and type the same command once more"},
 		{transfer.ErrWrite, "copy_unwritable", exitFailed, kernelLog},
 		{transfer.ErrNewer, "state_newer", exitRefused, "install the newer luksmediad again"},
-		{transfer.ErrCorrupt, "manifest_corrupt", exitRefused, "luksmediad status"},
+		{transfer.ErrCorrupt, "manifest_corrupt", exitRefused, removeByHand},
 
 		{volume.ErrHeaderDamaged, string(health.ReasonCopyDamaged), exitRefused, repairHeader},
 		{volume.ErrKeyslotDamaged, "keyslot_damaged", exitRefused, restoreKeyslot},
@@ -308,6 +309,8 @@ const (
 	closeOther = "losetup --list --associated {container}; dmsetup ls --tree; umount what is not luksmediad's, and cryptsetup close NAME"
 	// stopUser is the advice about what could write where a store is going to be mounted; the error knows the command.
 	stopUser = "docker stop NAME"
+	// removeByHand is the advice where luksmediad does not know any more what the old files were.
+	removeByHand = "ls -ld {store}/../.*.luksmediad-*/*; if all is well in the volume: rm -r the old files there, and luksmediad migrate purge {store_name}"
 	// clearStore is the advice about files in the place of a store, from which access may have been taken.
 	clearStore = "ls -la {store}; mv {store} {store}.clear && luksmediad unlock; to read what is there: chown OWNER {store}.clear && chmod 0750 {store}.clear"
 	// lookInVolume is the advice about files of a store in the volume that no move has put there.

@@ -83,6 +83,8 @@ var (
 	ErrNoSize = errors.New("it is not said by how much, or to which size")
 	// ErrGrowDevice: a block device is as large as it is.
 	ErrGrowDevice = errors.New("a block device is enlarged by what made it, and then taken as it is")
+	// ErrNoManifest: what a move has copied is not known any more.
+	ErrNoManifest = errors.New("its manifest is gone")
 	// ErrNoExchange: two directories of the filesystem that a store lies on cannot change places, which no crash could come between.
 	ErrNoExchange = errors.New("its filesystem cannot exchange directories")
 	// ErrObstacles: something in a store stands against moving it.

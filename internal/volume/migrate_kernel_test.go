@@ -493,6 +493,36 @@ func TestPurgeAfterCopyOfTheDisk(t *testing.T) {
 	}
 }
 
+// Without the manifest there is no way back, which is said before the service is stopped, and a purge only of what somebody has removed.
+func TestMoveWithoutManifest(t *testing.T) {
+	for name, damage := range map[string]func(*site, string){
+		"gone":    (*site).remove,
+		"damaged": func(s *site, path string) { s.write(path, "damaged") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newPlaintext(t)
+			moved := s.migrate()
+			all, err := s.loadMoves()
+			s.must(err)
+			damage(s, transfer.Options{State: s.moveState(all.Moves[0])}.ManifestPath())
+			want := map[string]error{"gone": ErrNoManifest, "damaged": transfer.ErrCorrupt}[name]
+			_, err = s.Rollback(t.Context(), s.moveOptions(), &watcher{})
+			s.requireError(err, StepPreflight, want)
+			_, err = s.Purge(t.Context(), s.moveOptions(), &watcher{})
+			s.requireError(err, StepPurge, want)
+			if err == nil || !strings.Contains(err.Error(), moved.Old) {
+				t.Errorf("not named: %v", err)
+			}
+			s.must(os.RemoveAll(moved.Old))
+			if _, err := s.Purge(t.Context(), s.moveOptions(), &watcher{}); err != nil {
+				t.Fatal(err)
+			}
+			s.requireNothingAside()
+			s.requireEncrypted()
+		})
+	}
+}
+
 // faults 1, 12, 14, 22 to 25 and 28: killed before and after every durable step on the way in and on the way back, beside a daemon or with
 // all the machine by a power failure, exactly one store is complete, the service is started on no other, and the next run comes to its end.
 func TestMoveKilledAnywhere(t *testing.T) {

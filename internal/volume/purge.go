@@ -99,9 +99,9 @@ func (m *mover) removeOld(ctx context.Context, aside string) error {
 		return nil
 	}
 	options := m.copyOptions(m.moveState(m.move))
-	manifest, err := transfer.Open(options.ManifestPath())
+	manifest, err := m.openMoved()
 	if err != nil {
-		return err
+		return fmt.Errorf("cannot tell what of %s was moved: %w", aside, err)
 	}
 	m.manifest = manifest
 	removal, err := transfer.Remove(ctx, aside, manifest, transfer.RemoveOptions{Options: options, Back: m.moveStateBack(m.move)})

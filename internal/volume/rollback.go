@@ -49,7 +49,7 @@ func (m *mover) planBack(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		if err := m.checkRoomOutside(ctx, aside); err != nil {
+		if err := errors.Join(m.checkRoomOutside(ctx, aside), m.checkManifest()); err != nil {
 			return err
 		}
 	}
@@ -116,13 +116,37 @@ func (m *mover) carryBack(ctx context.Context) (err error) {
 	if err := makePrivate(back.State); err != nil {
 		return err
 	}
-	if m.verified, err = transfer.Open(back.ManifestPath()); errors.Is(err, fs.ErrNotExist) {
-		m.verified, err = transfer.Open(m.copyOptions(m.moveState(m.move)).ManifestPath())
-	}
-	if err != nil {
+	if m.verified, err = m.openManifest(); err != nil {
 		return err
 	}
 	return m.carry(ctx, transfer.BackOptions{Options: back})
+}
+
+// openManifest opens what an earlier way back has written of the old files, or else the move.
+func (m *mover) openManifest() (*transfer.Manifest, error) {
+	found, err := transfer.Open(m.copyOptions(m.moveStateBack(m.move)).ManifestPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return m.openMoved()
+	}
+	return found, err
+}
+
+// openMoved opens what the move has written of the old files.
+func (m *mover) openMoved() (*transfer.Manifest, error) {
+	found, err := transfer.Open(m.copyOptions(m.moveState(m.move)).ManifestPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", ErrNoManifest, err)
+	}
+	return found, err
+}
+
+// checkManifest is asked while the service still runs.
+func (m *mover) checkManifest() error {
+	found, err := m.openManifest()
+	if err != nil {
+		return fmt.Errorf("cannot take store %s back: %w", m.store.Name, err)
+	}
+	return found.Close()
 }
 
 // carry takes the old files from where m.verified has them to what the volume has.
