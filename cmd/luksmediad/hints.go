@@ -119,6 +119,7 @@ func hints() []hint {
 		{volume.ErrBackupMissing, "header_backup_missing", exitFailed, backUpHeader},
 		{volume.ErrBackupOld, "header_backup_old", exitFailed, backUpHeader},
 		{transfer.ErrSync, "writes_lost", exitVerify, kernelLog + "; luksmediad migrate {store_name}"},
+		{volume.ErrCoarseTimes, "coarse_times", exitRefused, "dumpe2fs -h $(findmnt --noheadings --output SOURCE {root}) | grep 'Inode size'; with 128 it takes another volume"},
 		{volume.ErrNoManifest, "manifest_corrupt", exitRefused, removeByHand},
 		{volume.ErrNoExchange, "no_exchange", exitRefused, "findmnt --target {store}/.."},
 		{volume.ErrObstacles, "store_obstacles", exitRefused, findObstacles},

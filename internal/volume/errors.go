@@ -83,6 +83,8 @@ var (
 	ErrNoSize = errors.New("it is not said by how much, or to which size")
 	// ErrGrowDevice: a block device is as large as it is.
 	ErrGrowDevice = errors.New("a block device is enlarged by what made it, and then taken as it is")
+	// ErrCoarseTimes: the volume's filesystem does not keep the times of files as exactly as the one that they come from.
+	ErrCoarseTimes = errors.New("the volume keeps times of whole seconds only")
 	// ErrNoManifest: what a move has copied is not known any more.
 	ErrNoManifest = errors.New("its manifest is gone")
 	// ErrNoExchange: two directories of the filesystem that a store lies on cannot change places, which no crash could come between.
