@@ -108,7 +108,7 @@ func hints() []hint {
 		{volume.ErrRootNotEmpty, "root_not_empty", exitRefused, "ls -la {root}; mv {root} {root}.clear && luksmediad unlock"},
 		{volume.ErrStoreGone, "store_gone", exitRefused, "findmnt --target {store}; mount its disk, or if it has no files any more: mkdir -p {store} && touch {store}/.empty && chown {owner} {store} {store}/.empty; luksmediad unlock"},
 		{volume.ErrGuarded, "guarded", exitRefused, "ls -l /var/lib/luksmediad; luksmediad adopt, or if no volume belongs there: chattr -i {store}"},
-		{volume.ErrMountForeign, "mount_foreign", exitRefused, "findmnt {store}"},
+		{volume.ErrMountForeign, "mount_foreign", exitRefused, mountHigher},
 
 		{volume.ErrStoreUnclaimed, "store_unclaimed", exitRefused, "luksmediad adopt --store {store_name}=DIRECTORY, where . is everything"},
 		{volume.ErrStoreDirectory, "store_directory", exitRefused, "luksmediad adopt --dry-run --store {store_name}=DIRECTORY"},
@@ -215,7 +215,7 @@ func hints() []hint {
 		{mount.ErrNotDirectory, "not_directory", exitRefused, "ls -ld {store}"},
 		{mount.ErrNotEmpty, "store_not_empty", exitRefused, clearStore},
 		{mount.ErrForeign, "mount_foreign", exitRefused, "lsblk -f"},
-		{mount.ErrMounted, "already_mounted", exitRefused, "findmnt {store}"},
+		{mount.ErrMounted, "already_mounted", exitRefused, mountHigher},
 		{mount.ErrUnguarded, "unguarded", exitRefused, "lsattr -d {store}"},
 		{mount.ErrNotMounted, "not_mounted", exitFailed, unlockByHand},
 		{mount.ErrAttached, "already_attached", exitBusy, "losetup --list"},
@@ -319,6 +319,8 @@ const (
 		"mv {root}/stores/{store_name} {root}/{store_name}.old && luksmediad migrate {store_name}; if it is not, see \"Moving in\" in /usr/share/doc/luksmediad/operations.md"
 	// nameUnit is the advice about a container that another program makes anew at each start.
 	nameUnit = "sudoedit " + config.DefaultPath + ", and there service: {systemd: UNIT} of the unit that runs the container; luksmediad config check; systemctl reload luksmediad"
+	// mountHigher is the advice about a mount in the place of a store, which cannot be renamed.
+	mountHigher = "findmnt {store}; if that is a disk of the store's own: mount it one folder higher, so that the store is a folder in it"
 	// checkToken is the advice about a token that Synapse does not take, or that cannot be used.
 	checkToken = "chmod o= {token}; grep as_token the registration file; compare with {token}"
 	// letThrough is the advice where the unit, or a firewall, keeps Synapse away.
