@@ -289,7 +289,8 @@ func describePlan(plan *volume.Plan) string {
 		units.BytesSize(float64(plan.Need.Bytes)))
 	switch {
 	case plan.Runs:
-		text += fmt.Sprintf("; %s is stopped for about %s", plan.Service, plan.Standstill)
+		text += fmt.Sprintf("; %s is stopped for about %s, and if it is not well then, for about %s more until it runs on the old files again",
+			plan.Service, plan.Standstill, plan.Returning)
 	case plan.Service != "":
 		text += fmt.Sprintf("; %s does not run and is not started", plan.Service)
 	default:

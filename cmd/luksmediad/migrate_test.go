@@ -132,6 +132,19 @@ func TestAnswerOfMove(t *testing.T) {
 	}
 }
 
+// What is asked before a move says for how long the service is stopped if all goes well, and if not.
+func TestPlanOfMove(t *testing.T) {
+	plan := volume.Plan{Store: "media", Path: "/srv/media", Service: "container synapse", Standstill: 16 * time.Second, Returning: time.Hour}
+	const idle, stops = "; container synapse does not run and is not started",
+		"; container synapse is stopped for about 16s, and if it is not well then, for about 1h0m0s more until it runs on the old files again"
+	for runs, want := range map[bool]string{false: idle, true: stops} {
+		plan.Runs = runs
+		if said := describePlan(&plan); !strings.HasSuffix(said, want) {
+			t.Errorf("runs %v: %s", runs, said)
+		}
+	}
+}
+
 // Only a move that has begun to change something has anything to tell the daemon.
 func TestMoveJobActs(t *testing.T) {
 	job := newMoveJob(&progress{app: &app{quiet: true, dryRun: true}}, "", api.OperationActionMigrate, "media")

@@ -197,5 +197,6 @@ func (m *mover) estimate() {
 	m.plan.Standstill = time.Duration(3*totals.Entries/compareRate+1) * time.Second
 	if m.plan.Runs {
 		m.plan.Standstill += restartTakes
+		m.plan.Returning = m.plan.Standstill + time.Duration(totals.Bytes/copyRate)*time.Second
 	}
 }

@@ -71,8 +71,9 @@ type Plan struct {
 	Holders []mount.Holder
 	// Warning is why the trial of the service may fail; it may be empty.
 	Warning string
-	// Copying and Standstill are estimates: of the copy while the service runs, and of the time without it.
-	Copying, Standstill time.Duration
+	// Copying, Standstill and Returning are estimates: of the copy while the service runs, of the time without it, and of how much longer that
+	// is if the service is not well in the volume: all old files are read then before it is started on them.
+	Copying, Standstill, Returning time.Duration
 }
 
 // Room is space in a filesystem.

@@ -335,3 +335,13 @@ func makeFolders(t *testing.T, paths ...string) {
 		}
 	}
 }
+
+// The way back of a service that is not well reads all old files: how long that takes goes by their bytes.
+func TestEstimateOfReturning(t *testing.T) {
+	m := &mover{plan: Plan{Runs: true}}
+	m.plan.Found.Totals.Bytes = 3600 * copyRate
+	m.estimate()
+	if m.plan.Returning != time.Hour+m.plan.Standstill || m.plan.Standstill > time.Minute {
+		t.Errorf("%+v", m.plan)
+	}
+}
