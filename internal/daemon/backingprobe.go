@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
-	"luksmediad/pkg/mount"
 )
 
 // backingProbe is the space probe, with a look at what is left below the container, which decides how far it can grow, and whether the
@@ -33,22 +33,11 @@ func (p *backingProbe) Run(ctx context.Context) (string, error) {
 		}
 		return "", &health.Failure{Class: health.ReasonGrowFailed, Err: fmt.Errorf("the volume has not grown by itself: %w; %s", why, text)}
 	}
-	if err == nil && copiedOnWrite(p.container) {
+	if err == nil && volume.CopiedOnWrite(p.container) {
 		return "", &health.Failure{Class: health.ReasonCopiedOnWrite, Err: fmt.Errorf(
 			"%s lies on btrfs and is copied on write: once the disk below is full, what is overwritten in the volume is lost; %s", p.container, text)}
 	}
 	return text, err
-}
-
-// copiedOnWrite does not say why it cannot tell: other probes do.
-func copiedOnWrite(container string) bool {
-	file, err := os.OpenFile(container, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return false
-	}
-	defer file.Close()
-	copied, err := mount.CopiesOnWrite(file)
-	return copied && err == nil
 }
 
 // leftBelow is NaN if the container is no file in a filesystem.

@@ -88,16 +88,16 @@ func (d *Daemon) growByItself(ctx context.Context) error {
 	if options != nil && err == nil {
 		_, err = d.grow(ctx, growPatience, d.Grower.LowGrowth) // somebody may have made it larger meanwhile
 	}
-	if errors.Is(err, state.ErrBusy) || errors.Is(err, ErrHandover) || err != nil && ctx.Err() != nil {
-		return nil
-	}
-	if err == nil {
+	switch {
+	case err == nil:
 		d.Stalled.Store(nil)
-		return nil
+	case errors.Is(err, state.ErrBusy), errors.Is(err, ErrHandover), ctx.Err() != nil:
+		err = nil
+	default:
+		d.Stalled.Store(&err)
+		why := d.Explain(err)
+		d.Journal.Emit(journal.GrowFailed, journal.F("REASON", why.Class), journal.F("ERROR", err.Error()), journal.F("NEXT", why.Next))
 	}
-	d.Stalled.Store(&err)
-	why := d.Explain(err)
-	d.Journal.Emit(journal.GrowFailed, journal.F("REASON", why.Class), journal.F("ERROR", err.Error()), journal.F("NEXT", why.Next))
 	return err
 }
 

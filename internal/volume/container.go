@@ -95,6 +95,18 @@ func (c *container) checkAllocated() error {
 	return nil
 }
 
+// CopiedOnWrite tells whether a container is a file whose blocks do not help it once the disk below is full. Why it cannot tell it does not say:
+// whoever opens the container does.
+func CopiedOnWrite(path string) bool {
+	c, err := openContainer(path, os.O_RDONLY)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	copied, err := mount.CopiesOnWrite(c.File)
+	return copied && err == nil
+}
+
 // checkDiscards refuses a file whose header has discards passed down: the first fstrim(8) would make holes in it, and a full disk below
 // would then lose what is written.
 func (c *container) checkDiscards(header *luks2.Header) error {
