@@ -69,6 +69,9 @@ func (a *app) close(ctx context.Context, vol *volume.Volume, gate synapse.Gate) 
 	if err := a.closeAlone(ctx, vol); err != nil {
 		return err
 	}
+	if err := vol.SetIntent(volume.IntentLocked); err != nil {
+		return err
+	}
 	return a.succeed("locked; no daemon is running")
 }
 

@@ -168,6 +168,7 @@ func (a *app) newService(loaded *config.Config, vol *volume.Volume, log *journal
 	d := daemon.New(daemon.Parts{
 		Config:    loaded,
 		Volume:    vol,
+		Memory:    vol,
 		Assessor:  vol,
 		Sources:   vol.Sources(),
 		Board:     board,

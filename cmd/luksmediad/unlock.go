@@ -109,6 +109,9 @@ func (c *unlockCommand) open(ctx context.Context, vol *volume.Volume, sources []
 		return "", err
 	}
 	err = locked(ctx, vol, func() error {
+		if err := vol.SetIntent(volume.IntentOpen); err != nil {
+			return err
+		}
 		_, err := vol.Open(ctx, sources, progress)
 		return err
 	})

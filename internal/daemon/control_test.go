@@ -235,6 +235,50 @@ func TestReasonOfALock(t *testing.T) {
 	})
 }
 
+// What a person has locked is opened by no daemon that starts, but by whoever asks for it, and what was stopped for it is started then. What
+// is open all the same is adopted.
+func TestLockOutlivesTheDaemon(t *testing.T) {
+	for name, test := range map[string]struct {
+		byHand, mapped bool
+		want           api.Phase
+	}{
+		"by hand":                  {true, false, api.PhaseLocked},
+		"by the gate":              {false, false, api.PhaseServing},
+		"opened by something else": {true, true, api.PhaseServing},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSite()
+				s.openAndLock(t, api.LockRequest{StopServices: test.byHand})
+				s.stopDaemon()
+
+				next := newSite()
+				next.memory = s.memory
+				next.Memory = s.memory
+				next.mapping.set(test.mapped)
+				next.start(t)
+				next.after(5 * time.Minute)
+				if phase := next.phaseNow(t); phase != test.want || len(next.record.having("READY=1")) != 1 {
+					t.Errorf("phase %s\n%s", phase, next.record)
+				}
+				if locked := next.condition(t, health.Unlock).Reason == ReasonLocked; locked != (test.want == api.PhaseLocked) {
+					t.Error(next.board(t))
+				}
+				if _, err := next.Unlock(t.Context()); err != nil {
+					t.Error(err)
+				}
+				next.after(time.Second)
+				if resumes := next.record.having("gate resume"); (len(resumes) == 1) != (test.want == api.PhaseLocked) {
+					t.Error(next.record)
+				}
+				if intent := next.memory.intent.get(); intent != volume.IntentOpen {
+					t.Errorf("left: %q", intent)
+				}
+			})
+		})
+	}
+}
+
 // Asking for what is open mends what is missing of it, and otherwise changes nothing.
 func TestUnlockWhileServing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -26,6 +26,12 @@ type Operations interface {
 	Acquire(ctx context.Context) (release func() error, err error)
 }
 
+// Memory is what a daemon leaves to the next one of the same boot; [volume.Volume] keeps it.
+type Memory interface {
+	Intent() (volume.Intent, error)
+	SetIntent(intent volume.Intent) error
+}
+
 // Gate is the unit that services require, as the service manager sees it.
 type Gate interface {
 	// Running are the active services that require the gate.
@@ -72,6 +78,7 @@ type Journal interface {
 type Parts struct {
 	Config    *config.Config
 	Volume    Operations
+	Memory    Memory
 	Assessor  Assessor
 	Sources   []unlock.Source
 	Board     *health.Board
@@ -182,6 +189,8 @@ type request struct {
 type outcome struct {
 	opened  *volume.Opened
 	changed bool
+	// byHand: a person has wanted it closed.
+	byHand bool
 	// late: who waited for the gate had given up when the opening came to its end.
 	late  bool
 	phase phase
@@ -280,8 +289,9 @@ func (d *Daemon) serve(ctx context.Context, r *request) {
 		r.reply <- outcome{phase: d.phase}
 		return
 	}
-	if r.event == open && d.stayDown && !r.unlessLocked {
-		d.resumePending, d.stayDown = true, false
+	if r.event == open && !r.unlessLocked {
+		d.intend(volume.IntentOpen)
+		d.resumePending, d.stayDown = d.resumePending || d.stayDown, false
 	}
 	if err := d.advance(ctx, r.event); err != nil {
 		r.reply <- outcome{phase: d.phase, err: err}
@@ -293,6 +303,7 @@ func (d *Daemon) serve(ctx context.Context, r *request) {
 	}
 	if r.byHand {
 		d.reportClosed(ReasonLocked) // whyever it was closed before
+		d.intend(volume.IntentLocked)
 	}
 	r.reply <- outcome{phase: d.phase}
 }
@@ -344,6 +355,9 @@ func (d *Daemon) settle(ctx context.Context, o outcome) {
 		d.openGate(ctx)
 	case locked:
 		d.closeGate()
+		if o.byHand {
+			d.intend(volume.IntentLocked)
+		}
 	case waiting:
 		d.scheduleRetry(o.err)
 	}

@@ -134,12 +134,13 @@ func (d *Daemon) close(ctx context.Context) outcome {
 		return outcome{err: err}
 	}
 	d.lookAtStores()
-	if d.lockers.Load() > 0 {
+	byHand := d.lockers.Load() > 0
+	if byHand {
 		d.reportClosed(ReasonLocked)
 	} else {
 		d.reportClosed(ReasonGateStopped)
 	}
-	return outcome{changed: true}
+	return outcome{changed: true, byHand: byHand}
 }
 
 // restPatience is for a probe that hangs: it is in the way of an unmount then, which says so.

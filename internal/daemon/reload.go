@@ -13,6 +13,7 @@ import (
 	"luksmediad/internal/config"
 	"luksmediad/internal/journal"
 	"luksmediad/internal/state"
+	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 )
 
@@ -216,16 +217,44 @@ func (d *Daemon) refuseReload(err error) {
 	d.reportStatus()
 }
 
-// begin opens the volume, unless it was locked before a reload: then it stays so.
+// begin opens the volume, unless it was locked before a reload, or by hand before a restart: then it stays so.
 func (d *Daemon) begin(ctx context.Context) {
 	d.Collector.SetReload(true)
-	if d.Before != nil {
-		d.takeOver(*d.Before)
+	before := d.Before
+	if before == nil {
+		before = d.remember()
 	}
-	if d.Before == nil || !d.Before.Locked {
+	if before != nil {
+		d.takeOver(*before)
+	}
+	if before == nil || !before.Locked {
 		_ = d.advance(ctx, open) // possible from the first phase
 	}
 	d.Board.Set(health.Configuration, health.OK, "", "")
+}
+
+// remember is what a daemon that has ended has left to this one; nil is nothing. READY=1 is due at once: nobody who restarts a daemon that
+// has nothing to open should wait for it. What is open in spite of the note was opened by somebody who has passed the daemon by.
+func (d *Daemon) remember() *Handover {
+	intent, err := d.Memory.Intent()
+	if err != nil {
+		d.Journal.Emit(journal.Failed, journal.F("ERROR", err.Error()))
+	}
+	if intent != volume.IntentLocked {
+		return nil
+	}
+	if d.mapped() {
+		d.intend(volume.IntentOpen)
+		return nil
+	}
+	return &Handover{Ready: true, Locked: true, ResumePending: true}
+}
+
+// intend notes what the next daemon is to find. It belongs to the goroutine of Run.
+func (d *Daemon) intend(intent volume.Intent) {
+	if err := d.Memory.SetIntent(intent); err != nil {
+		d.Journal.Emit(journal.Failed, journal.F("ERROR", err.Error()))
+	}
 }
 
 // knows: the daemon before has looked at the same volume.
@@ -238,6 +267,10 @@ func (d *Daemon) takeOver(before Handover) {
 	}
 	if !d.knows() {
 		d.reportClosed(ReasonLocked)
+		d.intend(volume.IntentLocked)
+	}
+	if before.Ready {
+		d.sayReady()
 	}
 	d.gateShut = true   // whoever requires it was told
 	go d.lookAtStores() // which may hang with a disk

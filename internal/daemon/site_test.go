@@ -40,6 +40,7 @@ type site struct {
 	mounts  script[error]
 	mapping script[bool]
 	mover   *scriptedMover
+	memory  *scriptedMemory
 	grower  *scriptedGrower
 	// migrator looks at a store and begins to move it.
 	migrator *scriptedMigrator
@@ -123,6 +124,16 @@ func (m *scriptedMover) Restart(_ context.Context, observer volume.Observer) err
 
 func (m *scriptedMover) Progress() *api.Operation { return m.doing.get() }
 
+// scriptedMemory keeps what a daemon leaves to the next one.
+type scriptedMemory struct{ intent script[volume.Intent] }
+
+func (m *scriptedMemory) Intent() (volume.Intent, error) { return m.intent.get(), nil }
+
+func (m *scriptedMemory) SetIntent(intent volume.Intent) error {
+	m.intent.set(intent)
+	return nil
+}
+
 // scriptedGrower has room enough unless it is told otherwise.
 type scriptedGrower struct {
 	record *record
@@ -182,6 +193,7 @@ func newSiteAfter(before *Handover) *site {
 		record: record,
 		keys:   &scriptedKeys{},
 		mover:  &scriptedMover{record: record},
+		memory: &scriptedMemory{},
 		grower: &scriptedGrower{record: record}, migrator: &scriptedMigrator{},
 		done: make(chan struct{}),
 	}
@@ -197,6 +209,7 @@ func newSiteAfter(before *Handover) *site {
 	s.Daemon = New(Parts{
 		Config:   settings(),
 		Volume:   s.volume,
+		Memory:   s.memory,
 		Assessor: s.keys,
 		Board:    board,
 		Prober: health.NewProber(board, health.ProberOptions{Interval: time.Minute, Deadline: 15 * time.Second},

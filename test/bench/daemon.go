@@ -40,7 +40,7 @@ func (v *volume) openWithDaemon() (s sample, err error) {
 		return s, err
 	}
 	s.adopted = took
-	return s, errors.Join(v.luksmediad("lock", "--yes"), end(second))
+	return s, errors.Join(v.luksmediad("gate", "close"), end(second))
 }
 
 // startDaemon returns when the daemon has sent READY=1 (sd_notify(3)).

@@ -219,7 +219,7 @@ func (v *volume) measureSuspended(runs int) (_ figure, err error) {
 	defer cancel()
 	go func() { _, _ = api.NewControlClient(api.ControlSocket).RunProbe(ctx, api.ProbeNameWrite) }() // so that one hangs
 	defer func() {
-		err = errors.Join(err, run("dmsetup", "resume", v.mapping), v.luksmediad("lock", "--yes"))
+		err = errors.Join(err, run("dmsetup", "resume", v.mapping), v.luksmediad("gate", "close"))
 	}()
 	for turn := range runs + 1 {
 		took, err := v.exporter().ask("/healthz", suspendedRequests)

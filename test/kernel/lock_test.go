@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestLock(t *testing.T) {
@@ -32,6 +34,29 @@ func TestLock(t *testing.T) {
 	s.succeed("unlock")
 	s.requireOpen()
 	requireHealthy(t)
+}
+
+// What a person has locked stays so when the daemon starts again, also where none ran meanwhile.
+func TestLockOutlivesTheDaemon(t *testing.T) {
+	s := newCreated(t)
+	d := s.serve()
+	s.succeed("lock", "--yes")
+	d.end(unix.SIGTERM)
+	d = s.start()
+	s.awaitPhase("locked")
+	s.refuses("gate_closed", 14, "gate", "wait", "--timeout", "1s")
+	s.requireClosed()
+	s.succeed("unlock")
+	s.requireOpen()
+	d.end(unix.SIGTERM)
+
+	s.succeed("lock", "--yes")
+	d = s.start()
+	s.awaitPhase("locked")
+	d.end(unix.SIGTERM)
+	s.succeed("unlock")
+	s.serve()
+	s.requireOpen()
 }
 
 // What is in use stays mounted, all of it, and is said to be in use.

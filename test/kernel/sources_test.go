@@ -251,7 +251,7 @@ func TestOpenByTPMWithPINInAFile(t *testing.T) {
 	s.remove(s.keyFile)
 	d := s.serve()
 	s.requireOpenedBy("tpm2")
-	s.succeed("lock", "--yes")
+	s.succeed("gate", "close")
 	d.end(unix.SIGTERM)
 
 	s.sources = tpmSource(tpm.TCTI())
