@@ -43,6 +43,7 @@ func stateAdvice() []advice {
 		{daemon.ReasonLocked, "luksmediad unlock"},
 		{daemon.ReasonGateStopped, "luksmediad unlock"},
 		{daemon.ReasonNotOpen, "luksmediad unlock"},
+		{daemon.ReasonServicesStopped, "luksmediad unlock"},
 		{daemon.ReasonPlaintext, "luksmediad migrate {store_name}"},
 		{daemon.ReasonMoving, "luksmediad migrate --attach"},
 		{daemon.ReasonUnfinished, "luksmediad migrate {store_name}"},

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"luksmediad/internal/api"
@@ -34,20 +35,21 @@ func (d *Daemon) Unlock(ctx context.Context) (api.Outcome, error) {
 func (d *Daemon) Lock(ctx context.Context, wanted api.LockRequest) (api.Outcome, error) {
 	before := d.view.snapshot().phase
 	var stopped []string
+	var err error
 	if wanted.StopServices {
 		d.lockers.Add(1)
 		defer d.lockers.Add(-1)
 		if d.yielding.Load() {
 			return api.Outcome{}, errBeginsAnew // before anything is stopped that the next daemon would not start
 		}
-		var err error
-		if stopped, err = d.stopServices(ctx); err != nil {
-			return api.Outcome{}, err
-		}
+		stopped, err = d.stopServices(ctx)
 	}
-	o, err := d.ask(ctx, request{event: shut, byHand: wanted.StopServices})
+	var o outcome
+	if err == nil {
+		o, err = d.ask(ctx, request{event: shut, byHand: wanted.StopServices})
+	}
 	if err != nil {
-		return api.Outcome{}, err
+		return api.Outcome{}, d.failLock(ctx, stopped, err)
 	}
 	changed := o.changed || before != locked || len(stopped) > 0
 	return api.Outcome{Action: api.OutcomeActionLock, Changed: changed, State: api.VolumeStateClosed,
@@ -65,6 +67,26 @@ func (d *Daemon) stopServices(ctx context.Context) (stopped []string, err error)
 		d.Journal.Emit(journal.ServiceStopped, journal.F("SERVICE", unit))
 	}
 	return stopped, nil
+}
+
+// failLock adds to an error of a lock what was stopped for it, and stays so: who has asked for a lock does not want that to come up again by
+// itself.
+func (d *Daemon) failLock(ctx context.Context, stopped []string, err error) error {
+	stopped = d.notRunning(ctx, stopped)
+	if len(stopped) == 0 {
+		return err
+	}
+	d.find(func() { d.keepStopped(stopped) })
+	return fmt.Errorf("%w; %s", err, stoppedText(stopped))
+}
+
+// notRunning are the services of which the service manager does not say that they run. What a caller has not waited for is being stopped.
+func (d *Daemon) notRunning(ctx context.Context, units []string) []string {
+	running, err := d.Gate.Running(ctx)
+	if err != nil || len(units) == 0 {
+		return units
+	}
+	return slices.DeleteFunc(slices.Clone(units), func(unit string) bool { return slices.Contains(running, unit) })
 }
 
 // RunProbe runs one probe out of turn; see [api.Controller].

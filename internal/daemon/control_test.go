@@ -183,6 +183,7 @@ func TestLockOfABusyStore(t *testing.T) {
 		s.gate.running.set([]string{"docker.service"})
 		s.gate.stops.set(func(ctx context.Context) error {
 			s.gate.running.set(nil)
+			s.gate.down.set([]string{"docker.service"})
 			if _, err := s.Lock(ctx, api.LockRequest{}); !errors.Is(err, errBroken) {
 				t.Errorf("the gate was told %v", err)
 			}
@@ -193,7 +194,7 @@ func TestLockOfABusyStore(t *testing.T) {
 		s.after(2 * time.Second)
 		s.volume.failsAt(volume.StepBind, errBroken) // the way back is no straight one either
 		_, err := s.Lock(t.Context(), api.LockRequest{StopServices: true})
-		if !errors.Is(err, errBroken) {
+		if !errors.Is(err, errBroken) || !strings.HasSuffix(err.Error(), stayDown) {
 			t.Errorf("Lock returned %v", err)
 		}
 		s.volume.gives(adopted())
@@ -201,6 +202,7 @@ func TestLockOfABusyStore(t *testing.T) {
 		if phase := s.phaseNow(t); phase != api.PhaseServing || len(s.record.having("gate resume")) > 0 {
 			t.Errorf("phase %s\n%s", phase, s.record)
 		}
+		s.requireGate(t, health.Warn, ReasonServicesStopped)
 		if _, err := s.Unlock(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -208,7 +210,75 @@ func TestLockOfABusyStore(t *testing.T) {
 		if resumes := s.record.having("gate resume"); len(resumes) != 1 {
 			t.Error(resumes)
 		}
+		s.requireGate(t, health.OK, "")
 	})
+}
+
+const stayDown = "; services were stopped for a lock that has failed, and stay so until luksmediad unlock: docker.service"
+
+func (s *site) requireGate(t *testing.T, status health.Status, reason health.Reason) {
+	t.Helper()
+	if c := s.condition(t, health.Gate); c.Status != status || c.Reason != reason {
+		t.Errorf("gate: %s %s %q", c.Status, c.Reason, c.Text)
+	}
+	if !s.Board.Ready() {
+		t.Error("not ready")
+	}
+}
+
+// However a lock fails once services are stopped, they stay down, which is said as long as they do, also by the next daemon.
+func TestServicesStayDown(t *testing.T) {
+	for name, fails := range map[string]func(s *site){
+		"a stop that is not waited for": func(s *site) { s.gate.stops.set(func(context.Context) error { s.goDown(); return errBroken }) },
+		"another process at work": func(s *site) {
+			s.gate.stops.set(func(context.Context) error { s.goDown(); return nil })
+			s.volume.holder.set(4711)
+			go func() { _, _ = s.Unlock(context.Background()) }()
+			s.after(time.Second)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSite()
+				s.gate.running.set([]string{"docker.service"})
+				s.start(t)
+				s.after(2 * time.Second)
+				s.volume.gives(adopted())
+				fails(s)
+				if _, err := s.Lock(t.Context(), api.LockRequest{StopServices: true}); err == nil || !strings.HasSuffix(err.Error(), stayDown) {
+					t.Errorf("Lock returned %v", err)
+				}
+				s.volume.holder.set(0)
+				s.after(5 * time.Minute)
+				s.requireGate(t, health.Warn, ReasonServicesStopped)
+				s.stopDaemon()
+
+				next := newSite()
+				next.memory, next.Memory = s.memory, s.memory
+				next.mapping.set(true)
+				next.gate.down.set([]string{"docker.service"})
+				next.volume.gives(adopted())
+				next.start(t)
+				next.after(5 * time.Minute)
+				next.requireGate(t, health.Warn, ReasonServicesStopped)
+				next.gate.down.set(nil) // a person has started it
+				next.after(time.Minute)
+				next.requireGate(t, health.OK, "")
+				if resumes := append(s.record.having("gate resume"), next.record.having("gate resume")...); len(resumes) > 0 {
+					t.Error(resumes)
+				}
+				if intent := next.memory.intent.get(); intent != volume.IntentOpen {
+					t.Errorf("left: %q", intent)
+				}
+			})
+		})
+	}
+}
+
+// goDown is what the service manager makes of a stop of the gate.
+func (s *site) goDown() {
+	s.gate.running.set(nil)
+	s.gate.down.set([]string{"docker.service"})
 }
 
 // Why the volume is locked: only what the gate's own stop has closed may its start open again.

@@ -40,7 +40,9 @@ type Gate interface {
 	Stop(ctx context.Context) error
 	// Abandoned tells whether the gate is neither active nor about to be.
 	Abandoned(ctx context.Context) (bool, error)
-	// Resume starts the services that would come up at boot and are not active: those that gave up waiting for the gate.
+	// Down are the services that would come up at boot and are not active.
+	Down(ctx context.Context) ([]string, error)
+	// Resume starts these: they gave up waiting for the gate.
 	Resume(ctx context.Context) (started []string, err error)
 }
 
@@ -111,6 +113,8 @@ type Daemon struct {
 	delays chan error
 	// tasks are what callers want done as long as the daemon runs, whether they wait for it or not.
 	tasks chan func(context.Context)
+	// findings are what goroutines have for that of Run.
+	findings chan func()
 	// yields ask for what is to be known of this daemon in the one that the process becomes.
 	yields chan chan<- yielded
 	// ended is closed when requests are no longer taken.
@@ -129,6 +133,8 @@ type Daemon struct {
 	restarting atomic.Bool
 	// resuming: services that gave up waiting for the gate are being started.
 	resuming atomic.Bool
+	// looking: the service manager is being asked for what is down.
+	looking atomic.Bool
 	// ready: READY=1 was sent; it is sent once.
 	ready atomic.Bool
 	// yielding: this daemon is about to end for one with another configuration, and begins nothing.
@@ -152,8 +158,10 @@ type Daemon struct {
 	gateOpen, gateShut bool
 	// resumePending: something may have given up waiting for the gate, or was stopped for a lock.
 	resumePending bool
-	// stayDown: a lock failed; what was stopped for it stays down until somebody asks for the volume.
+	// stayDown: a lock failed; what was stopped for it stays down until somebody asks for the volume. stopped are these services, as far as they are
+	// known.
 	stayDown bool
+	stopped  []string
 	// verifying: a look at the mount table is under way.
 	verifying bool
 }
@@ -224,6 +232,7 @@ func New(parts Parts) *Daemon {
 		verdicts: make(chan verdict, 1),
 		delays:   make(chan error),
 		tasks:    make(chan func(context.Context)),
+		findings: make(chan func()),
 		yields:   make(chan chan<- yielded),
 		ended:    make(chan struct{}),
 		settled:  make(chan struct{}),
@@ -272,6 +281,8 @@ func (d *Daemon) Run(ctx context.Context) {
 			d.turnAway(busy)
 		case verdict := <-d.verdicts:
 			d.judge(operations, verdict)
+		case take := <-d.findings:
+			take()
 		case reply := <-d.yields:
 			answer := d.yield()
 			reply <- answer
@@ -290,8 +301,9 @@ func (d *Daemon) serve(ctx context.Context, r *request) {
 		return
 	}
 	if r.event == open && !r.unlessLocked {
+		d.resumePending = d.resumePending || d.stayDown
+		d.setKept(false)
 		d.intend(volume.IntentOpen)
-		d.resumePending, d.stayDown = d.resumePending || d.stayDown, false
 	}
 	if err := d.advance(ctx, r.event); err != nil {
 		r.reply <- outcome{phase: d.phase, err: err}
@@ -345,7 +357,8 @@ func (d *Daemon) settle(ctx context.Context, o outcome) {
 	}
 	was := d.phase
 	if was == closing {
-		d.resumePending, d.stayDown = o.err == nil, o.err != nil
+		d.resumePending = o.err == nil
+		d.setKept(o.err != nil)
 	}
 	d.resumePending = d.resumePending || o.late
 	_ = d.advance(ctx, e) // both operations have a cell for both ends
@@ -411,6 +424,7 @@ func (d *Daemon) openGate(ctx context.Context) {
 		d.Journal.Emit(journal.GateOpened)
 	}
 	d.gateOpen, d.gateShut = true, false
+	d.reportGateOpen()
 	d.sayReady()
 	d.resumeLate(ctx)
 	d.mendMoves(ctx)

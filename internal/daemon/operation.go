@@ -44,7 +44,6 @@ func (d *Daemon) open(ctx context.Context) outcome {
 		d.Board.Set(health.Gate, health.Fail, ReasonNotOpen, err.Error())
 		return outcome{err: err}
 	}
-	d.Board.Set(health.Gate, health.OK, "", "")
 	d.probeNow(ctx)
 	return outcome{opened: opened, changed: observer.changed, late: observer.changed && d.isAbandoned(ctx)}
 }

@@ -16,6 +16,7 @@ import (
 func (d *Daemon) patrol(ctx context.Context) {
 	d.assess()
 	d.resumeLate(ctx)
+	d.lookForDown(ctx)
 	d.mendMoves(ctx)
 	d.growIfLow(ctx)
 	opened := d.Live.Load()

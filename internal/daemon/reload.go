@@ -240,14 +240,16 @@ func (d *Daemon) remember() *Handover {
 	if err != nil {
 		d.Journal.Emit(journal.Failed, journal.F("ERROR", err.Error()))
 	}
-	if intent != volume.IntentLocked {
-		return nil
-	}
-	if d.mapped() {
+	mapped := intent != volume.IntentOpen && d.mapped()
+	switch {
+	case intent == volume.IntentLocked && !mapped:
+		return &Handover{Ready: true, Locked: true, ResumePending: true}
+	case intent == volume.IntentLocked:
 		d.intend(volume.IntentOpen)
-		return nil
+	case intent == volume.IntentStopped && mapped:
+		return &Handover{StayDown: true}
 	}
-	return &Handover{Ready: true, Locked: true, ResumePending: true}
+	return nil
 }
 
 // intend notes what the next daemon is to find. It belongs to the goroutine of Run.

@@ -26,6 +26,7 @@ const (
 	ReasonUnconfigured      health.Reason = "store_unconfigured"
 	ReasonKeySameDisk       health.Reason = "key_same_disk"
 	ReasonProtectionUnknown health.Reason = "protection_unknown"
+	ReasonServicesStopped   health.Reason = "services_stopped"
 )
 
 // decision is a condition that steps of opening decide.

@@ -417,6 +417,8 @@ type scriptedGate struct {
 	// stops is what the service manager does to stop the gate.
 	stops script[func(context.Context) error]
 	fails script[error]
+	// down is what does not run.
+	down script[[]string]
 	// abandoned: its job has timed out.
 	abandoned script[bool]
 }
@@ -435,6 +437,10 @@ func (g *scriptedGate) Stop(ctx context.Context) error {
 
 func (g *scriptedGate) Abandoned(context.Context) (bool, error) {
 	return g.abandoned.get(), g.fails.get()
+}
+
+func (g *scriptedGate) Down(context.Context) ([]string, error) {
+	return g.down.get(), g.fails.get()
 }
 
 func (g *scriptedGate) Resume(context.Context) ([]string, error) {

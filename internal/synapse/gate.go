@@ -102,16 +102,33 @@ func (g Gate) Resume(ctx context.Context) (started []string, err error) {
 	return started, err
 }
 
-// resume starts a unit that would come up at boot and is not active.
+// resume starts a unit that is down.
 func resume(ctx context.Context, units *Units, unit string, state UnitState) (started bool, err error) {
-	if state.Active != "inactive" && state.Active != "failed" {
-		return false, nil
-	}
-	if comes, err := comesAtBoot(ctx, units, unit, state); err != nil || !comes {
+	if down, err := isDown(ctx, units, unit, state); err != nil || !down {
 		return false, err
 	}
 	err = units.Start(ctx, unit)
 	return err == nil, err
+}
+
+// Down returns the requirers that are not active and would be at boot.
+func (g Gate) Down(ctx context.Context) (down []string, err error) {
+	err = g.eachRequirer(ctx, func(units *Units, unit string, state UnitState) error {
+		is, err := isDown(ctx, units, unit, state)
+		if is {
+			down = append(down, unit)
+		}
+		return err
+	})
+	return down, err
+}
+
+// isDown tells whether a unit is not active and would come up at boot.
+func isDown(ctx context.Context, units *Units, unit string, state UnitState) (bool, error) {
+	if state.Active != "inactive" && state.Active != "failed" {
+		return false, nil
+	}
+	return comesAtBoot(ctx, units, unit, state)
 }
 
 // comesAtBoot tells whether a unit is enabled, or is pulled in by an active target without that, as what a generator such as quadlet makes,

@@ -226,6 +226,18 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// What is down is told without being started.
+func TestDown(t *testing.T) {
+	m := startServiceManager(t, requirers())
+	down, err := gate().Down(t.Context())
+	if diff := cmp.Diff([]string{"broken.service", "stopped.service"}, down); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+	if jobs := m.seen(); len(jobs) > 0 {
+		t.Error(jobs)
+	}
+}
+
 // What comes up at boot without being enabled, because a target wants it, is started as well; what somebody has disabled or masked is not.
 func TestResumeWhatTargetsWant(t *testing.T) {
 	units := map[string]string{

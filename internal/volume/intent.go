@@ -15,6 +15,8 @@ const (
 	IntentOpen Intent = ""
 	// IntentLocked: it stays closed until somebody asks for it.
 	IntentLocked Intent = "locked"
+	// IntentStopped: services that were stopped for a lock that has failed stay so until somebody asks for the volume.
+	IntentStopped Intent = "stopped"
 )
 
 const intentVersion = 1

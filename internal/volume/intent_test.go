@@ -12,7 +12,7 @@ func TestIntent(t *testing.T) {
 	named := func(name string) *Volume {
 		return New(&config.Config{Volume: config.Volume{Name: name}}, paths, nil)
 	}
-	for _, want := range []Intent{IntentOpen, IntentLocked, IntentLocked, IntentOpen, IntentOpen} {
+	for _, want := range []Intent{IntentOpen, IntentLocked, IntentStopped, IntentOpen, IntentOpen} {
 		if err := named("media").SetIntent(want); err != nil {
 			t.Fatal(err)
 		}
