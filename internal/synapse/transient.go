@@ -31,7 +31,7 @@ func (t Transient) Start(ctx context.Context) error {
 		return fmt.Errorf("cannot start %s: %w", t.Unit, err)
 	}
 	defer units.Close()
-	return wait(ctx, "start", t.Unit, func(ctx context.Context, unit, _ string, result chan<- string) (int, error) {
+	return units.do(ctx, "start", t.Unit, UnitState.well, func(ctx context.Context, unit, _ string, result chan<- string) (int, error) {
 		return units.conn.StartTransientUnitContext(ctx, unit, "fail", t.properties(), result)
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/dbus"
 	"github.com/coreos/go-systemd/v22/util"
@@ -50,6 +51,10 @@ func (s UnitState) ailing() string {
 	}
 	return "it is " + s.Active
 }
+
+func (s UnitState) well() bool { return s.ailing() == "" }
+
+func (s UnitState) stopped() bool { return !s.running() }
 
 // ConnectUnits connects to systemd over its own socket, which is there for root as long as systemd is, also when the
 // bus is not up yet or down already, or else over the system bus. The error is ErrNoSystemd if neither answers.
@@ -159,32 +164,93 @@ func (u *Units) State(ctx context.Context, unit string) (UnitState, error) {
 
 // Start starts a unit and waits until its job is done.
 func (u *Units) Start(ctx context.Context, unit string) error {
-	return wait(ctx, "start", unit, u.conn.StartUnitContext)
+	return u.do(ctx, "start", unit, UnitState.well, u.conn.StartUnitContext)
 }
 
 // Stop stops a unit, and with it what requires it, and waits until its job is done.
 func (u *Units) Stop(ctx context.Context, unit string) error {
-	return wait(ctx, "stop", unit, u.conn.StopUnitContext)
+	return u.do(ctx, "stop", unit, UnitState.stopped, u.conn.StopUnitContext)
 }
 
 // enqueue is a method of the manager that makes a job and reports its result on a channel.
 type enqueue func(ctx context.Context, unit, mode string, result chan<- string) (int, error)
 
+// errCut: the connection ended before the job did.
+var errCut = errors.New("the connection has ended")
+
+const (
+	// jobPoll is how often a job is looked after that does not report.
+	jobPoll = time.Second
+	// cutPatience is how long systemd may take to answer again.
+	cutPatience = 30 * time.Second
+)
+
+// do makes a job and waits for its end, also beyond a systemctl daemon-reexec, which closes the connection and lets the job go on.
+func (u *Units) do(ctx context.Context, verb, unit string, done func(UnitState) bool, enqueue enqueue) error {
+	err := wait(ctx, verb, unit, enqueue, u.conn.Connected)
+	if errors.Is(err, errCut) {
+		return follow(ctx, verb, unit, done)
+	}
+	return err
+}
+
 // wait makes a job and waits for its result; a job that is given up on goes on in systemd.
-func wait(ctx context.Context, verb, unit string, enqueue enqueue) error {
+func wait(ctx context.Context, verb, unit string, enqueue enqueue, connected func() bool) error {
 	result := make(chan string, 1) // buffered: nobody may be left to receive
 	if _, err := enqueue(ctx, unit, "replace", result); err != nil {
 		return fmt.Errorf("cannot %s %s: %w", verb, unit, classify(err))
 	}
-	select {
-	case r := <-result:
-		if r == "done" { // org.freedesktop.systemd1(5), JobRemoved
-			return nil
+	poll := time.NewTicker(jobPoll)
+	defer poll.Stop()
+	for {
+		select {
+		case r := <-result:
+			if r == "done" { // org.freedesktop.systemd1(5), JobRemoved
+				return nil
+			}
+			return fmt.Errorf("cannot %s %s: %w: %s", verb, unit, ErrJobFailed, r)
+		case <-poll.C:
+			if !connected() {
+				return errCut
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("cannot wait for %s to %s: %w", unit, verb, ctx.Err())
 		}
-		return fmt.Errorf("cannot %s %s: %w: %s", verb, unit, ErrJobFailed, r)
-	case <-ctx.Done():
-		return fmt.Errorf("cannot wait for %s to %s: %w", unit, verb, ctx.Err())
 	}
+}
+
+// follow waits by new connections until there is no job, and judges by what has become of the unit.
+func follow(ctx context.Context, verb, unit string, done func(UnitState) bool) error {
+	answered := time.Now()
+	for {
+		state, err := stateOf(ctx, unit)
+		switch {
+		case err != nil && time.Since(answered) > cutPatience:
+			return fmt.Errorf("cannot wait for %s to %s: %w", unit, verb, err)
+		case err != nil:
+		case state.Job:
+			answered = time.Now()
+		case done(state):
+			return nil
+		default:
+			return fmt.Errorf("cannot %s %s: %w: it is %s", verb, unit, ErrJobFailed, state.Active)
+		}
+		select {
+		case <-time.After(jobPoll):
+		case <-ctx.Done():
+			return fmt.Errorf("cannot wait for %s to %s: %w", unit, verb, ctx.Err())
+		}
+	}
+}
+
+// stateOf asks by a connection of its own.
+func stateOf(ctx context.Context, unit string) (UnitState, error) {
+	units, err := ConnectUnits(ctx)
+	if err != nil {
+		return UnitState{}, err
+	}
+	defer units.Close()
+	return units.State(ctx, unit)
 }
 
 // classify gives an error of D-Bus its class. Names: org.freedesktop.systemd1(5) and the D-Bus

@@ -42,7 +42,7 @@ func TestJobResults(t *testing.T) {
 		err := wait(t.Context(), "start", "synapse.service", func(_ context.Context, _, _ string, results chan<- string) (int, error) {
 			results <- result
 			return 1, nil
-		})
+		}, nil)
 		if done := result == "done"; done != (err == nil) || !done && !errors.Is(err, ErrJobFailed) {
 			t.Errorf("result %q gives %v", result, err)
 		}
@@ -54,9 +54,25 @@ func TestJobOutlivesItsWaiter(t *testing.T) {
 	err := wait(ctx, "stop", "synapse.service", func(context.Context, string, string, chan<- string) (int, error) {
 		cancel()
 		return 1, nil
-	})
+	}, nil)
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("wait returned %v", err)
+	}
+}
+
+// systemctl daemon-reexec closes the connection to systemd's own socket: no result comes, and the unit tells how the job has ended.
+func TestJobOutlivesTheConnection(t *testing.T) {
+	for state, want := range map[string]error{"active": nil, "failed": ErrJobFailed} {
+		m := startServiceManager(t, map[string]string{"docker.service": state + "/enabled"})
+		m.failing("docker.service", "unheard")
+		units, err := ConnectUnits(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.heard = units.Close
+		if err := units.Start(t.Context(), "docker.service"); !errors.Is(err, want) {
+			t.Errorf("%s: %v", state, err)
+		}
 	}
 }
 
