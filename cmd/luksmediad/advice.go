@@ -44,6 +44,7 @@ func stateAdvice() []advice {
 		{daemon.ReasonGateStopped, "luksmediad unlock"},
 		{daemon.ReasonNotOpen, "luksmediad unlock"},
 		{daemon.ReasonServicesStopped, "luksmediad unlock"},
+		{daemon.ReasonServicesFailed, "systemctl --failed; luksmediad unlock"},
 		{daemon.ReasonPlaintext, "luksmediad migrate {store_name}"},
 		{daemon.ReasonMoving, "luksmediad migrate --attach"},
 		{daemon.ReasonUnfinished, "luksmediad migrate {store_name}"},

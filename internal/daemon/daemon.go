@@ -162,6 +162,9 @@ type Daemon struct {
 	// known.
 	stayDown bool
 	stopped  []string
+	// unstarted is why what gave up waiting for the gate was not started; the patrol tries again until resumeUntil.
+	unstarted   error
+	resumeUntil time.Time
 	// verifying: a look at the mount table is under way.
 	verifying bool
 }
@@ -301,7 +304,8 @@ func (d *Daemon) serve(ctx context.Context, r *request) {
 		return
 	}
 	if r.event == open && !r.unlessLocked {
-		d.resumePending = d.resumePending || d.stayDown
+		d.resumePending = d.resumePending || d.stayDown || d.unstarted != nil
+		d.unstarted = nil
 		d.setKept(false)
 		d.intend(volume.IntentOpen)
 	}

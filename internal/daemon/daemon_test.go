@@ -328,9 +328,27 @@ func TestServicesThatDoNotStart(t *testing.T) {
 		if phase := s.phaseNow(t); phase != api.PhaseServing {
 			t.Errorf("phase %s", phase)
 		}
+		s.requireGate(t, health.Warn, ReasonServicesFailed)
+		s.after(time.Hour)
 		want := []string{"  1.3 event " + journal.ServicesFailed.Name() + " {ERROR " + errBroken.Error() + "}"}
 		if diff := cmp.Diff(want, s.record.having("event services")); diff != "" {
 			t.Error(diff)
+		}
+		if tries := len(s.record.having("gate resume")); tries != 12 {
+			t.Errorf("tried %d times", tries)
+		}
+		s.requireGate(t, health.Warn, ReasonServicesFailed)
+		s.gate.fails.set(nil)
+		s.gate.down.set([]string{"docker.service"})
+		s.after(time.Hour)
+		s.requireGate(t, health.Warn, ReasonServicesFailed)
+		if _, err := s.Unlock(t.Context()); err != nil {
+			t.Error(err)
+		}
+		s.after(time.Second)
+		s.requireGate(t, health.OK, "")
+		if started := s.record.having("service_started"); len(started) != 1 {
+			t.Error(started)
 		}
 	})
 }

@@ -3,7 +3,9 @@ package daemon
 import (
 	"context"
 	"strings"
+	"time"
 
+	"luksmediad/internal/journal"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 )
@@ -40,9 +42,12 @@ func (d *Daemon) keepStopped(units []string) {
 
 // reportGateOpen says also what stays down behind the gate.
 func (d *Daemon) reportGateOpen() {
-	if d.stayDown {
+	switch {
+	case d.stayDown:
 		d.Board.Set(health.Gate, health.Warn, ReasonServicesStopped, stoppedText(d.stopped))
-	} else {
+	case d.unstarted != nil:
+		d.Board.Set(health.Gate, health.Warn, ReasonServicesFailed, d.unstarted.Error())
+	default:
 		d.Board.Set(health.Gate, health.OK, "", "")
 	}
 }
@@ -52,6 +57,21 @@ func (d *Daemon) reportDown() {
 	if d.phase == serving {
 		d.reportGateOpen()
 	}
+}
+
+// resumePatience is how long a start that fails is tried again: what it wants may be there later, or takes a person, whose repair must not be
+// disturbed.
+const resumePatience = 10 * time.Minute
+
+// endResume takes the end of a start of services. What fails again is no news.
+func (d *Daemon) endResume(err error) {
+	if err != nil && d.unstarted == nil {
+		d.resumeUntil = time.Now().Add(resumePatience)
+		d.Journal.Emit(journal.ServicesFailed, journal.F("ERROR", err.Error()))
+	}
+	d.unstarted = err
+	d.resumePending = d.resumePending || err != nil && !d.stayDown && time.Now().Before(d.resumeUntil)
+	d.reportDown()
 }
 
 func stoppedText(units []string) string {
@@ -64,7 +84,7 @@ func stoppedText(units []string) string {
 
 // lookForDown finds out whether somebody has started what is down.
 func (d *Daemon) lookForDown(ctx context.Context) {
-	if d.phase != serving || !d.stayDown || d.lockIsWanted() || !d.looking.CompareAndSwap(false, true) {
+	if d.phase != serving || !d.stayDown && d.unstarted == nil || d.resuming.Load() || d.lockIsWanted() || !d.looking.CompareAndSwap(false, true) {
 		return
 	}
 	go func() {
@@ -82,6 +102,7 @@ func (d *Daemon) forgetDown() {
 	if d.phase != serving || d.lockIsWanted() {
 		return
 	}
+	d.unstarted = nil
 	d.setKept(false)
 	d.intend(volume.IntentOpen)
 	d.reportGateOpen()

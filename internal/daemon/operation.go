@@ -191,7 +191,5 @@ func (d *Daemon) resume(ctx context.Context) {
 	for _, unit := range started {
 		d.Journal.Emit(journal.ServiceStarted, journal.F("SERVICE", unit))
 	}
-	if err != nil {
-		d.Journal.Emit(journal.ServicesFailed, journal.F("ERROR", err.Error()))
-	}
+	d.find(func() { d.endResume(err) })
 }

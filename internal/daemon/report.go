@@ -27,6 +27,7 @@ const (
 	ReasonKeySameDisk       health.Reason = "key_same_disk"
 	ReasonProtectionUnknown health.Reason = "protection_unknown"
 	ReasonServicesStopped   health.Reason = "services_stopped"
+	ReasonServicesFailed    health.Reason = "services_failed"
 )
 
 // decision is a condition that steps of opening decide.
