@@ -68,7 +68,7 @@ func (a *app) gateWait(ctx context.Context, timeout time.Duration) error {
 				asked = a.reopen(ctx)
 			}
 		case !errors.Is(err, api.ErrNoDaemon) && ctx.Err() == nil:
-			return err
+			why = err.Error() // one that is killed within an answer is started again
 		}
 		select {
 		case <-ctx.Done():

@@ -54,6 +54,27 @@ func TestGateWait(t *testing.T) {
 	}
 }
 
+// A daemon that ends within an answer is waited for like one that is not there.
+func TestGateWaitBeyondACrash(t *testing.T) {
+	at := places{socket: filepath.Join(t.TempDir(), "control.sock")}
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "unix", at.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	daemon := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if asked++; asked == 1 {
+			panic(http.ErrAbortHandler)
+		}
+	})}
+	go func() { _ = daemon.Serve(listener) }()
+	t.Cleanup(func() { daemon.Close() })
+	s := newSession(t)
+	if code := run([]string{"gate", "wait"}, s.in, s.out, s.err, at); code != exitDone || asked != 2 {
+		t.Errorf("exit code %d, %s", code, written(t, s.err))
+	}
+}
+
 // Whose store is in the daemon's volume has that one, whatever it is called.
 func TestCheckName(t *testing.T) {
 	at := serveAs(t, openStatus())
