@@ -62,7 +62,8 @@ const (
 
 // growIfLow looks aside: a disk that hangs must not hold up the rest.
 func (d *Daemon) growIfLow(ctx context.Context) {
-	if d.Config.Volume.AutoGrow == nil || d.phase != serving || d.lockIsWanted() || !d.growing.CompareAndSwap(false, true) {
+	mounted := d.phase == serving || d.phase == waiting && d.Live.Load() != nil // also one that is too full to be written to
+	if d.Config.Volume.AutoGrow == nil || !mounted || d.lockIsWanted() || !d.growing.CompareAndSwap(false, true) {
 		return
 	}
 	go func() {

@@ -11,6 +11,7 @@ import (
 	"luksmediad/internal/config"
 	"luksmediad/internal/state"
 	"luksmediad/internal/volume"
+	"luksmediad/pkg/health"
 	"luksmediad/pkg/mount"
 )
 
@@ -73,6 +74,31 @@ func TestAutoGrow(t *testing.T) {
 			t.Errorf("tried %d times after a sync that has failed", again-tried)
 		}
 		s.stopDaemon()
+	})
+}
+
+// A volume that was full at a boot is not served, but it is there, and grows as soon as there is room below it.
+func TestAutoGrowOfAFullVolume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.Config.Volume.AutoGrow = &config.AutoGrow{Below: 15, Step: config.GiB, Max: 100 * config.GiB}
+		full := func(context.Context) error { return &health.Failure{Class: health.ReasonNoSpace, Err: errBroken} }
+		s.write.runs.set(full)
+		s.grower.low.set(&volume.GrowOptions{To: 2 << 30})
+		s.grower.grows.set(func(context.Context, volume.GrowOptions, volume.Observer) (*volume.Growth, error) {
+			s.grower.low.set(nil)
+			s.write.runs.set(nil)
+			return &volume.Growth{From: 1 << 30, To: 2 << 30}, nil
+		})
+		s.start(t)
+		s.after(30 * time.Second)
+		if phase := s.phaseNow(t); phase != api.PhaseWaiting {
+			t.Errorf("phase %s", phase)
+		}
+		s.after(90 * time.Second)
+		if phase := s.phaseNow(t); phase != api.PhaseServing || len(s.record.having("volume grow")) != 1 {
+			t.Errorf("phase %s\n%s", phase, s.record)
+		}
 	})
 }
 
