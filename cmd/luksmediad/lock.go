@@ -51,28 +51,52 @@ func (a *app) lock(ctx context.Context) error {
 	if err := a.confirm(ctx, effect+"?"); err != nil {
 		return err
 	}
-	return a.close(ctx, vol, gate)
-}
-
-// close asks the daemon; without one it does the same itself.
-func (a *app) close(ctx context.Context, vol *volume.Volume, gate synapse.Gate) error {
-	outcome, err := a.client().Lock(ctx, api.LockRequest{StopServices: true})
-	if err == nil {
-		return a.succeed(outcome.Text)
-	}
-	if !errors.Is(err, api.ErrNoDaemon) {
+	text, err := askOrAct(func() (string, error) { return a.askToLock(ctx) }, func() error { return a.lockAlone(ctx, vol, gate, running) })
+	if err != nil {
 		return err
 	}
+	return a.succeed(text)
+}
+
+// askOrAct asks the daemon; where there is none it acts, and then asks once more: a daemon that has started meanwhile may have opened the volume
+// again, or closed it for the gate alone, whose start would open it.
+func askOrAct(ask func() (string, error), act func() error) (string, error) {
+	text, err := ask()
+	if !errors.Is(err, api.ErrNoDaemon) {
+		return text, err
+	}
+	if err := act(); err != nil {
+		return "", err
+	}
+	text, err = ask()
+	if errors.Is(err, api.ErrNoDaemon) {
+		return "locked; no daemon is running", nil
+	}
+	return text, err
+}
+
+func (a *app) askToLock(ctx context.Context) (string, error) {
+	outcome, err := a.client().Lock(ctx, api.LockRequest{StopServices: true})
+	if err != nil {
+		return "", err
+	}
+	return outcome.Text, nil
+}
+
+// lockAlone does what the daemon would, and leaves to the next one that it was asked for.
+func (a *app) lockAlone(ctx context.Context, vol *volume.Volume, gate synapse.Gate, running []string) error {
 	if err := gate.Stop(ctx); err != nil {
 		return err
 	}
-	if err := a.closeAlone(ctx, vol); err != nil {
+	err := a.closeAlone(ctx, vol)
+	switch {
+	case err == nil:
+		return vol.SetIntent(volume.IntentLocked)
+	case len(running) == 0:
 		return err
 	}
-	if err := vol.SetIntent(volume.IntentLocked); err != nil {
-		return err
-	}
-	return a.succeed("locked; no daemon is running")
+	err = fmt.Errorf("%w; services were stopped, and stay so: %s", err, strings.Join(running, ", "))
+	return errors.Join(err, vol.SetIntent(volume.IntentStopped))
 }
 
 func (a *app) closeAlone(ctx context.Context, vol *volume.Volume) error {
