@@ -202,7 +202,9 @@ func (p *keysProbe) due(header *luks2.Header) (due []int) {
 		p.tried = p.triedBefore(header)
 	}
 	for i := range p.ring.SourcesUnattended() {
-		if last, ok := p.tried[i]; !ok || time.Since(last) >= p.settings.Interval {
+		last, ok := p.tried[i]
+		age := time.Since(last) // negative where the clock was set back since another process has written it down
+		if !ok || age < 0 || age >= p.settings.Interval {
 			due = append(due, i)
 		}
 	}

@@ -194,6 +194,20 @@ func TestKeysProbe(t *testing.T) {
 	b.requireReason(health.ReasonKeyFailed, "keyfile: ", "key file missing")
 }
 
+// A clock that was ahead when a proof was written down does not keep the sources from being tried until it is there again.
+func TestKeysProbeWithTheClockSetBack(t *testing.T) {
+	b := newKeyBench(t, config.KeySource{Keyfile: &config.Keyfile{Path: filepath.Join(t.TempDir(), "key")}})
+	key := b.config.Unlock[0].Keyfile.Path
+	b.add(volume.EnrolKeyFile{Path: key})
+	b.must(b.volume.NoteProof(b.header(), 0, "passphrase"))
+	b.restart()
+	b.requireReason("")
+	b.must(os.Remove(key))
+	b.requireReason("") // not due
+	b.probe.tried[0] = time.Now().Add(time.Hour)
+	b.requireReason(health.ReasonKeyFailed)
+}
+
 // A proof of one key file says nothing about another one.
 func TestKeysProbeOfTwoKeyFiles(t *testing.T) {
 	b := newKeyBench(t)
