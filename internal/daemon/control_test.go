@@ -349,6 +349,21 @@ func TestLockOutlivesTheDaemon(t *testing.T) {
 	}
 }
 
+// A guard that is lost while the volume is locked is noticed within an interval, and so is its return.
+func TestGuardsWhileLocked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.openAndLock(t, api.LockRequest{StopServices: true})
+		for _, bare := range []bool{false, true, false} {
+			s.keys.bare.set(bare)
+			s.after(s.Config.Probes.Interval)
+			if c := s.condition(t, health.Guard); (c.Status == health.Fail) != bare || bare != (c.Reason == ReasonUnguarded) {
+				t.Errorf("bare %t: %s %s %s", bare, c.Status, c.Reason, c.Text)
+			}
+		}
+	})
+}
+
 // Asking for what is open mends what is missing of it, and otherwise changes nothing.
 func TestUnlockWhileServing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -135,6 +135,8 @@ type Daemon struct {
 	resuming atomic.Bool
 	// looking: the service manager is being asked for what is down.
 	looking atomic.Bool
+	// guarding: the bare mountpoints are being looked at.
+	guarding atomic.Bool
 	// ready: READY=1 was sent; it is sent once.
 	ready atomic.Bool
 	// yielding: this daemon is about to end for one with another configuration, and begins nothing.

@@ -3,10 +3,12 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"luksmediad/internal/journal"
 	"luksmediad/internal/synapse"
+	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
 	"luksmediad/pkg/unlock"
 )
@@ -19,12 +21,41 @@ func (d *Daemon) patrol(ctx context.Context) {
 	d.lookForDown(ctx)
 	d.mendMoves(ctx)
 	d.growIfLow(ctx)
+	d.lookAtGuards()
 	opened := d.Live.Load()
 	if d.phase != serving || d.verifying || opened == nil {
 		return
 	}
 	d.verifying = true
 	go func() { d.verdicts <- verdict{opened, d.verify(opened)} }()
+}
+
+// lookAtGuards looks at the bare mountpoints while the volume is locked: an opening guards them again, and none is under way.
+func (d *Daemon) lookAtGuards() {
+	if d.phase != locked || !d.guarding.CompareAndSwap(false, true) {
+		return
+	}
+	go func() {
+		defer d.guarding.Store(false)
+		if stores, err := d.Assessor.Stores(); err == nil {
+			d.find(func() { d.judgeGuards(stores) })
+		}
+	}()
+}
+
+// judgeGuards fails for a store that takes files in clear text; what was seen before an opening is void.
+func (d *Daemon) judgeGuards(stores []volume.StoreStatus) {
+	if d.phase != locked {
+		return
+	}
+	d.view.setStores(stores)
+	for _, store := range stores {
+		if store.State == volume.StoreEncrypted && !store.Mounted && !store.Guarded {
+			d.Board.Set(health.Guard, health.Fail, ReasonUnguarded, fmt.Sprintf("store %s is not guarded at %s", store.Name, store.Path))
+			return
+		}
+	}
+	d.Board.Set(health.Guard, health.OK, "", "")
 }
 
 // mendMoves ends what an interrupted move has left: an opening decides where the store is, and then its service is started.

@@ -180,6 +180,8 @@ func (d *Daemon) underWay() string {
 		return "the start of services"
 	case d.verifying:
 		return "a look at the mount table"
+	case d.guarding.Load():
+		return "a look at the mountpoints"
 	case d.assessing.Load():
 		return "a look at where the keys lie"
 	}

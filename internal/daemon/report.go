@@ -28,6 +28,7 @@ const (
 	ReasonProtectionUnknown health.Reason = "protection_unknown"
 	ReasonServicesStopped   health.Reason = "services_stopped"
 	ReasonServicesFailed    health.Reason = "services_failed"
+	ReasonUnguarded         health.Reason = "unguarded"
 )
 
 // decision is a condition that steps of opening decide.

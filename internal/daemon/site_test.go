@@ -74,12 +74,18 @@ func sealed() volume.Protection {
 // scriptedKeys lie where the test says.
 type scriptedKeys struct {
 	found script[func() volume.Protection]
+	// bare: the path of the store is not guarded any more.
+	bare script[bool]
 }
 
 func (k *scriptedKeys) Protection() volume.Protection { return k.found.get()() }
 
-// Stores are all bare and guarded.
-func (k *scriptedKeys) Stores() ([]volume.StoreStatus, error) { return guarded(), nil }
+// Stores are all bare, and guarded unless a test says otherwise.
+func (k *scriptedKeys) Stores() ([]volume.StoreStatus, error) {
+	stores := guarded()
+	stores[0].Guarded = !k.bare.get()
+	return stores, nil
+}
 
 func guarded() []volume.StoreStatus {
 	return []volume.StoreStatus{{Name: "media", Path: "/srv/synapse/media_store", State: volume.StoreEncrypted, Guarded: true}}
