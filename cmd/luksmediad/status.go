@@ -99,7 +99,7 @@ func statusExit(status *api.Status) int {
 	code := exitDone
 	for _, c := range status.Conditions {
 		switch {
-		case c.Code == api.ConditionCodeGate && c.Status != api.ConditionStatusOk:
+		case c.Code == api.ConditionCodeGate && c.Status != api.ConditionStatusOk && c.Status != api.ConditionStatusDegraded:
 			return exitGateClosed
 		case c.Status == api.ConditionStatusFailed, c.Status == api.ConditionStatusDegraded:
 			code = exitDegraded

@@ -59,6 +59,9 @@ func TestPrintStatus(t *testing.T) {
 	degraded.Stores[0].State, degraded.Stores[0].Mounted = "plaintext", false
 	degraded.Conditions = append(degraded.Conditions, api.Condition{Code: "store", Status: api.ConditionStatusDegraded,
 		Reason: "store_plaintext", Text: "store media lies in clear text", Next: "ls -la the path"})
+	stopped := openStatus()
+	stopped.Conditions[2] = api.Condition{Code: "gate", Status: api.ConditionStatusDegraded, Reason: "services_stopped",
+		Text: "services were stopped for a lock that has failed, and stay so until luksmediad unlock: docker.service", Next: "luksmediad unlock"}
 	beside := openStatus()
 	beside.Protection = api.Protection{Level: api.ProtectionLevelNoneSameDisk, Source: "keyfile", Root: api.ProtectionRootEncrypted,
 		Text: "key file /root/key lies on disk vda, as the container does: and a lot more"}
@@ -85,6 +88,7 @@ func TestPrintStatus(t *testing.T) {
 		{"serving", openStatus(), exitDone},
 		{"adopted", adopted, exitDone},
 		{"degraded", degraded, exitDegraded},
+		{"services that stay down", stopped, exitDegraded},
 		{"a key beside the container", beside, exitDegraded},
 		{"a disk hangs", hanging, exitDegraded},
 		{"not looked for the keys yet", unknown, exitDone},
