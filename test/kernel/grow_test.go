@@ -5,6 +5,7 @@ package kernel
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -58,4 +59,37 @@ func TestGrowUnderDaemon(t *testing.T) {
 	s.refuses("no_space", 1, "grow", "--by", "100TiB")
 	s.succeed("lock", "--yes")
 	s.refuses("not_mounted", 1, "grow", "--by", "64MiB")
+}
+
+// One that is full to the last block at a boot is not served, and grows all the same.
+func TestGrowOfAFullVolume(t *testing.T) {
+	for name, set := range map[string]setting{"ext4": func(*site) {}, "xfs": withXFS} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t, set)
+			s.create()
+			s.succeed("unlock")
+			for _, block := range []string{"1M", "4k"} {
+				run(t, "", "dd", "if=/dev/zero", "of="+filepath.Join(s.store, block), "bs="+block) // until there is no room left
+			}
+			before := s.sizeNow()
+			s.edit("  filesystem: ", "  auto_grow: {below: 15%, step: 64MiB, max: 1GiB}\n  filesystem: ")
+			d := s.serve()
+			if grown := s.sizeNow(); grown != before+(64<<20) {
+				t.Errorf("%d bytes, were %d", grown, before)
+			}
+			if !slices.ContainsFunc(d.service.heard(), func(line string) bool { return strings.HasPrefix(line, "STATUS=waiting") }) {
+				t.Error("it was not full")
+			}
+			requireHealthy(t)
+		})
+	}
+}
+
+func (s *site) sizeNow() int64 {
+	s.t.Helper()
+	info, err := os.Stat(s.container)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return info.Size()
 }
