@@ -18,7 +18,8 @@ func newLockCommand(a *app) *cobra.Command {
 		Use:   "lock",
 		Short: "Stop the services of the stores and close the volume",
 		Long: `Stop the services that use the stores, unmount, and close the container. Nothing is unmounted lazily or by force:
-what is in use ends the command with an error, and the volume stays open.`,
+what is in use ends the command with an error, and the volume stays open. What is locked stays so until luksmediad
+unlock or the next boot.`,
 		Example: `  luksmediad lock --dry-run
   luksmediad lock`,
 		Args: cobra.NoArgs,
