@@ -148,9 +148,10 @@ func (m *serviceManager) job(verb string) func(unit, mode string) (godbus.Object
 			return "", godbus.NewError(systemdName+".NoSuchUnit", []any{"Unit " + unit + " not loaded."})
 		}
 		job := godbus.ObjectPath("/org/freedesktop/systemd1/job/7")
+		heard := m.heard
 		time.AfterFunc(10*time.Millisecond, func() {
 			if result == "unheard" {
-				m.heard()
+				heard()
 				return
 			}
 			if err := m.conn.Emit("/org/freedesktop/systemd1", systemdName+".Manager.JobRemoved", uint32(7), job, unit, result); err != nil {
@@ -166,6 +167,14 @@ func (m *serviceManager) failing(unit, result string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.fails[unit] = result
+}
+
+// deaf makes something else happen than that the end of the jobs of a unit is told.
+func (m *serviceManager) deaf(unit string, instead func()) {
+	m.failing(unit, "unheard")
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.heard = instead
 }
 
 func (m *serviceManager) seen() []string {

@@ -64,12 +64,11 @@ func TestJobOutlivesItsWaiter(t *testing.T) {
 func TestJobOutlivesTheConnection(t *testing.T) {
 	for state, want := range map[string]error{"active": nil, "failed": ErrJobFailed} {
 		m := startServiceManager(t, map[string]string{"docker.service": state + "/enabled"})
-		m.failing("docker.service", "unheard")
 		units, err := ConnectUnits(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		m.heard = units.Close
+		m.deaf("docker.service", units.Close)
 		if err := units.Start(t.Context(), "docker.service"); !errors.Is(err, want) {
 			t.Errorf("%s: %v", state, err)
 		}
