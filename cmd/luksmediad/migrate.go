@@ -264,8 +264,8 @@ func describeMoved(moved *volume.Moved) string {
 }
 
 func (c *migrateCommand) acceptMove(ctx context.Context, plan *volume.Plan) error {
-	if plan.Warning != "" {
-		fmt.Fprintf(c.stderr, "luksmediad: warning: %s\n", printable(plan.Warning))
+	for _, warning := range warningsOf(plan) {
+		fmt.Fprintf(c.stderr, "luksmediad: warning: %s\n", printable(warning))
 	}
 	return c.confirm(ctx, describePlan(plan)+"?")
 }
@@ -275,10 +275,22 @@ func describeMigrate(planned *volume.Moved) string {
 	if planned.Plan.Path == "" {
 		return "finish the move of store " + planned.Store
 	}
-	if planned.Plan.Warning != "" {
-		return describePlan(planned.Plan) + "\nwarning: " + planned.Plan.Warning
+	text := describePlan(planned.Plan)
+	for _, warning := range warningsOf(planned.Plan) {
+		text += "\nwarning: " + warning
 	}
-	return describePlan(planned.Plan)
+	return text
+}
+
+func warningsOf(plan *volume.Plan) (warnings []string) {
+	if plan.Warning != "" {
+		warnings = append(warnings, plan.Warning)
+	}
+	if plan.Holders != "" {
+		warnings = append(warnings, fmt.Sprintf("store %s is in use: %s: what does not end with %s stops the move when that has been stopped", plan.Store,
+			plan.Holders, plan.Service))
+	}
+	return warnings
 }
 
 // describePlan begins with a verb.

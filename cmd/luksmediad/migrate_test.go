@@ -39,6 +39,28 @@ func TestMoveIsAlive(t *testing.T) {
 	}
 }
 
+// A dry run says what a move takes, and what may be in its way.
+func TestDescribeMigrate(t *testing.T) {
+	plan := volume.Plan{Store: "media", Path: "/srv/media", Found: transfer.Inventory{Totals: transfer.Totals{Files: 7, Bytes: 3 << 20}},
+		Need: volume.Room{Bytes: 4 << 20}, Free: volume.Room{Bytes: 1 << 30}, Copying: 90 * time.Second, Standstill: 16 * time.Second}
+	const moves = "move store media from /srv/media into the volume: 7 files, 3MiB, about 1m30s; of the volume's 1GiB that are free it takes at most 4MiB"
+	for want, set := range map[string]func(*volume.Plan){
+		moves + "; no service is configured, and nothing is stopped": func(*volume.Plan) {},
+		moves + "; synapse.service does not run and is not started":  func(p *volume.Plan) { p.Service = "synapse.service" },
+		moves + "; synapse.service is stopped for about 16s":         func(p *volume.Plan) { p.Service, p.Runs = "synapse.service", true },
+		"finish the move of store media":                             func(p *volume.Plan) { p.Path = "" },
+		moves + "; synapse.service is stopped for about 16s\nwarning: the trial may fail\nwarning: store media is in use: process 7 (rsync): open file /srv/media/a: what does not end with synapse.service stops the move when that has been stopped": func(p *volume.Plan) {
+			p.Service, p.Runs, p.Warning, p.Holders = "synapse.service", true, "the trial may fail", "process 7 (rsync): open file /srv/media/a"
+		},
+	} {
+		planned := plan
+		set(&planned)
+		if text := describeMigrate(&volume.Moved{Store: "media", Plan: &planned}); text != want {
+			t.Errorf("%q instead of %q", text, want)
+		}
+	}
+}
+
 // scriptedHolder is a daemon in some phase.
 type scriptedHolder struct {
 	phase   api.Phase

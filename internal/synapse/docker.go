@@ -174,6 +174,12 @@ func (c Container) Identity(ctx context.Context) (string, error) {
 	return found.ID, nil
 }
 
+// Owns tells the processes of the container: with either driver of Docker its ID is in the name of their cgroup. No others end with it.
+func (c Container) Owns(ctx context.Context) (owns func(cgroup string) bool, alone bool, err error) {
+	id, err := c.Identity(ctx)
+	return func(cgroup string) bool { return strings.Contains(cgroup, id) }, true, err
+}
+
 func (c Container) String() string {
 	if c.Service == "" {
 		return c.Name

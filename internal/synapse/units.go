@@ -294,6 +294,11 @@ func (u Unit) State(ctx context.Context) (running bool, ailing string, err error
 	return running, ailing, err
 }
 
+// Owns tells the processes of the unit. Others may end with it: of units that depend on it, and of containers that it has an engine start.
+func (u Unit) Owns(context.Context) (owns func(cgroup string) bool, alone bool, err error) {
+	return func(cgroup string) bool { return slices.Contains(strings.Split(cgroup, "/"), u.Name) }, false, nil
+}
+
 // Stop stops the unit and waits for it.
 func (u Unit) Stop(ctx context.Context) error {
 	return withUnits(ctx, u.Name, func(units *Units) error { return units.Stop(ctx, u.Name) })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/coreos/go-systemd/v22/dbus"
@@ -33,6 +34,30 @@ func TestBusErrorClasses(t *testing.T) {
 	for _, test := range tests {
 		if have := classify(test.err); !errors.Is(have, test.want) {
 			t.Errorf("%v is classified as %v, want %v", test.err, have, test.want)
+		}
+	}
+}
+
+// The processes of a service are told by their cgroups, whichever driver Docker has.
+func TestOwnProcesses(t *testing.T) {
+	const id = "4f66ad5e9a1f0b1bd2e41f3a1f3d0c9b8a7968574635241302f1e0d9c8b7a695"
+	container := Container{Docker: serveEngine(t, &engine{containers: map[string]map[string]any{id: {"Running": true}}}), Name: id}
+	for _, test := range []struct {
+		service interface {
+			Owns(context.Context) (func(string) bool, bool, error)
+		}
+		cgroup      string
+		owns, alone bool
+	}{
+		{container, "/system.slice/docker-" + id + ".scope", true, true},
+		{container, "/docker/" + id + "/init", true, true},
+		{container, "/system.slice/docker-" + strings.Repeat("1", 64) + ".scope", false, true},
+		{Unit{Name: "synapse.service"}, "/system.slice/synapse.service/worker", true, false},
+		{Unit{Name: "synapse.service"}, "/system.slice/my-synapse.service", false, false},
+	} {
+		owns, alone, err := test.service.Owns(t.Context())
+		if err != nil || owns(test.cgroup) != test.owns || alone != test.alone {
+			t.Errorf("%s: alone %t, %v", test.cgroup, alone, err)
 		}
 	}
 }

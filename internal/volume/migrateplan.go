@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -157,19 +158,55 @@ func (m *mover) checkRoom(ctx context.Context) error {
 	return nil
 }
 
-// checkUse asks for the service, and for what else uses the store: as long as the service runs, that may be itself.
+// checkUse asks for the service, and for what else uses the store.
 func (m *mover) checkUse(ctx context.Context) (err error) {
 	if err := m.checkService(ctx); err != nil {
 		return fmt.Errorf("cannot move store %s: %w", m.store.Name, err)
 	}
-	if m.plan.Holders, err = mount.TreeHolders(m.store.Path); err != nil {
+	if m.plan.Runs {
+		return m.checkBeside(ctx)
+	}
+	holders, err := mount.TreeHolders(m.store.Path)
+	if err != nil {
 		return err
 	}
-	holders := m.plan.Holders
-	if m.plan.Runs {
-		holders = nil
+	return m.refuseUsed(ctx, holders, false)
+}
+
+// checkBeside finds who holds the store beside the running service, which else would be found only when all is copied and it has been stopped.
+func (m *mover) checkBeside(ctx context.Context) error {
+	owner, tells := m.service.(ProcessOwner)
+	if !tells {
+		return m.refuseUsed(ctx, nil, true)
 	}
-	return m.refuseUsed(ctx, holders, m.plan.Runs)
+	owns, alone, err := owner.Owns(ctx)
+	if err != nil {
+		return fmt.Errorf("cannot tell what uses store %s: %w", m.store.Name, err)
+	}
+	if alone {
+		return settle(ctx, ErrInUse, func() error {
+			holders, err := holdersBeside(m.store.Path, owns)
+			if err != nil {
+				return err
+			}
+			return m.refuseUsed(ctx, holders, true)
+		})
+	}
+	holders, err := holdersBeside(m.store.Path, owns)
+	if err != nil {
+		return err
+	}
+	m.plan.Holders = holdersText(holders)
+	return m.refuseUsed(ctx, nil, true)
+}
+
+// holdersBeside leaves out whom the service owns, and who has ended.
+func holdersBeside(path string, owns func(cgroup string) bool) ([]mount.Holder, error) {
+	holders, err := mount.TreeHolders(path)
+	return slices.DeleteFunc(holders, func(h mount.Holder) bool {
+		cgroup, err := mount.CgroupOf(h.PID)
+		return err != nil || owns(cgroup)
+	}), err
 }
 
 // checkTrial is about a service that will be tried, which one that does not run is not. checkUse comes before it.

@@ -32,6 +32,11 @@ type Stoppable interface {
 	CheckStop(ctx context.Context) error
 }
 
+// ProcessOwner is a Service that tells its processes by their cgroups. alone: none of another cgroup ends with it.
+type ProcessOwner interface {
+	Owns(ctx context.Context) (owns func(cgroup string) bool, alone bool, err error)
+}
+
 // MoveOptions say which store moves, and who is to be asked and told.
 type MoveOptions struct {
 	// Store is its name; it may be empty if there is only one that comes into question.
@@ -65,10 +70,10 @@ type Plan struct {
 	// Found is what lies there, Need what it takes in the volume with a margin, and Free what the volume has.
 	Found      transfer.Inventory
 	Need, Free Room
-	// Service is stopped if it Runs; empty if none is named. Holders use the store now.
+	// Service is stopped if it Runs; empty if none is named. Holders are who uses the store now, and may not end with it; they may be empty.
 	Service string
 	Runs    bool
-	Holders []mount.Holder
+	Holders string
 	// Warning is why the trial of the service may fail; it may be empty.
 	Warning string
 	// Copying, Standstill and Returning are estimates: of the copy while the service runs, of the time without it, and of how much longer that

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -232,6 +233,55 @@ func TestUsersAreInTheWay(t *testing.T) {
 					t.Errorf("after the stop: %v", err)
 				}
 			})
+		})
+	}
+}
+
+// cgrouped is a service with a cgroup.
+type cgrouped struct {
+	*slowService
+	cgroup string
+	alone  bool
+}
+
+func (c cgrouped) Owns(context.Context) (owns func(cgroup string) bool, alone bool, err error) {
+	return func(cgroup string) bool { return cgroup == c.cgroup }, c.alone, nil
+}
+
+// Who holds a file of the store and does not end with the service is found before anything is copied. fault 13
+func TestHoldersBesideTheService(t *testing.T) {
+	m := newTestMover(t, nil)
+	m.store.Path, m.move = t.TempDir(), nil
+	holder := exec.Command("sleep", "infinity")
+	holder.Dir = m.store.Path
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = holder.Process.Kill(), holder.Wait() })
+	cgroup, err := mount.CgroupOf(holder.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		service         cgrouped
+		refused, warned bool
+	}{
+		"the service itself":       {cgrouped{cgroup: cgroup, alone: true}, false, false},
+		"another one":              {cgrouped{cgroup: "/other", alone: true}, true, false},
+		"the unit itself":          {cgrouped{cgroup: cgroup}, false, false},
+		"perhaps one that depends": {cgrouped{cgroup: "/other"}, false, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			test.service.slowService = &slowService{running: true}
+			m.service, m.plan = test.service, Plan{}
+			err := m.checkUse(t.Context())
+			named := fmt.Sprintf("process %d (sleep): working directory", holder.Process.Pid)
+			if errors.Is(err, ErrInUse) != test.refused || test.refused && !strings.Contains(err.Error(), named) {
+				t.Errorf("refused: %v", err)
+			}
+			if strings.Contains(m.plan.Holders, named) != test.warned {
+				t.Errorf("warned of %q", m.plan.Holders)
+			}
 		})
 	}
 }

@@ -76,6 +76,12 @@ func viewOf(proc string, pids []int) (*View, error) {
 	return nil, nil
 }
 
+// CgroupOf is the cgroup of a process, as that of a View is.
+func CgroupOf(pid int) (string, error) {
+	content, err := os.ReadFile(procFile(pid, "cgroup"))
+	return cgroupPath(string(content)), err
+}
+
 // cgroupPath takes the longest path of the lines "ID:CONTROLLERS:PATH" (cgroups(7)).
 func cgroupPath(content string) string {
 	longest := ""
