@@ -138,6 +138,24 @@ func TestGrowRefused(t *testing.T) {
 	}
 }
 
+// fault 36: what would fit, and take of what stays in reserve on the disk below, is refused.
+func TestGrowKeepsReserve(t *testing.T) {
+	s := newSite(t)
+	s.onPower()
+	s.copyOf("created", func() { s.create(); s.unguard(s.store) })
+	s.open()
+	var stat unix.Statfs_t
+	s.must(unix.Statfs(s.dir, &stat))
+	free, reserve := int64(stat.Bavail)*stat.Bsize, max(int64(stat.Blocks)*stat.Bsize*reservePercent/100, spareBytes)
+	_, err := s.grow(GrowOptions{By: free - reserve/2})
+	s.requireError(err, StepPreflight, mount.ErrNoSpace)
+	s.requireSize(64 << 20)
+	if planned, err := s.grow(GrowOptions{By: free - reserve*3/2, DryRun: true}); err != nil {
+		t.Errorf("%+v: %v", planned, err)
+	}
+	s.close()
+}
+
 // fault 34: a disk that is full leaves the volume as it was, also where the reserve was thought to be there.
 func TestGrowWithoutSpace(t *testing.T) {
 	s := newCreated(t)
