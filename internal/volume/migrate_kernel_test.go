@@ -448,6 +448,69 @@ func TestMigrateRefused(t *testing.T) {
 	}
 }
 
+// fault 16: there must be room for what arrives while the copy runs, too, in bytes and in inodes.
+func TestMigrateKeepsMargin(t *testing.T) {
+	s := newSite(t, withService, func(c *config.Config) { c.Volume.Size = 32 * config.MiB })
+	s.makePlaintext()
+	s.openPlaintext()
+	var free unix.Statfs_t
+	s.must(unix.Statfs(s.Root(), &free))
+	fits := func(what string, want error) {
+		t.Helper()
+		options := s.moveOptions()
+		options.DryRun = true
+		if _, err := s.Migrate(t.Context(), options, &watcher{}); !errors.Is(err, want) {
+			t.Errorf("%s: %v instead of %v", what, err, want)
+		}
+	}
+	room := int64(free.Bavail) * free.Bsize
+	file, err := os.Create(filepath.Join(s.store, "big"))
+	s.must(err)
+	defer file.Close()
+	s.must(unix.Fallocate(int(file.Fd()), 0, 0, room*7/10))
+	fits("bytes with the margin", nil)
+	s.must(unix.Fallocate(int(file.Fd()), 0, 0, room*9/10))
+	fits("bytes without it", ErrVolumeFull)
+	s.remove(file.Name())
+	made := uint64(0)
+	empty := func(tenths uint64) {
+		for ; made < free.Ffree*tenths/10; made++ {
+			s.must(unix.Mknod(filepath.Join(s.store, "empty", strconv.FormatUint(made, 10)), unix.S_IFREG|0o600, 0))
+		}
+	}
+	empty(7)
+	fits("inodes with the margin", nil)
+	empty(9)
+	fits("inodes without it", ErrVolumeFull)
+}
+
+// stubborn is a service that does not stop.
+type stubborn struct {
+	standIn
+	err error
+}
+
+func (s stubborn) Stop(context.Context) error { return s.err }
+
+// fault 13: a service that cannot be stopped runs on, on its store, and moves in once it can.
+func TestServiceDoesNotStop(t *testing.T) {
+	s := newPlaintext(t)
+	unstoppable := errors.New("permission denied")
+	options := s.moveOptions()
+	options.Service = func(config.Store) Service { return stubborn{s.standIn(), unstoppable} }
+	_, err := s.Migrate(t.Context(), options, &watcher{})
+	s.requireError(err, StepStop, unstoppable)
+	s.requireServing("not stopped")
+	s.must(s.RestartServices(t.Context(), s.moveOptions(), &watcher{}))
+	s.requireServing("left alone")
+	if undecided, stopped, err := s.PendingMoves(); undecided || stopped || err != nil {
+		t.Errorf("undecided %v, stopped %v: %v", undecided, stopped, err)
+	}
+	s.migrate()
+	s.requireServing("moved in")
+	s.requireEncrypted()
+}
+
 // fault 26: a service that does not get well on the new store is back on the old one in time, with what it has written meanwhile.
 func TestMigrateRollsBack(t *testing.T) {
 	s := newPlaintext(t)
