@@ -32,7 +32,7 @@ type migrateCommand struct {
 }
 
 const purgeWarning = `Removed files are not erased: snapshots and backups from before, and blocks that flash memory has remapped, may
-still hold them.`
+still hold them, and so do the blocks that are free now, at least until fstrim discards them.`
 
 func newMigrateCommand(a *app) *cobra.Command {
 	c := &migrateCommand{app: a}

@@ -505,18 +505,21 @@ func TestMoveIsShown(t *testing.T) {
 		s.after(time.Second)
 		s.requireOperations(t, api.Operation{Action: api.OperationActionUnlock, State: api.OperationStateRunning, Text: string(volume.StepUnlock), PID: os.Getpid()})
 		s.after(4 * time.Second)
-		move := api.Operation{Action: api.OperationActionRollback, State: api.OperationStateRunning, Store: "media", Text: "carry back"}
+		move := api.Operation{Action: api.OperationActionRollback, State: api.OperationStateRunning, Store: "media", Text: "carry back",
+			DoneEntries: 3, TotalEntries: 40, DoneBytes: 5 << 20, TotalBytes: 6 << 30, LeftSeconds: 70.5}
 		s.mover.doing.set(&move)
 		s.after(10 * time.Second)
 		if said := s.record.having("notify STATUS=serving; rollback media: carry back"); len(said) == 0 {
 			t.Errorf("not shown:\n%s", s.record)
 		}
 		s.requireOperations(t, move)
+		s.requireMove(t, 1, 3, 40, 5<<20, 6<<30, 70.5)
 		ended := move
 		ended.State = api.OperationStateFailed
 		s.mover.doing.set(&ended)
 		s.after(10 * time.Second)
 		s.requireOperations(t, ended)
+		s.requireMove(t, 0, 0, 0, 0, 0, 0)
 		if said := s.record.having("notify STATUS="); !strings.HasSuffix(said[len(said)-1], "STATUS=serving") {
 			t.Errorf("still shown: %s", said[len(said)-1])
 		}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -155,6 +156,12 @@ func TestGrow(t *testing.T) {
 		}
 		s.after(10 * time.Second)
 		s.requireOperations(t)
+		if said := s.record.having("notify STATUS=serving; grow: " + string(volume.StepAllocate)); len(said) != 1 {
+			t.Errorf("not shown:\n%s", s.record)
+		}
+		if said := s.record.having("notify STATUS="); !strings.HasSuffix(said[len(said)-1], "STATUS=serving") {
+			t.Errorf("still shown: %s", said[len(said)-1])
+		}
 		if again := len(s.record.having("volume open")); again != opens+1 {
 			t.Errorf("opened %d times after the growth", again-opens)
 		}

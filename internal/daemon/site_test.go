@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"luksmediad/internal/api"
@@ -282,6 +283,27 @@ func (s *site) requireOperations(t *testing.T, want ...api.Operation) {
 	found, err := s.Operations(t.Context())
 	if diff := cmp.Diff(want, found); diff != "" || err != nil {
 		t.Errorf("operations (%v):\n%s", err, diff)
+	}
+}
+
+// requireMove wants the gauges of a move to show how far it is.
+func (s *site) requireMove(t *testing.T, running, done, entries, doneBytes, bytes, left float64) {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(s.Collector)
+	gathered, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]float64{}
+	for _, family := range gathered {
+		if name, is := strings.CutPrefix(family.GetName(), "luksmediad_move_"); is {
+			found[name] = family.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	want := map[string]float64{"running": running, "done_entries": done, "entries": entries, "done_bytes": doneBytes, "bytes": bytes, "left_seconds": left}
+	if diff := cmp.Diff(want, found); diff != "" {
+		t.Errorf("metrics of the move:\n%s", diff)
 	}
 }
 

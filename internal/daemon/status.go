@@ -99,7 +99,7 @@ func (d *Daemon) say(line string) {
 	d.Notifier.Notify("STATUS=" + line)
 }
 
-// statusLine is the phase, what is being done, and what fails first.
+// statusLine is the phase, what is being done, a move or a growth, and what fails first.
 func (d *Daemon) statusLine(probed bool) string {
 	seen := d.view.snapshot()
 	line := string(seen.phase)
@@ -108,6 +108,9 @@ func (d *Daemon) statusLine(probed bool) string {
 	}
 	if seen.moving != "" {
 		line += "; " + seen.moving
+	}
+	if seen.growth != nil {
+		line += fmt.Sprintf("; %s: %s", seen.growth.Action, seen.growth.Text)
 	}
 	c, failing := d.firstFailure()
 	switch {
