@@ -45,7 +45,7 @@ func (m *mover) migrate(ctx context.Context) (changed bool, err error) {
 	case m.move == nil || m.move.Phase == phaseCopying || m.move.Phase == phaseBack:
 		return true, m.moveIn(ctx)
 	}
-	unfinished := m.move.Phase == phaseTrial || m.move.Phase == phaseReturning || m.move.Stopped
+	unfinished := m.move.unresolved() || m.move.Phase == phaseTrial || m.move.Phase == phaseReturning || m.move.Stopped
 	if m.options.DryRun {
 		return unfinished, nil
 	}

@@ -794,6 +794,30 @@ func TestPurgeKilledAnywhere(t *testing.T) {
 	}
 }
 
+// A dry run decides nothing that an interrupted move has left undecided.
+func TestDryRunDecidesNothing(t *testing.T) {
+	s := newPlaintext(t)
+	if place := s.crashAt("migrate", "after "+string(phaseVerified)); place == "" {
+		t.Fatal("did not come to the exchange")
+	}
+	journal := filepath.Join(s.paths.State, s.movesName()+".json")
+	before, err := os.ReadFile(journal)
+	s.must(err)
+	options := s.moveOptions()
+	options.DryRun = true
+	if planned, err := s.Migrate(t.Context(), options, &watcher{}); err != nil || !planned.Changed {
+		t.Errorf("%+v: %v", planned, err)
+	}
+	_, err = s.Rollback(t.Context(), options, &watcher{})
+	s.requireError(err, StepPreflight, ErrTrial)
+	_, err = s.Purge(t.Context(), options, &watcher{})
+	s.requireError(err, StepPreflight, ErrTrial)
+	s.requireContent(journal, string(before))
+	s.recoverFrom("interrupted", false)
+	s.migrate()
+	s.requireEncrypted()
+}
+
 // recoverFrom does what a boot does, or a daemon that is there all the time.
 func (s *site) recoverFrom(where string, reboot bool) {
 	s.t.Helper()

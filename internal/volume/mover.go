@@ -151,7 +151,7 @@ func (v *Volume) newMover(options MoveOptions, observer Observer) *mover {
 	return &mover{Volume: v, observer: observer, options: options}
 }
 
-// begin finds the store and the open volume, and ends what an interruption has left undecided.
+// begin finds the store and the open volume, and ends what an interruption has left undecided, which a dry run leaves so.
 func (m *mover) begin(ctx context.Context) error {
 	release, err := m.lockPatiently(ctx)
 	if err != nil {
@@ -161,8 +161,10 @@ func (m *mover) begin(ctx context.Context) error {
 	if err := m.reload(); err != nil {
 		return err
 	}
-	if err := m.resolveMoves(m.record); err != nil {
-		return err
+	if !m.options.DryRun {
+		if err := m.resolveMoves(m.record); err != nil {
+			return err
+		}
 	}
 	if m.store, err = m.chooseStore(); err != nil {
 		return err
@@ -170,6 +172,14 @@ func (m *mover) begin(ctx context.Context) error {
 	m.service = m.options.Service(m.store)
 	m.move, err = m.loadMove(m.store)
 	return err
+}
+
+// requireDecided is about a dry run after an interruption.
+func (m *mover) requireDecided() error {
+	if m.move != nil && m.move.unresolved() {
+		return wrongf(ErrTrial, "cannot tell where store %s is, which the next opening decides", m.store.Name)
+	}
+	return nil
 }
 
 // reload looks at record and volume anew: both may have changed while the lock was free.

@@ -50,6 +50,9 @@ func (m *mover) purgeOld(ctx context.Context) (changed bool, err error) {
 // planPurge wants the store to be seen in the volume, and the move to have come to its end.
 func (m *mover) planPurge(context.Context) error {
 	m.plan = Plan{Store: m.store.Name, Path: m.store.Path}
+	if err := m.requireDecided(); err != nil {
+		return err
+	}
 	switch {
 	case m.move == nil:
 		return wrongf(ErrNothingOld, "cannot purge store %s", m.store.Name)

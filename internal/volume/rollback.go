@@ -39,6 +39,9 @@ func (m *mover) rollback(ctx context.Context) (changed bool, err error) {
 // planBack refuses where nothing is left to go back to.
 func (m *mover) planBack(ctx context.Context) (err error) {
 	m.plan = Plan{Store: m.store.Name, Path: m.store.Path, Service: m.store.Service.String()}
+	if err := m.requireDecided(); err != nil {
+		return err
+	}
 	switch {
 	case m.move == nil:
 		return wrongf(ErrNoWayBack, "cannot take store %s back: it has not moved in, or its old files were purged", m.store.Name)
