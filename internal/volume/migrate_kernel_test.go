@@ -113,7 +113,8 @@ func pictureOf(root string) string {
 	return strings.Join(lines, "\n")
 }
 
-// attributesOf lists the extended attributes of a file, ACLs among them, in the order of their names.
+// attributesOf lists the extended attributes of a file, ACLs among them, in the order of their names. Those of xfs for an ACL say what the
+// ACL does (xfs_acl.h).
 func attributesOf(path string) (string, error) {
 	var names, value [4096]byte
 	n, err := unix.Llistxattr(path, names[:])
@@ -122,6 +123,9 @@ func attributesOf(path string) (string, error) {
 	}
 	listed := ""
 	for _, name := range slices.Sorted(strings.FieldsFuncSeq(string(names[:n]), func(r rune) bool { return r == 0 })) {
+		if strings.HasPrefix(name, "trusted.SGI_ACL_") {
+			continue
+		}
 		n, err := unix.Lgetxattr(path, name, value[:])
 		if err != nil {
 			return "", err
