@@ -183,21 +183,20 @@ func (m *mover) checkBeside(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("cannot tell what uses store %s: %w", m.store.Name, err)
 	}
-	if alone {
-		return settle(ctx, ErrInUse, func() error {
-			holders, err := holdersBeside(m.store.Path, owns)
-			if err != nil {
-				return err
-			}
-			return m.refuseUsed(ctx, holders, true)
-		})
-	}
-	holders, err := holdersBeside(m.store.Path, owns)
-	if err != nil {
+	var holders []mount.Holder
+	err = settle(ctx, ErrInUse, func() (err error) {
+		if holders, err = holdersBeside(m.store.Path, owns); err == nil && alone && len(holders) > 0 {
+			err = ErrInUse
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, ErrInUse) {
 		return err
 	}
-	m.plan.Holders = holdersText(holders)
-	return m.refuseUsed(ctx, nil, true)
+	if !alone {
+		m.plan.Holders, holders = holdersText(holders), nil
+	}
+	return m.refuseUsed(ctx, holders, true)
 }
 
 // holdersBeside leaves out whom the service owns, and who has ended.
