@@ -42,14 +42,16 @@ func TestMoveIsAlive(t *testing.T) {
 // A dry run says what a move takes, and what may be in its way.
 func TestDescribeMigrate(t *testing.T) {
 	plan := volume.Plan{Store: "media", Path: "/srv/media", Found: transfer.Inventory{Totals: transfer.Totals{Files: 7, Bytes: 3 << 20}},
-		Need: volume.Room{Bytes: 4 << 20}, Free: volume.Room{Bytes: 1 << 30}, Copying: 90 * time.Second, Standstill: 16 * time.Second}
+		Need: volume.Room{Bytes: 4 << 20}, Free: volume.Room{Bytes: 1 << 30}, Copying: 90 * time.Second, Standstill: 16 * time.Second,
+		Returning: 70 * time.Second}
 	const moves = "move store media from /srv/media into the volume: 7 files, 3MiB, about 1m30s; of the volume's 1GiB that are free it takes at most 4MiB"
+	const stops = moves + "; synapse.service is stopped for about 16s, and if it is not well then, for about 1m10s more until it runs on the old files again"
 	for want, set := range map[string]func(*volume.Plan){
 		moves + "; no service is configured, and nothing is stopped": func(*volume.Plan) {},
 		moves + "; synapse.service does not run and is not started":  func(p *volume.Plan) { p.Service = "synapse.service" },
-		moves + "; synapse.service is stopped for about 16s":         func(p *volume.Plan) { p.Service, p.Runs = "synapse.service", true },
-		"finish the move of store media":                             func(p *volume.Plan) { p.Path = "" },
-		moves + "; synapse.service is stopped for about 16s\nwarning: the trial may fail\nwarning: store media is in use: process 7 (rsync): open file /srv/media/a: what does not end with synapse.service stops the move when that has been stopped": func(p *volume.Plan) {
+		stops:                            func(p *volume.Plan) { p.Service, p.Runs = "synapse.service", true },
+		"finish the move of store media": func(p *volume.Plan) { p.Path = "" },
+		stops + "\nwarning: the trial may fail\nwarning: store media is in use: process 7 (rsync): open file /srv/media/a: what does not end with synapse.service stops the move when that has been stopped": func(p *volume.Plan) {
 			p.Service, p.Runs, p.Warning, p.Holders = "synapse.service", true, "the trial may fail", "process 7 (rsync): open file /srv/media/a"
 		},
 	} {
