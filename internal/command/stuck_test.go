@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// A direct read from a suspended device sleeps uninterruptibly: not even SIGKILL ends it before the device resumes.
+// fault 64: a direct read from a suspended device sleeps uninterruptibly: not even SIGKILL ends it before the device resumes.
 func TestProgramThatHangsInTheKernel(t *testing.T) {
 	const name = "luksmediad-stuck"
 	dmsetup := func(args ...string) string {

@@ -432,7 +432,7 @@ func TestLockWhileServicesRun(t *testing.T) {
 	})
 }
 
-// Who cannot be asked what still runs may not close the volume.
+// fault 72: who cannot be asked what still runs may not close the volume.
 func TestLockWithoutServiceManager(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite().start(t)

@@ -129,7 +129,7 @@ func TestDamagedFilesystemIsLeftAlone(t *testing.T) {
 }
 
 // Until it serves, the daemon keeps the service manager waiting; the watchdog is fed all the time, by the loop and
-// whatever an operation does.
+// whatever an operation does. fault 64
 func TestPulse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
@@ -211,7 +211,7 @@ func TestLockGivenUp(t *testing.T) {
 	})
 }
 
-// A write that hangs is a failed write: the volume is not served, and opening is tried again.
+// fault 64: a write that hangs is a failed write: the volume is not served, and opening is tried again.
 func TestHungWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
@@ -317,7 +317,7 @@ func TestSynapseDown(t *testing.T) {
 	})
 }
 
-// What goes wrong with services after opening is told and changes nothing about the volume.
+// fault 72: what goes wrong with services after opening is told and changes nothing about the volume.
 func TestServicesThatDoNotStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
@@ -397,7 +397,7 @@ func TestUnmountedForGood(t *testing.T) {
 	})
 }
 
-// A look at the mount table that hangs is neither repeated nor waited for.
+// fault 64: a look at the mount table that hangs is neither repeated nor waited for.
 func TestHungLook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fault 6, fault 16: a full disk of the system is not the volume's, and growing the volume would be of no help.
+// faults 6 and 16: a full disk of the system is not the volume's, and growing the volume would be of no help.
 func TestFullDiskIsNamed(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("state-test", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=4k,mode=0700"); err != nil {

@@ -11,6 +11,7 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 )
 
+// fault 72
 func TestNoSystemBus(t *testing.T) {
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+filepath.Join(t.TempDir(), "missing"))
 	// Not ConnectUnits, which as root goes on to systemd's own socket.

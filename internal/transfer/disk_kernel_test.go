@@ -142,8 +142,8 @@ func requireDiskCounts(t *testing.T, m *move, manifest *Manifest, d *disk) {
 	}
 }
 
-// A bad sector below a file is told as an error of reading, or for who could make the file anew as one content that is wrong; and made anew it is
-// right.
+// fault 17: a bad sector below a file is told as an error of reading, or for who could make the file anew as one content that is wrong; and made
+// anew it is right.
 func TestBadSector(t *testing.T) {
 	d := newDisk(t, "transfer", "ext4", false)
 	m := newMove(t)

@@ -524,7 +524,8 @@ func (s *site) reopen() (*Opened, *watcher) {
 	return opened, w
 }
 
-// Once another source has opened the volume the TPM gets a new key, and gives it from then on: after PCRs have changed, and in another TPM.
+// faults 41 and 43: once another source has opened the volume the TPM gets a new key, and gives it from then on: after PCRs have changed, and in
+// another TPM.
 func TestReseal(t *testing.T) {
 	s, tpm := newSite(t), swtpm.Start(t)
 	s.withReseal(tpm)

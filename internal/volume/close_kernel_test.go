@@ -49,7 +49,7 @@ func TestCloseUnbindsMovedStore(t *testing.T) {
 	s.unguard(filepath.Join(folder(s)+"-2", "avatars"))
 }
 
-// Whoever looks why the volume does not close reads which process has it mounted.
+// fault 69: whoever looks why the volume does not close reads which process has it mounted.
 func TestCloseNamesHolders(t *testing.T) {
 	s := newCreated(t)
 	s.open()

@@ -31,7 +31,7 @@ func (s *site) requireMode(path string, mode, owner uint32) {
 	}
 }
 
-// Where files lie in the place of a store that has moved in nobody writes more of them, and root gets them out.
+// fault 58: where files lie in the place of a store that has moved in nobody writes more of them, and root gets them out.
 func TestFilesInPlaceOfStore(t *testing.T) {
 	s := newCreated(t)
 	s.unpack()

@@ -49,7 +49,7 @@ func (s *site) leave(change func(*move)) {
 	}
 }
 
-// A copy that has other contents than were written is made anew, and a service that a killed run has left stopped is started all the same.
+// fault 19: a copy that has other contents than were written is made anew, and a service that a killed run has left stopped is started all the same.
 func TestMigrateDiscardsWrongCopy(t *testing.T) {
 	s := newPlaintext(t)
 	time.Sleep(3 * time.Second) // what is younger than two seconds is copied once more
@@ -139,7 +139,7 @@ func TestMigrateAfterInterruptedDiscard(t *testing.T) {
 	s.requirePlain()
 }
 
-// What a way back leaves that came to no good: nothing uses the store by a mount of its own when it goes, a service is started only on a
+// fault 28: what a way back leaves that came to no good: nothing uses the store by a mount of its own when it goes, a service is started only on a
 // store that is there, and a migrate ends it all, so that the old files can be purged, with their manifests.
 func TestMigrateAfterInterruptedRollback(t *testing.T) {
 	s := newPlaintext(t)
@@ -279,8 +279,8 @@ func (s *site) arriveAt(name string, path func() string, next error) (letGo func
 	}
 }
 
-// Who comes to the old directory between the last look and the exchange keeps it, also where the run ends right after the exchange, and what it
-// writes is not lost.
+// fault 13: who comes to the old directory between the last look and the exchange keeps it, also where the run ends right after the exchange, and
+// what it writes is not lost.
 func TestMigrateYieldsToLateHolder(t *testing.T) {
 	s := newPlaintext(t)
 	hole := func() string { return filepath.Join(s.store, "hole") }
@@ -306,7 +306,7 @@ func TestMigrateYieldsToLateHolder(t *testing.T) {
 	s.requireEncrypted()
 }
 
-// Who comes to the volume between the last look and the end of the mount keeps it: the copy there is not removed.
+// fault 13: who comes to the volume between the last look and the end of the mount keeps it: the copy there is not removed.
 func TestRollbackYieldsToLateHolder(t *testing.T) {
 	s := newPlaintext(t)
 	s.migrate()
@@ -332,7 +332,8 @@ func (s *site) uploadAt(name string, path func() string) {
 	}
 }
 
-// What comes between the last comparison and the moment from which on the other copy counts is in no other copy: the store stays where it is.
+// faults 15 and 27: what comes between the last comparison and the moment from which on the other copy counts is in no other copy: the store
+// stays where it is.
 func TestLateUploadIsNotLeftBehind(t *testing.T) {
 	s := newPlaintext(t)
 	late := filepath.Join(s.store, "late")
@@ -416,7 +417,7 @@ func TestMigrateLeavesWhatIsInTheVolume(t *testing.T) {
 	s.requirePlain()
 }
 
-// What has come to the old files is said to be there, and in the way of a rollback only until it is moved away.
+// fault 27: what has come to the old files is said to be there, and in the way of a rollback only until it is moved away.
 func TestRollbackNamesWhatHasComeToTheOldFiles(t *testing.T) {
 	s := newPlaintext(t)
 	old := s.migrate().Old
@@ -445,8 +446,8 @@ func (c counting) Stop(ctx context.Context) error {
 	return c.standIn.Stop(ctx)
 }
 
-// Where nothing can be written down any more from some point on, the service runs all the same, on a store that the next opening takes for the
-// right one; and the daemon does not stop it to start it again.
+// fault 16: where nothing can be written down any more from some point on, the service runs all the same, on a store that the next opening takes
+// for the right one; and the daemon does not stop it to start it again.
 func TestMoveWithFullState(t *testing.T) {
 	s := newPlaintext(t)
 	for _, test := range []struct{ what, from string }{

@@ -290,7 +290,7 @@ func TestAddRefuses(t *testing.T) {
 	}
 	none := func(*ring) {}
 	for name, refusal := range map[string]addRefusal{
-		// A6 of facts/security.md
+		// what would bind the key to nothing
 		"bank not allocated": {none, seal(tpm2.SealOptions{PCRs: []int{4}, Bank: tpm2.SHA1}), StepKeys, tpm2.ErrBankUnavailable},
 		"PCR never extended": {none, seal(tpm2.SealOptions{PCRs: []int{4, 7}}), StepKeys, tpm2.ErrPCRUnused},
 		"empty PIN":          {none, seal(tpm2.SealOptions{PIN: new(secret.Key)}), StepKeys, tpm2.ErrPINNeeded},

@@ -12,7 +12,7 @@ import (
 	"luksmediad/test/devmapper"
 )
 
-// faults 17, 18 and 19: a disk below the volume that loses writes, reports errors, or stops answering ends a move without harm. The service
+// faults 18 and 19: a disk below the volume that loses writes, reports errors, or stops answering ends a move without harm. The service
 // runs on the files outside, whose copy proves nothing any more, and a move on a disk that works comes to its end.
 func TestMigrateLosesWrites(t *testing.T) {
 	s := newSite(t)
@@ -51,7 +51,7 @@ func TestMigrateLosesWrites(t *testing.T) {
 	s.requireBound()
 }
 
-// fault 19: a disk that dies while the container on it grows leaves a container that opens, and the next growth comes to its end.
+// faults 32 and 33: a disk that dies while the container on it grows leaves a container that opens, and the next growth comes to its end.
 func TestGrowOnDyingDisk(t *testing.T) {
 	for _, fatal := range []Step{StepAllocate, StepAttach, StepGrowFS} {
 		t.Run(string(fatal), func(t *testing.T) {

@@ -566,7 +566,7 @@ func TestMigrateStoppedService(t *testing.T) {
 	s.requireEncrypted()
 }
 
-// What somebody has put aside is not purged, and said.
+// fault 30: what somebody has put aside is not purged, and said.
 func TestPurgeLeavesOthers(t *testing.T) {
 	s := newPlaintext(t)
 	moved := s.migrate()
@@ -587,7 +587,7 @@ func TestPurgeLeavesOthers(t *testing.T) {
 	s.requireNothingAside()
 }
 
-// Old files that are not found by their inodes are not said to have been removed, nor is there a way back to them.
+// fault 30: old files that are not found by their inodes are not said to have been removed, nor is there a way back to them.
 func TestPurgeAfterCopyOfTheDisk(t *testing.T) {
 	s := newPlaintext(t)
 	s.migrate()
@@ -643,7 +643,7 @@ func TestMoveWithoutManifest(t *testing.T) {
 	}
 }
 
-// faults 1, 12, 14, 22 to 25 and 28: killed before and after every durable step on the way in and on the way back, beside a daemon or with
+// faults 12, 14, 22 to 25 and 28: killed before and after every durable step on the way in and on the way back, beside a daemon or with
 // all the machine by a power failure, exactly one store is complete, the service is started on no other, and the next run comes to its end.
 func TestMoveKilledAnywhere(t *testing.T) {
 	s := newSite(t, withService)
@@ -900,7 +900,7 @@ func (s *site) complete(what string) {
 	}
 }
 
-// faults 17 and 18: what fails before or after any durable step, or panics there, leaves the service running on a complete store, and the
+// faults 16, 18 and 30: what fails before or after any durable step, or panics there, leaves the service running on a complete store, and the
 // next run comes to its end.
 func TestMoveFailsAnywhere(t *testing.T) {
 	s := newPlaintext(t)

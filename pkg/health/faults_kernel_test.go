@@ -92,7 +92,7 @@ func TestWriteProbeAfterErrors(t *testing.T) {
 	requireReason(t, probe.countErrors(), ReasonFilesystemErrors)
 }
 
-// fault 17, as the raw disk has it: blocks that cannot be read.
+// fault 61, as the raw disk has it: blocks that cannot be read.
 func TestCiphertextProbeOnBadBlocks(t *testing.T) {
 	v := newBrittleVolume(t)
 	probe := v.probe(t)

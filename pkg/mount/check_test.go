@@ -99,7 +99,7 @@ func TestCheckCancelled(t *testing.T) {
 	}
 }
 
-// The codes that e2fsck gives only for a mounted root filesystem or a broken installation.
+// fault 59: the codes that e2fsck gives only for a mounted root filesystem or a broken installation.
 func TestJudgeE2fsck(t *testing.T) {
 	failure := errors.New("exit status")
 	for code, want := range map[int]struct {

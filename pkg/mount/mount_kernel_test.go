@@ -151,7 +151,7 @@ func TestDirtyJournal(t *testing.T) {
 	}
 }
 
-// The container keeps its blocks through mkfs, mount and writing on the loop device itself (fault 54).
+// The container keeps its blocks through mkfs, mount and writing on the loop device itself (faults 54 and 63).
 func TestContainerStaysAllocated(t *testing.T) {
 	for _, kind := range []Kind{Ext4, XFS} {
 		file := container(t, 320<<20)

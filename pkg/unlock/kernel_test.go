@@ -126,7 +126,7 @@ func TestActivate(t *testing.T) {
 	requireNoMapping(t)
 }
 
-// Who waits for udev alone has done what it was for, be it to open or to close.
+// fault 70: who waits for udev alone has done what it was for, be it to open or to close.
 func TestHungButDone(t *testing.T) {
 	a := newAttached(t)
 	hung := func(program string) Cryptsetup {

@@ -127,7 +127,7 @@ func TestKeyFileOfAnotherOwnerIsRefused(t *testing.T) {
 	requireRefused(t, path, badKeyFile{class: ErrKeyFileUnsafe, says: "its owner is uid"})
 }
 
-// A device that never ends is no key file either.
+// fault 49: a device that never ends is no key file either.
 func TestKeyFileIsNoDevice(t *testing.T) {
 	requireRefused(t, "/dev/zero", badKeyFile{class: ErrKeyFileUnsafe, says: "not a regular file"})
 }

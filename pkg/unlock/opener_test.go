@@ -119,7 +119,7 @@ func (h *hanging) Run(ctx context.Context, stdin *os.File, extra []*os.File, nam
 	return h.recorder.Run(ctx, stdin, extra, "sleep", "60")
 }
 
-// A cryptsetup that comes to no end is ended, and the opening fails, so that it is tried again.
+// fault 70: a cryptsetup that comes to no end is ended, and the opening fails, so that it is tried again.
 func TestOpenEndsWhereCryptsetupHangs(t *testing.T) {
 	device := newContainer(t, Cryptsetup{Runner: &recorder{}})
 	opener := Opener{Cryptsetup: Cryptsetup{Runner: &hanging{program: "cryptsetup"}, Patience: 50 * time.Millisecond},

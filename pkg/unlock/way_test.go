@@ -87,7 +87,7 @@ func TestWaysEnd(t *testing.T) {
 	}
 }
 
-// A keyslot that asks for more memory than there is keeps nobody from the next one, and no source from being asked.
+// fault 11: a keyslot that asks for more memory than there is keeps nobody from the next one, and no source from being asked.
 func TestKeyslotWithoutMemory(t *testing.T) {
 	cryptsetup, about := ringOfKeys(t)
 	key := filepath.Join(t.TempDir(), "key")
@@ -113,7 +113,7 @@ func (l limited) Run(ctx context.Context, stdin *os.File, extra []*os.File, name
 	return l.Runner.Run(ctx, stdin, extra, "prlimit", append([]string{"--as=150000000", name}, args...)...)
 }
 
-// Also where the kernel kills cryptsetup, and where a mapping is to be made.
+// fault 11: also where the kernel kills cryptsetup, and where a mapping is to be made.
 func TestActivateWithoutMemory(t *testing.T) {
 	_, about := ringOfKeys(t)
 	for _, end := range []string{"exit 3", "kill -KILL $$"} {
