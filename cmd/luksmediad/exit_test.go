@@ -20,7 +20,7 @@ func TestExitCodePage(t *testing.T) {
 		fmt.Fprintf(&page, "| %d | %s |\n", e.code, e.meaning)
 	}
 	page.WriteString("\n# Classes of errors\n\nThe class is what `--json`, the API (`class`), the journal (`LUKSMEDIAD_REASON=`) and the metrics (`reason`) say. " +
-		"Names in braces are\nfilled in from the configuration: `{synapse_log}` is `docker logs` of the container, or `journalctl -u` of the unit, that `stores[].service` names.\n\n")
+		"Names in braces are\nfilled in from the configuration: `{synapse_log}` is `docker logs` of the container, or `journalctl -u` of the unit, that `stores[].service` names,\nand `{store}` of several stores the one that the error is about.\n\n")
 	page.WriteString("| class | code | what to type next |\n|---|---:|---|\n")
 	seen := map[string]bool{}
 	row := func(class string, exit int, next string) {

@@ -48,8 +48,33 @@ func fill(c *config.Config, err error, explained api.Explanation) api.Explanatio
 	if used, ok := errors.AsType[*usedPathError](err); ok {
 		explained.Next = strings.ReplaceAll(explained.Next, stopUser, used.stop)
 	}
-	explained.Next = expand(c, explained.Next)
+	explained.Store = storeInError(err, explained.Class)
+	explained.Next = expandFor(c, explained.Store, explained.Next)
 	return explained
+}
+
+// storeError is an error about one store.
+type storeError interface {
+	error
+	Store() string
+}
+
+// storeInError is the store that an error is about by that part of it which is of the class: of several errors each may be about another.
+func storeInError(err error, class api.Class) string {
+	if about, ok := err.(storeError); ok && explain(err).Class == class { //nolint:errorlint // each part of the tree is looked at
+		return about.Store()
+	}
+	switch wrapped := err.(type) { //nolint:errorlint // as above
+	case interface{ Unwrap() error }:
+		return storeInError(wrapped.Unwrap(), class)
+	case interface{ Unwrap() []error }:
+		for _, part := range wrapped.Unwrap() {
+			if name := storeInError(part, class); name != "" {
+				return name
+			}
+		}
+	}
+	return ""
 }
 
 // makeFolder is the advice if the folder of the container or of a store is not there, which nothing makes unasked; else empty.
@@ -70,24 +95,30 @@ func makeFolder(c *config.Config) string {
 }
 
 // adviceFor is advise with the names of the configured things.
-func adviceFor(c *config.Config) func(health.Code, health.Reason) string {
-	return func(code health.Code, reason health.Reason) string { return expand(c, advise(code, reason)) }
+func adviceFor(c *config.Config) func(health.Code, health.Reason, string) string {
+	return func(code health.Code, reason health.Reason, about string) string {
+		return expandFor(c, about, advise(code, reason))
+	}
 }
 
-// expand fills the names of the configured things into advice, so that it can be pasted. Without a configuration, and
-// where there are several stores, the braces stay for the reader to fill.
-func expand(c *config.Config, next string) string {
+// expand is expandFor about no store in particular.
+func expand(c *config.Config, next string) string { return expandFor(c, "", next) }
+
+// expandFor fills the names of the configured things into advice, so that it can be pasted. Without a configuration, and
+// where it is not known which of several stores it is about, the braces stay for the reader to fill.
+func expandFor(c *config.Config, about, next string) string {
 	if c == nil {
 		return next
 	}
 	names := []string{"{volume}", c.Volume.Name, "{container}", c.Volume.Container, "{root}", c.Volume.Root(), "{units}", strings.Join(c.Units(), " ")}
 	names = append(names, "{fsck}", map[config.Filesystem]string{config.Ext4: "e2fsck -f", config.XFS: "xfs_repair"}[c.Volume.Filesystem])
-	if len(c.Stores) == 1 {
-		names = append(names, "{store}", c.Stores[0].Path, "{store_name}", c.Stores[0].Name, "{owner}", c.Stores[0].Owner.String())
-		names = append(names, lookAt(c.Stores[0]).names("service")...)
-	} else {
-		names = append(names, "{service_log}", logsOf(c.Stores))
+	for _, store := range c.Stores {
+		if store.Name == about || len(c.Stores) == 1 {
+			names = append(names, "{store}", store.Path, "{store_name}", store.Name, "{owner}", store.Owner.String())
+			names = append(names, lookAt(store).names("service")...)
+		}
 	}
+	names = append(names, "{stores}", pathsOf(c.Stores), "{service_log}", logsOf(c.Stores)) // the first of a place counts
 	for _, store := range c.Stores {
 		if store.Name == c.SynapseStore() {
 			names = append(names, lookAtSynapse(store, c.Probes.Synapse).names("synapse")...)
@@ -128,9 +159,11 @@ func (a *app) withHeaderCopy(next string) string {
 }
 
 // adviceFor is adviceFor as the daemon gives it.
-func (a *app) adviceFor(c *config.Config) func(health.Code, health.Reason) string {
+func (a *app) adviceFor(c *config.Config) func(health.Code, health.Reason, string) string {
 	advise := adviceFor(c)
-	return func(code health.Code, reason health.Reason) string { return a.asTyped(advise(code, reason)) }
+	return func(code health.Code, reason health.Reason, about string) string {
+		return a.asTyped(advise(code, reason, about))
+	}
 }
 
 func asTyped(next, path string, root bool) string {

@@ -10,9 +10,11 @@ import (
 	"testing"
 
 	"luksmediad/internal/config"
+	"luksmediad/internal/daemon"
 	"luksmediad/internal/state"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
+	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock"
 	"luksmediad/pkg/unlock/luks2"
 	"luksmediad/pkg/unlock/secret"
@@ -49,8 +51,58 @@ func TestAdviceIsFilled(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	c.Stores = append(c.Stores, config.Store{Name: "other", Path: "/srv/other"})
-	if got, want := expand(c, "findmnt {store}"), "findmnt {store}"; got != want {
+	if got, want := expand(c, "findmnt {store}; fuser -vm {stores}"), "findmnt {store}; fuser -vm /srv/media_store /srv/other"; got != want {
 		t.Errorf("several stores: got %q, want %q", got, want)
+	}
+}
+
+type aboutStore struct {
+	error
+	store string
+}
+
+func (e aboutStore) Unwrap() error { return e.error }
+func (e aboutStore) Store() string { return e.store }
+
+// Of several stores advice names the one that the error, or the condition, is about.
+func TestAdviceNamesTheStore(t *testing.T) {
+	c := &config.Config{Stores: []config.Store{
+		{Name: "media", Path: "/srv/media"}, {Name: "other", Path: "/srv/other", Service: &config.Service{Docker: "app"}},
+	}}
+	trial, unguarded := aboutStore{volume.ErrTrial, "other"}, aboutStore{mount.ErrUnguarded, "media"}
+	for _, test := range []struct {
+		err         error
+		store, next string
+	}{
+		{fmt.Errorf("cannot: %w", trial), "other", "luksmediad migrate other"},
+		{errors.Join(unguarded, trial), "other", "luksmediad migrate other"}, // trial is the class of both
+		{errors.Join(trial, mount.ErrUnguarded), "other", "luksmediad migrate other"},
+		{unguarded, "media", "lsattr -d /srv/media"},
+		{aboutStore{volume.ErrUnhealthy, "other"}, "other", "journalctl -u luksmediad --since -1h; docker logs --tail 50 app"},
+		{volume.ErrTrial, "", "luksmediad migrate {store_name}"},
+	} {
+		if got := explainFor(c, test.err); got.Store != test.store || got.Next != test.next {
+			t.Errorf("%v: %q, %s", test.err, got.Store, got.Next)
+		}
+	}
+	board := health.NewBoard(health.Options{Advise: adviceFor(c)})
+	next := func(code health.Code) string {
+		for _, condition := range board.Snapshot() {
+			if condition.Code == code {
+				return condition.Next
+			}
+		}
+		return ""
+	}
+	for name, want := range map[string]string{"media": "luksmediad migrate media", "other": "luksmediad migrate other"} {
+		board.SetOf(health.Store, health.Warn, daemon.ReasonPlaintext, name, "")
+		if got := next(health.Store); got != want {
+			t.Errorf("store %s: %s", name, got)
+		}
+	}
+	board.SetOf(health.Container, health.Fail, "move_unclear", "media", "")
+	if got := next(health.Container); got != "ls -la /srv/media; luksmediad migrate rollback media" {
+		t.Errorf("container: %s", got)
 	}
 }
 
@@ -90,7 +142,7 @@ func TestAdviceAsksTheService(t *testing.T) {
 	} {
 		c := &config.Config{Stores: []config.Store{{Name: "media", Service: &config.Service{Docker: "hs"}}}}
 		c.Probes.Synapse = &config.Synapse{Store: "media", URL: url}
-		if got := adviceFor(c)(health.Thumbnail, health.ReasonSynapseUnreachable); got != want {
+		if got := adviceFor(c)(health.Thumbnail, health.ReasonSynapseUnreachable, ""); got != want {
 			t.Errorf("%s: %s", url, got)
 		}
 	}
@@ -132,7 +184,7 @@ func TestAdviceNamesTheHeaderCopy(t *testing.T) {
 		for reason, before := range map[health.Reason]string{
 			health.ReasonHeaderDamaged: "", health.ReasonNotLUKS2: "file -s /srv/media.luks; if it is the container, and its header is gone: ",
 		} {
-			if got, want := a.adviceFor(c)(health.Header, reason), before+copied; got != want {
+			if got, want := a.adviceFor(c)(health.Header, reason, ""), before+copied; got != want {
 				t.Errorf("%s, %s: %s, want %s", when, reason, got, want)
 			}
 		}
@@ -173,14 +225,14 @@ func TestAdviceToGrow(t *testing.T) {
 	device := adviceFor(&config.Config{Volume: config.Volume{Name: "media", Container: "/dev/vg/media"}})
 	file := adviceFor(&config.Config{Volume: config.Volume{Name: "media", Container: "/srv/media.luks"}})
 	for reason, before := range map[health.Reason]string{health.ReasonLowSpace: "", health.ReasonFullSoon: "", health.ReasonNoSpace: "df -h /var/lib/luksmediad/volumes/media; "} {
-		if got := device(health.Space, reason); got != before+enlarge {
+		if got := device(health.Space, reason, ""); got != before+enlarge {
 			t.Errorf("%s of a device: %s", reason, got)
 		}
-		if got := file(health.Space, reason); got != before+"luksmediad grow --by 10GiB --dry-run" {
+		if got := file(health.Space, reason, ""); got != before+"luksmediad grow --by 10GiB --dry-run" {
 			t.Errorf("%s of a file: %s", reason, got)
 		}
 	}
-	if got := device(health.Mount, "volume_full"); got != enlarge {
+	if got := device(health.Mount, "volume_full", ""); got != enlarge {
 		t.Errorf("too small for a store: %s", got)
 	}
 }

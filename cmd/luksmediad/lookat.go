@@ -66,6 +66,15 @@ func logsOf(stores []config.Store) string {
 	return strings.Join(logs, "; ")
 }
 
+// pathsOf are those of all stores.
+func pathsOf(stores []config.Store) string {
+	paths := make([]string, len(stores))
+	for i, store := range stores {
+		paths[i] = store.Path
+	}
+	return strings.Join(paths, " ")
+}
+
 // names are the places in advice that these fill.
 func (l looks) names(of string) []string {
 	return []string{"{" + of + "_log}", l.log, "{" + of + "_state}", l.state, "{" + of + "_description}", l.description}

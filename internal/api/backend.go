@@ -57,4 +57,5 @@ type Explanation struct {
 	Class    Class  // from the closed list of error classes
 	Next     string // what to type next, or nothing
 	ExitCode int    // with which a command ends that meets the error
+	Store    string // the name of the store that the error is about, or nothing
 }

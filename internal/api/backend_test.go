@@ -45,7 +45,7 @@ type daemon struct {
 
 func newDaemon() *daemon {
 	return &daemon{
-		board:  health.NewBoard(health.Options{Advise: func(health.Code, health.Reason) string { return "luksmediad unlock" }}),
+		board:  health.NewBoard(health.Options{Advise: func(health.Code, health.Reason, string) string { return "luksmediad unlock" }}),
 		status: func(context.Context) (api.Status, error) { return fullStatus(), nil },
 		unlock: func(context.Context) (api.Outcome, error) {
 			opened := api.Opening{Kind: api.SourceKindTpm2, Keyslot: new(0)}

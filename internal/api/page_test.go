@@ -22,7 +22,7 @@ const wicked = `<script>document.title="owned"</script><img src="http://evil.exa
 // onCall is a daemon in trouble, as the page has to show it.
 func onCall() *daemon {
 	d := newDaemon()
-	d.board = health.NewBoard(health.Options{Advise: func(code health.Code, _ health.Reason) string { return "luksmediad fix " + string(code) }})
+	d.board = health.NewBoard(health.Options{Advise: func(code health.Code, _ health.Reason, _ string) string { return "luksmediad fix " + string(code) }})
 	d.makeHealthy()
 	d.board.Set(health.Ciphertext, health.Fail, health.ReasonPlaintext, "the raw bytes are the file's own: "+wicked)
 	d.board.Set(health.Thumbnail, health.Fail, health.ReasonSynapseUnreachable, "no answer from http://127.0.0.1:8008")

@@ -230,7 +230,8 @@ func bootTime() time.Time {
 func movedIn(o *volume.Opened, name string) error {
 	for _, store := range o.Stores {
 		if store.Name == name && store.State != volume.StoreEncrypted {
-			return &health.Failure{Class: health.ReasonNotMovedIn, Err: fmt.Errorf("store %s lies outside the volume", name)}
+			why := health.Failure{Class: health.ReasonNotMovedIn, Err: fmt.Errorf("store %s lies outside the volume", name)}
+			return &health.FailureOf{Failure: why, Name: name}
 		}
 	}
 	return nil

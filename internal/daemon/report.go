@@ -67,7 +67,7 @@ func (d *Daemon) reportFailure(err error) {
 	if noKey, ok := errors.AsType[*unlock.NoKeyError](err); ok {
 		d.countAttempts(noKey.Attempts)
 	}
-	d.reportSteps(step, health.Reason(explanation.Class), err.Error())
+	d.reportSteps(step, explanation, err.Error())
 	d.Board.Set(health.Gate, health.Fail, ReasonNotOpen, "the volume is not open")
 }
 
@@ -87,12 +87,12 @@ func isForeign(err error) bool {
 
 // reportSteps reports the condition of the failed step, those before it as holding and those after it as unknown. Each
 // is set once: what fails again as before is no news.
-func (d *Daemon) reportSteps(failed volume.Step, reason health.Reason, text string) {
+func (d *Daemon) reportSteps(failed volume.Step, why api.Explanation, text string) {
 	reached := failed != volume.StepRecord // the first step of all
 	for _, row := range decisions() {
 		switch {
 		case slices.Contains(row.by, failed):
-			d.Board.Set(row.condition, health.Fail, reason, text)
+			d.Board.SetOf(row.condition, health.Fail, health.Reason(why.Class), why.Store, text)
 			reached = false
 		case reached:
 			d.Board.Set(row.condition, health.OK, "", "")
@@ -144,7 +144,7 @@ func (d *Daemon) reportStores(stores []volume.StoreStatus) {
 		default:
 			continue
 		}
-		d.Board.Set(health.Store, health.Warn, reason, fmt.Sprintf(text, store.Name, store.Path))
+		d.Board.SetOf(health.Store, health.Warn, reason, store.Name, fmt.Sprintf(text, store.Name, store.Path))
 		return
 	}
 	d.Board.Set(health.Store, health.OK, "", oldText(stores))

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -123,6 +124,30 @@ func (s *site) openAndLock(t *testing.T, request api.LockRequest) {
 	s.start(t)
 	if _, err := s.Lock(t.Context(), request); err != nil {
 		t.Error(err)
+	}
+}
+
+// Advice about one of several stores needs its name.
+func TestConditionsNameTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.Explain = func(error) api.Explanation { return api.Explanation{Class: "some_class", Store: "other"} }
+		s.volume.failsAt(volume.StepBind, errBroken)
+		s.start(t)
+		s.after(10 * time.Second)
+		o := opened()
+		o.Stores[0].State = volume.StorePlaintext
+		s.reportStores(o.Stores)
+		for _, c := range s.Board.Snapshot() {
+			if want := map[health.Code]string{health.Mount: "other", health.Store: "media"}[c.Code]; c.Subject != want {
+				t.Errorf("%s is about %q, want %q", c.Code, c.Subject, want)
+			}
+		}
+	})
+	outside := opened()
+	outside.Stores[0].State = volume.StorePlaintext
+	if of, ok := errors.AsType[*health.FailureOf](movedIn(outside, "media")); !ok || of.Name != "media" || of.Class != health.ReasonNotMovedIn {
+		t.Errorf("outside: %+v", of)
 	}
 }
 

@@ -212,7 +212,7 @@ func newSiteAfter(before *Handover) *site {
 	for _, level := range volume.Levels() {
 		levels = append(levels, string(level))
 	}
-	board := health.NewBoard(health.Options{Advise: func(health.Code, health.Reason) string { return "luksmediad status" }})
+	board := health.NewBoard(health.Options{Advise: func(health.Code, health.Reason, string) string { return "luksmediad status" }})
 	s.Daemon = New(Parts{
 		Config:   settings(),
 		Volume:   s.volume,

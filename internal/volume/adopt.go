@@ -84,7 +84,7 @@ func (a *adopting) preflight(ctx context.Context) error {
 	}
 	faults := []error{a.cryptsetup.CheckVersion(ctx), mount.CheckGuardable(a.Root())}
 	for _, store := range a.config.Stores {
-		faults = append(faults, checkStorePath(store))
+		faults = append(faults, aboutStore(store.Name, checkStorePath(store)))
 	}
 	for name := range a.options.Stores {
 		if !slices.ContainsFunc(a.config.Stores, func(store config.Store) bool { return store.Name == name }) {
@@ -187,7 +187,7 @@ func (a *adopting) planStores() (map[string]string, error) {
 			err = a.checkUntold(store, others)
 		}
 		if err != nil {
-			return nil, err
+			return nil, aboutStore(store.Name, err)
 		}
 	}
 	return moves, nil

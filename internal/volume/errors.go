@@ -123,6 +123,25 @@ var (
 	ErrConfirmation = errors.New("not confirmed")
 )
 
+// storeError is an error about one store.
+type storeError struct {
+	error
+	store string
+}
+
+// aboutStore adds the name of the store to an error, for advice that names it.
+func aboutStore(name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &storeError{err, name}
+}
+
+func (e *storeError) Unwrap() error { return e.error }
+
+// Store is the name of the store.
+func (e *storeError) Store() string { return e.store }
+
 // wrongf makes an error of class with a message of its own, which may wrap a cause.
 func wrongf(class error, format string, args ...any) error {
 	return fmt.Errorf("%w: %w", fmt.Errorf(format, args...), class)

@@ -277,7 +277,8 @@ func (v *Volume) resolve(m *move, record *Record) error {
 	case at == placeBare:
 		return v.settleEncrypted(m, record)
 	}
-	return wrongf(ErrMoveUnclear, "cannot tell where store %s is: neither its old directory nor the one that took its place is at %s", m.Store, m.Path)
+	return aboutStore(m.Store, wrongf(ErrMoveUnclear,
+		"cannot tell where store %s is: neither its old directory nor the one that took its place is at %s", m.Store, m.Path))
 }
 
 // undoExchange is for a run that has not come to look whether somebody has written to the old directory meanwhile: the record is written after that,

@@ -134,7 +134,7 @@ func (v *Volume) moveStore(ctx context.Context, options MoveOptions, observer Ob
 	}
 	changed, err := do(m, ctx)
 	if err != nil {
-		return nil, err
+		return nil, aboutStore(m.store.Name, err)
 	}
 	return m.moved(changed), nil
 }

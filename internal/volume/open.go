@@ -128,7 +128,7 @@ func (v *Volume) CheckSettings() error {
 			err = checkStorePath(store)
 		}
 		if err != nil {
-			return err
+			return aboutStore(store.Name, err)
 		}
 	}
 	return nil

@@ -34,7 +34,7 @@ func (c *creating) preflight(ctx context.Context) error {
 		mount.CheckGuardable(c.Root()),
 	}
 	for _, store := range c.config.Stores {
-		faults = append(faults, c.checkPlace(ctx, store), c.checkUnguarded(store))
+		faults = append(faults, aboutStore(store.Name, errors.Join(c.checkPlace(ctx, store), c.checkUnguarded(store))))
 	}
 	for _, source := range c.config.Unlock {
 		faults = append(faults, c.checkSource(ctx, source))

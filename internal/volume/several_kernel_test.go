@@ -52,6 +52,11 @@ func TestMigrateSeveralStores(t *testing.T) {
 		t.Error(err)
 	}
 
+	_, err = s.Rollback(t.Context(), options(databaseName), &watcher{})
+	if about, ok := errors.AsType[*storeError](err); !ok || about.Store() != databaseName || !errors.Is(err, ErrNoWayBack) {
+		t.Errorf("back before it has moved in: %v", err)
+	}
+
 	_, err = s.Migrate(t.Context(), options(databaseName), &watcher{})
 	s.must(err)
 	serving("the database has moved in")

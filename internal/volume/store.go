@@ -61,13 +61,13 @@ func (v *Volume) checkStores(record *Record) error {
 
 func (v *Volume) checkStore(store config.Store, record *Record) (StoreStatus, error) {
 	if err := record.checkStore(store); err != nil {
-		return StoreStatus{}, err
+		return StoreStatus{}, aboutStore(store.Name, err)
 	}
 	status, err := v.storeStatus(store, record)
 	if err == nil && status.State != StoreEncrypted {
 		err = v.checkOutside(store, status, record)
 	}
-	return status, err
+	return status, aboutStore(store.Name, err)
 }
 
 // checkOutside refuses a store that has not moved in and is not new either, though it would be bound as a new one: its files lie elsewhere.
@@ -152,7 +152,7 @@ func (v *Volume) guardEach(record *Record, observer Observer, guard func(path st
 			faults = append(faults, v.guardRetired(store.Path, observer))
 			continue
 		}
-		faults = append(faults, guard(store.Path, observer))
+		faults = append(faults, aboutStore(store.Name, guard(store.Path, observer)))
 	}
 	return errors.Join(faults...)
 }
@@ -253,7 +253,7 @@ func (o *opening) bindStores(context.Context) error {
 			status.Mounted, status.Guarded, status.point = true, false, mount.PointMounted
 		}
 		if err != nil {
-			return err
+			return aboutStore(store.Name, err)
 		}
 		o.opened.Stores = append(o.opened.Stores, status)
 	}

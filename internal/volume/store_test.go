@@ -2,6 +2,8 @@ package volume
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -35,6 +37,25 @@ func TestRecordKnowsStores(t *testing.T) {
 		if err != nil && !strings.Contains(err.Error(), test.path+": the recorded stores are media at /srv/media, avatars at /srv/avatars") {
 			t.Errorf("%+v: %v", test, err)
 		}
+	}
+}
+
+// Which of several stores is in the way is to be known from the error.
+func TestErrorNamesTheStore(t *testing.T) {
+	folder := t.TempDir()
+	file := filepath.Join(folder, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stores := []config.Store{{Name: "media", Path: filepath.Join(folder, "media")}, {Name: "other", Path: file}}
+	v := &Volume{config: &config.Config{Stores: stores}}
+	about, ok := errors.AsType[*storeError](v.checkStores(&Record{}))
+	if !ok || about.Store() != "other" || !errors.Is(about, mount.ErrNotDirectory) {
+		t.Errorf("%+v", about)
+	}
+	about, ok = errors.AsType[*storeError](v.checkStores(&Record{Encrypted: []EncryptedStore{{"media", file}}}))
+	if !ok || about.Store() != "media" || !errors.Is(about, ErrSettings) {
+		t.Errorf("%+v", about)
 	}
 }
 

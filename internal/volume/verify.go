@@ -27,7 +27,7 @@ func verify(table mount.Table, opened *Opened) error {
 			continue
 		}
 		if err := verifyMount(table, store.Path, storesRoot+store.Name, opened.Mapping.Device); err != nil {
-			return err
+			return aboutStore(store.Name, err)
 		}
 	}
 	return nil

@@ -49,7 +49,7 @@ type Condition struct {
 	Reason    Reason    // empty if the condition holds
 	Text      string    // one line; what happened, or what was proven
 	Next      string    // the command to type; empty if it holds or is unknown
-	Subject   string    // the container or unit that fails, where it is one of several
+	Subject   string    // the container, unit or store that fails, where it is one of several
 	DependsOn []Code    // not to be changed
 	Cause     Code      // the failing condition that hides this one; empty if it is visible
 	Probed    bool      // by a probe, not by a lifecycle step
@@ -75,8 +75,9 @@ func (c Condition) cost() Status {
 // Options of a Board. All may be left zero.
 type Options struct {
 	Now func() time.Time // time.Now by default
-	// Advise is the next command to type for a condition that does not hold. It is asked once for each pair, which are few.
-	Advise func(code Code, reason Reason) string
+	// Advise is the next command to type for a condition that does not hold. subject is Condition.Subject, which the Board
+	// fills in for "{subject}". It is asked again only after reason or subject have changed.
+	Advise func(code Code, reason Reason, subject string) string
 	// OnChange is called in order with each report that differs, by its status or reason, from what it was last called with, and with
 	// each outcome that has become stale. before is the status of the last call, Unknown at first. It is not called with what is hidden
 	// by its cause: what a probe says of a volume that is not open is no news, neither then nor later. It must not call Set.
@@ -103,7 +104,13 @@ type entry struct {
 	maxAge    time.Duration // 0: the outcome never gets stale
 	awaited   time.Time     // since when outcomes are expected
 	told      outcome       // what OnChange was last called with
-	advice    map[Reason]string
+	advice    *advice
+}
+
+// advice is what Advise has last said.
+type advice struct {
+	reason        Reason
+	subject, next string
 }
 
 // NewBoard returns a Board on which every condition is Unknown.
@@ -112,7 +119,7 @@ func NewBoard(options Options) *Board {
 		options.Now = time.Now
 	}
 	if options.Advise == nil {
-		options.Advise = func(Code, Reason) string { return "" }
+		options.Advise = func(Code, Reason, string) string { return "" }
 	}
 	if options.OnChange == nil {
 		options.OnChange = func(Condition, Status) {}
@@ -120,8 +127,7 @@ func NewBoard(options Options) *Board {
 	b := &Board{options: options}
 	for _, d := range conditions {
 		if !slices.Contains(options.Without, d.code) {
-			b.entries = append(b.entries, &entry{definition: d, allCauses: slices.Concat(d.dependsOn, d.follows), since: options.Now(),
-				advice: map[Reason]string{}})
+			b.entries = append(b.entries, &entry{definition: d, allCauses: slices.Concat(d.dependsOn, d.follows), since: options.Now()})
 		}
 	}
 	return b
@@ -131,6 +137,11 @@ func NewBoard(options Options) *Board {
 // a warning. A condition that the Board is without is ignored.
 func (b *Board) Set(code Code, status Status, reason Reason, text string) {
 	b.report(code, outcome{status: status, reason: reason, text: text})
+}
+
+// SetOf is Set for a condition of several things: subject is the one that the outcome is of.
+func (b *Board) SetOf(code Code, status Status, reason Reason, subject, text string) {
+	b.report(code, outcome{status: status, reason: reason, text: text, subject: subject})
 }
 
 // Restore takes over the conditions of a Board before this one, of which nothing is told a second time.
@@ -237,7 +248,7 @@ func (b *Board) snapshot() []Condition {
 	for _, e := range b.entries {
 		c := e.condition(now)
 		if c.Status == Warn || c.Status == Fail {
-			c.Next = strings.ReplaceAll(b.advise(e, c.Reason), subjectPlace, c.Subject)
+			c.Next = b.advise(e, c.Reason)
 		}
 		for _, on := range e.causes(c.Status, c.Reason) {
 			cause, wrong := causes[on]
@@ -260,12 +271,11 @@ func (b *Board) snapshot() []Condition {
 }
 
 func (b *Board) advise(e *entry, reason Reason) string {
-	next, asked := e.advice[reason]
-	if !asked {
-		next = b.options.Advise(e.code, reason)
-		e.advice[reason] = next
+	if e.advice == nil || e.advice.reason != reason || e.advice.subject != e.subject {
+		next := strings.ReplaceAll(b.options.Advise(e.code, reason, e.subject), subjectPlace, e.subject)
+		e.advice = &advice{reason, e.subject, next}
 	}
-	return next
+	return e.advice.next
 }
 
 // causes are the conditions whose failure explains the status.

@@ -18,7 +18,7 @@ func (c *clock) Now() time.Time { return c.now }
 
 func (c *clock) advance(d time.Duration) { c.now = c.now.Add(d) }
 
-func advise(code Code, _ Reason) string { return "luksmediad fix " + string(code) }
+func advise(code Code, _ Reason, _ string) string { return "luksmediad fix " + string(code) }
 
 // goodBoard returns a Board on which every condition holds.
 func goodBoard(options Options) *Board {
@@ -146,6 +146,23 @@ func TestRestore(t *testing.T) {
 	b.Set(Containers, OK, "", "")
 	if !slices.Equal(told, []Code{Containers}) {
 		t.Errorf("told of %v", told)
+	}
+}
+
+// Advice is asked for anew when another thing of the same kind fails.
+func TestAdviceFollowsTheSubject(t *testing.T) {
+	b := goodBoard(Options{Advise: func(_ Code, reason Reason, subject string) string {
+		return string(reason) + " " + subject + " {subject}"
+	}})
+	for _, name := range []string{"media", "other"} {
+		b.SetOf(Store, Warn, "plain", name, "")
+		if c := find(t, b, Store); c.Next != "plain "+name+" "+name || c.Subject != name {
+			t.Errorf("%s: %+v", name, c)
+		}
+	}
+	b.Set(Store, Warn, "plain", "")
+	if c := find(t, b, Store); c.Next != "plain  " {
+		t.Errorf("about none: %q", c.Next)
 	}
 }
 

@@ -136,7 +136,7 @@ func TestProberPace(t *testing.T) {
 
 // Advice names what has failed, if it is one of several.
 func TestSubject(t *testing.T) {
-	b := &bench{board: NewBoard(Options{Advise: func(Code, Reason) string { return "docker restart {subject}" }})}
+	b := &bench{board: NewBoard(Options{Advise: func(Code, Reason, string) string { return "docker restart {subject}" }})}
 	failure := &FailureOf{Failure{ReasonContainerStale, errors.New("x")}, "synapse"}
 	b.prober = NewProber(b.board, ProberOptions{Interval: testInterval, Deadline: testDeadline},
 		probeFunc{Containers, func(context.Context) (string, error) { return "", failure }})
