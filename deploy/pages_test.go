@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"luksmediad/internal/api"
 )
 
 // Every link in an installed page leads to an installed page, and to a heading that it has.
@@ -21,6 +23,9 @@ func TestInstalledPages(t *testing.T) {
 	pages, err := filepath.Glob(filepath.Join(folder, "*.md"))
 	if err != nil || len(pages) < 5 {
 		t.Fatal(pages, err)
+	}
+	if _, err := os.Stat(filepath.Join(root, api.Runbook)); err != nil {
+		t.Errorf("what answers name: %v", err)
 	}
 	link := regexp.MustCompile(`\]\(([^)#]*)(#[^)]*)?\)`)
 	for _, page := range pages {

@@ -128,7 +128,8 @@ type service struct {
 // newService is the composition root of the daemon.
 func (a *app) newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger, before *handover) *service {
 	live, stalled := new(atomic.Pointer[volume.Opened]), new(atomic.Pointer[error])
-	options := health.Options{Advise: a.adviceFor(loaded), OnChange: func(c health.Condition, before health.Status) { reportCondition(log, c, before) }}
+	options := health.Options{Advise: a.adviceFor(loaded), Runbook: api.Runbook,
+		OnChange: func(c health.Condition, before health.Status) { reportCondition(log, c, before) }}
 	var media health.MediaServer
 	if s := loaded.Probes.Synapse; s != nil {
 		media = synapse.NewClient(s.URL, s.TokenFile, s.AdminTokenFile)

@@ -543,6 +543,12 @@ type HealthCheck struct {
 	// Examples: system
 	ComponentType string `json:"componentType"`
 
+	// Links What else there is about it, by the relation in the words of that draft.
+	Links struct {
+		// Help Its section in the runbook, on the machine itself.
+		Help string `json:"help"`
+	} `json:"links,omitempty,omitzero"`
+
 	// Next What to type next.
 	Next string `json:"next,omitempty,omitzero"`
 

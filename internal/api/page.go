@@ -20,6 +20,9 @@ var (
 	pageStyle string
 )
 
+// Runbook has a section on each condition, by its code. The Makefile installs it.
+const Runbook = "/usr/share/doc/luksmediad/runbook.md"
+
 // page answers a browser: the same as /v1/status, to be read.
 type page struct {
 	status   StatusReader
@@ -48,12 +51,13 @@ type shown struct {
 	Status
 	Style          template.CSS
 	Worst, Verdict string
+	Runbook        string
 	ToDo           []string    // what to type, each command once
 	Probes         []Condition // those that a probe decides
 }
 
 func show(status Status) shown {
-	s := shown{Status: status, Style: template.CSS(pageStyle), Worst: string(ConditionStatusOk)} //nolint:gosec // G203: embedded, not input
+	s := shown{Status: status, Style: template.CSS(pageStyle), Worst: string(ConditionStatusOk), Runbook: Runbook} //nolint:gosec // G203: embedded, not input
 	for _, c := range status.Conditions {
 		if ProbeName(c.Code).Valid() {
 			s.Probes = append(s.Probes, c)

@@ -46,7 +46,7 @@ func TestPage(t *testing.T) {
 		"<h1>synapse-media: failed</h1>", `<code>luksmediad fix ciphertext</code>`, `<code>luksmediad fix thumbnail</code>`,
 		`<td class="status failed">failed</td><td>plaintext: the raw bytes`, `<td class="status degraded">degraded</td><td>synapse_unreachable`,
 		"keyslot 1", "tpm_policy: PCR 7 moved", "<strong>snapshot</strong>: the key is sealed in the TPM", "50GiB", "/srv/media_store",
-		`href="/healthz?verbose"`, `href="/metrics"`, `href="/v1/status"`,
+		`href="/healthz?verbose"`, `href="/metrics"`, `href="/v1/status"`, "<code>" + api.Runbook + "</code>",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q", want)

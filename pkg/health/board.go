@@ -83,6 +83,8 @@ type Options struct {
 	// by its cause: what a probe says of a volume that is not open is no news, neither then nor later. It must not call Set.
 	OnChange func(c Condition, before Status)
 	Without  []Code // conditions that do not apply, such as Thumbnail where there is no Synapse
+	// Runbook is the path of a document with a section on each condition, by its code. Answers refer to it.
+	Runbook string
 }
 
 // Board holds the present outcome of every condition. Its methods may be called from any goroutine

@@ -1,6 +1,9 @@
 package health
 
-import "time"
+import (
+	"net/url"
+	"time"
+)
 
 // MediaType is that of Report.JSON, as registered by draft-inadarei-api-health-check-06.
 const MediaType = "application/health+json"
@@ -24,6 +27,12 @@ type Observed struct {
 	Reason        Reason     `json:"reason,omitempty"`
 	Next          string     `json:"next,omitempty"`  // the command to type
 	Cause         Code       `json:"cause,omitempty"` // the condition that fails first
+	Links         *Links     `json:"links,omitempty"`
+}
+
+// Links are by their relation, section 4.8 of the draft.
+type Links struct {
+	Help string `json:"help"` // the section of the runbook
 }
 
 // JSON returns the report as a document to be marshalled.
@@ -37,12 +46,22 @@ func (r Report) JSON() Document {
 		d.Notes = append(d.Notes, "no check "+oneLine(name)+" to exclude")
 	}
 	for _, c := range r.Conditions {
-		d.Checks[c.measurement()] = []Observed{c.observed()}
+		observed := c.observed()
+		observed.Links = r.links(c.Code)
+		d.Checks[c.measurement()] = []Observed{observed}
 		if d.Output == "" && c.Status != OK && !c.Hidden() {
 			d.Output = c.line(r.At)[len("[-]"):]
 		}
 	}
 	return d
+}
+
+func (r Report) links(code Code) *Links {
+	if r.Runbook == "" {
+		return nil
+	}
+	section := url.URL{Scheme: "file", Path: r.Runbook, Fragment: string(code)}
+	return &Links{section.String()}
 }
 
 // measurement is the key of a check, "componentName:measurementName" in the draft.

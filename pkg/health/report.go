@@ -26,12 +26,13 @@ type Report struct {
 	Conditions []Condition
 	Unmatched  []string // names to exclude that are no condition of the endpoint
 	At         time.Time
+	Runbook    string // of Options
 }
 
 // Report reads the Board for one endpoint, leaving out the conditions named in exclude.
 func (b *Board) Report(endpoint Endpoint, exclude ...string) Report {
 	r := endpoint.report(b.Snapshot(), exclude...)
-	r.At = b.options.Now()
+	r.At, r.Runbook = b.options.Now(), b.options.Runbook
 	return r
 }
 
@@ -112,6 +113,9 @@ func (r Report) writeLines(text *strings.Builder, verbose bool) {
 	fmt.Fprintf(text, "%s check %s\n", r.Endpoint, map[Status]string{
 		OK: "passed", Warn: "passed with warnings", Fail: "failed",
 	}[r.Status])
+	if verbose && r.Status != OK && r.Runbook != "" {
+		fmt.Fprintf(text, "more about each: %s\n", r.Runbook)
+	}
 }
 
 // line is the one line of a condition, such as "[-]write failed: read_only: … (4s ago)".
