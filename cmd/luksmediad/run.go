@@ -129,6 +129,7 @@ type service struct {
 func (a *app) newService(loaded *config.Config, vol *volume.Volume, log *journal.Logger, before *handover) *service {
 	live, stalled := new(atomic.Pointer[volume.Opened]), new(atomic.Pointer[error])
 	options := health.Options{Advise: a.adviceFor(loaded), Runbook: api.Runbook,
+		Service:  health.Service{Version: api.Version, Release: version.Version, ID: loaded.Volume.Mapping()},
 		OnChange: func(c health.Condition, before health.Status) { reportCondition(log, c, before) }}
 	var media health.MediaServer
 	if s := loaded.Probes.Synapse; s != nil {

@@ -515,7 +515,8 @@ type Growth struct {
 }
 
 // Health The shape of the (expired) Internet-Draft draft-inadarei-api-health-check-06. The name of a check is `<condition>:probe` where
-// a probe decides it and `<condition>:state` where a step of the lifecycle does; it has one observation.
+// a probe decides it and `<condition>:state` where a step of the lifecycle does; it has one observation. What is
+// observed is a word, so that there is no `observedUnit`.
 type Health struct {
 	// Checks One entry for each condition.
 	Checks map[string][]HealthCheck `json:"checks,omitempty,omitzero"`
@@ -529,8 +530,17 @@ type Health struct {
 	// Output The first condition that does not hold. Absent when all do.
 	Output string `json:"output,omitempty,omitzero"`
 
+	// ReleaseID Version of the daemon.
+	ReleaseID string `json:"releaseId,omitempty,omitzero"`
+
+	// ServiceID What the volume is called on its machine.
+	ServiceID string `json:"serviceId,omitempty,omitzero"`
+
 	// Status The worst of the checks; `pass` and `warn` come with 200, `fail` with 503.
 	Status HealthStatus `json:"status"`
+
+	// Version Version of this API.
+	Version string `json:"version,omitempty,omitzero"`
 }
 
 // HealthCheck One observation of one condition.
@@ -931,14 +941,16 @@ type Conflict = Problem
 type Failed = Problem
 
 // Healthy The shape of the (expired) Internet-Draft draft-inadarei-api-health-check-06. The name of a check is `<condition>:probe` where
-// a probe decides it and `<condition>:state` where a step of the lifecycle does; it has one observation.
+// a probe decides it and `<condition>:state` where a step of the lifecycle does; it has one observation. What is
+// observed is a word, so that there is no `observedUnit`.
 type Healthy = Health
 
 // Refused A refusal or a failure, RFC 9457. Readers must ignore members they do not know.
 type Refused = Problem
 
 // Unhealthy The shape of the (expired) Internet-Draft draft-inadarei-api-health-check-06. The name of a check is `<condition>:probe` where
-// a probe decides it and `<condition>:state` where a step of the lifecycle does; it has one observation.
+// a probe decides it and `<condition>:state` where a step of the lifecycle does; it has one observation. What is
+// observed is a word, so that there is no `observedUnit`.
 type Unhealthy = Health
 
 // GetHealthzParams defines parameters for GetHealthz.

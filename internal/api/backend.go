@@ -20,6 +20,9 @@ type Backend struct {
 	Explain func(error) Explanation
 }
 
+// Version is that of the API, as in its description.
+const Version = "1"
+
 // A HealthReporter answers the health endpoints from what is known already; a [health.Board] does. Its handlers are called with GET or
 // HEAD and with a query that fits the description.
 type HealthReporter interface {

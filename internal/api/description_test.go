@@ -197,6 +197,12 @@ func enum(t *testing.T, schema string) (words []string) {
 	return words
 }
 
+func TestVersionIsThatOfTheDescription(t *testing.T) {
+	if described := readDescription(t).document.Info.Version; described != api.Version {
+		t.Errorf("%q, described as %q", api.Version, described)
+	}
+}
+
 // What acts is what has the tag control, and nothing else: the read-only side goes by the method.
 func TestWhatActsIsPost(t *testing.T) {
 	for path, item := range readDescription(t).document.Paths.Map() {

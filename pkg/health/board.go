@@ -85,6 +85,15 @@ type Options struct {
 	Without  []Code // conditions that do not apply, such as Thumbnail where there is no Synapse
 	// Runbook is the path of a document with a section on each condition, by its code. Answers refer to it.
 	Runbook string
+	// Service says what answers.
+	Service Service
+}
+
+// Service is what a [Document] says of the service itself. What is empty is left out.
+type Service struct {
+	Version string // of its interface, to the outside
+	Release string // of the program
+	ID      string // unique on its machine
 }
 
 // Board holds the present outcome of every condition. Its methods may be called from any goroutine

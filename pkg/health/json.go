@@ -11,13 +11,16 @@ const MediaType = "application/health+json"
 // Document is a Report in the shape of draft-inadarei-api-health-check-06, section 3.
 type Document struct {
 	Status      string                `json:"status"` // pass, warn or fail
+	Version     string                `json:"version,omitempty"`
+	ReleaseID   string                `json:"releaseId,omitempty"`
+	ServiceID   string                `json:"serviceId,omitempty"`
 	Description string                `json:"description"`
 	Output      string                `json:"output,omitempty"` // the first condition that does not hold
 	Notes       []string              `json:"notes,omitempty"`
 	Checks      map[string][]Observed `json:"checks,omitempty"` // by "write:probe", "mount:state", …
 }
 
-// Observed is one element of a Document's checks, section 4 of the draft, and what luksmediad adds.
+// Observed is one element of a Document's checks, section 4 of the draft, and what luksmediad adds. Its value is a word, which has no observedUnit.
 type Observed struct {
 	ComponentType string     `json:"componentType"`
 	ObservedValue string     `json:"observedValue"` // ok, degraded, failed or unknown
@@ -39,6 +42,9 @@ type Links struct {
 func (r Report) JSON() Document {
 	d := Document{
 		Status:      r.Status.word(),
+		Version:     r.Service.Version,
+		ReleaseID:   r.Service.Release,
+		ServiceID:   r.Service.ID,
 		Description: string(r.Endpoint) + " of luksmediad",
 		Checks:      make(map[string][]Observed, len(r.Conditions)),
 	}

@@ -26,13 +26,14 @@ type Report struct {
 	Conditions []Condition
 	Unmatched  []string // names to exclude that are no condition of the endpoint
 	At         time.Time
-	Runbook    string // of Options
+	Runbook    string  // of Options
+	Service    Service // of Options
 }
 
 // Report reads the Board for one endpoint, leaving out the conditions named in exclude.
 func (b *Board) Report(endpoint Endpoint, exclude ...string) Report {
 	r := endpoint.report(b.Snapshot(), exclude...)
-	r.At, r.Runbook = b.options.Now(), b.options.Runbook
+	r.At, r.Runbook, r.Service = b.options.Now(), b.options.Runbook, b.options.Service
 	return r
 }
 

@@ -14,7 +14,8 @@ import (
 // boards are the states that the golden files show.
 func boards() map[string]*Board {
 	clock := newClock()
-	options := Options{Now: clock.Now, Advise: advise, Runbook: "/doc/runbook.md"}
+	options := Options{Now: clock.Now, Advise: advise, Runbook: "/doc/runbook.md",
+		Service: Service{Version: "1", Release: "0.1.0", ID: "luksmediad-media"}}
 	starting, good, degraded, failed := NewBoard(options), goodBoard(options), goodBoard(options), goodBoard(options)
 	degraded.Set(Store, Fail, ReasonPlaintext, "/srv/media_store has not moved in")
 	degraded.Set(Thumbnail, Fail, ReasonSynapseUnreachable, "connection refused")
