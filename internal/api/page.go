@@ -52,6 +52,7 @@ type shown struct {
 	Style          template.CSS
 	Worst, Verdict string
 	Runbook        string
+	Room           string      // what the filesystem in the volume has used and left
 	ToDo           []string    // what to type, each command once
 	Probes         []Condition // those that a probe decides
 }
@@ -64,6 +65,9 @@ func show(status Status) shown {
 		}
 		if c.Cause == "" && severity(c.Status) > severity(ConditionStatus(s.Worst)) {
 			s.Worst = string(c.Status)
+		}
+		if c.Cause == "" && c.Code == ConditionCodeSpace {
+			s.Room = c.Text
 		}
 		if c.Cause == "" && c.Next != "" && !slices.Contains(s.ToDo, c.Next) {
 			s.ToDo = append(s.ToDo, c.Next)

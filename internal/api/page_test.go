@@ -26,6 +26,7 @@ func onCall() *daemon {
 	d.makeHealthy()
 	d.board.Set(health.Ciphertext, health.Fail, health.ReasonPlaintext, "the raw bytes are the file's own: "+wicked)
 	d.board.Set(health.Thumbnail, health.Fail, health.ReasonSynapseUnreachable, "no answer from http://127.0.0.1:8008")
+	d.board.Set(health.Space, health.OK, "", "12 % of the space in use")
 	d.status = func(context.Context) (api.Status, error) {
 		status := fullStatus()
 		status.Conditions = api.Conditions(d.board.Snapshot())
@@ -46,6 +47,7 @@ func TestPage(t *testing.T) {
 		"<h1>synapse-media: failed</h1>", `<code>luksmediad fix ciphertext</code>`, `<code>luksmediad fix thumbnail</code>`,
 		`<td class="status failed">failed</td><td>plaintext: the raw bytes`, `<td class="status degraded">degraded</td><td>synapse_unreachable`,
 		"keyslot 1", "tpm_policy: PCR 7 moved", "<strong>snapshot</strong>: the key is sealed in the TPM", "50GiB", "/srv/media_store",
+		"<tr><td>filesystem</td><td>/var/lib/luksmediad/volumes/synapse-media</td><td>12 % of the space in use</td></tr>",
 		`href="/healthz?verbose"`, `href="/metrics"`, `href="/v1/status"`, "<code>" + api.Runbook + "</code>",
 	} {
 		if !strings.Contains(text, want) {
@@ -62,6 +64,10 @@ func TestPage(t *testing.T) {
 	d.makeHealthy()
 	if _, text := do(t, s.overTCP(t), http.MethodGet, "http://localhost/", ""); !strings.Contains(text, "all is well") || strings.Contains(text, "type:") {
 		t.Error(text)
+	}
+	d.board.Set(health.Space, health.Warn, health.ReasonLowSpace, "little space: 4 % left")
+	if _, text := do(t, s.overTCP(t), http.MethodGet, "http://localhost/", ""); !strings.Contains(text, "<td>little space: 4 % left</td></tr>") {
+		t.Errorf("no room is not shown: %s", text)
 	}
 	d.board.Set(health.Unlock, health.Fail, "no_key_fits", "no key source opens it")
 	if _, text := do(t, s.overTCP(t), http.MethodGet, "http://localhost/", ""); !strings.Contains(text, `for <a href="#unlock">unlock</a>`) {
