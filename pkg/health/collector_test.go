@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
 )
 
 func exposition(t *testing.T, c prometheus.Collector) string {
@@ -93,6 +95,30 @@ func TestMetricsLint(t *testing.T) {
 		if !strings.Contains(answer.Body.String(), "\n"+name) {
 			t.Errorf("%s is missing", name)
 		}
+	}
+	for _, name := range []string{"luksmediad_probe_duration_seconds", "luksmediad_unlock_duration_seconds"} {
+		requireNative(t, registry, name)
+	}
+}
+
+// requireNative wants a histogram as a Prometheus with native histograms gets it: by protobuf, and with classic buckets for all others.
+func requireNative(t *testing.T, registry *prometheus.Registry, name string) {
+	t.Helper()
+	format := expfmt.NewFormat(expfmt.TypeProtoDelim)
+	answer := get(t, MetricsHandler(registry), "/metrics", "Accept", string(format))
+	decoder := expfmt.NewDecoder(answer.Body, expfmt.ResponseFormat(answer.Header()))
+	for {
+		var family dto.MetricFamily
+		if err := decoder.Decode(&family); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if family.GetName() != name {
+			continue
+		}
+		if h := family.GetMetric()[0].GetHistogram(); h.Schema == nil || h.GetSchema() < 1 || len(h.GetBucket()) == 0 {
+			t.Errorf("%s: schema %v, %d classic buckets", name, h.Schema, len(h.GetBucket()))
+		}
+		return
 	}
 }
 
