@@ -127,10 +127,15 @@ func TestCiphertextProbeOnFailingDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	disk := v.disk(t)
-	devmapper.Swap(t, below, "0 "+strconv.Itoa(volumeBytes/512)+" error")
-	_, err := probe.Run(t.Context())
-	requireReason(t, err, ReasonIO)
-	devmapper.Swap(t, below, tableBelow("linear", disk))
+	for _, table := range []string{"0 " + strconv.Itoa(volumeBytes/512) + " error", tableBelow("flakey", disk, "0", "3600")} {
+		devmapper.Swap(t, below, table)
+		_, err := probe.Run(t.Context())
+		requireReason(t, err, ReasonIO)
+		devmapper.Swap(t, below, tableBelow("linear", disk))
+		if _, err := probe.Run(t.Context()); err != nil {
+			t.Errorf("after %s: %v", table, err)
+		}
+	}
 }
 
 // fault 64: whatever hangs in the kernel, /healthz and /metrics answer at once and name it.
