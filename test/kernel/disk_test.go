@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"luksmediad/internal/api"
+	"luksmediad/pkg/health"
 	"luksmediad/test/devmapper"
 )
 
@@ -68,6 +70,15 @@ func TestFailingDiskTurnsHealthz(t *testing.T) {
 		t.Errorf("condition write: %+v", write)
 	}
 	requireMetric(t, `luksmediad_ready`, 0)
+	if _, body := get(t, "/healthz?verbose"); !strings.HasSuffix(body, api.Runbook+"\n") {
+		t.Errorf("no runbook:\n%s", body)
+	}
+	_, document := get(t, "/healthz", health.MediaType)
+	for _, part := range []string{`"version":"1"`, `"serviceId":"luksmediad-`, api.Runbook + "#write"} {
+		if !strings.Contains(document, part) {
+			t.Errorf("no %s in\n%s", part, document)
+		}
+	}
 	// The store is not taken away: reads from the page cache still work, and nothing is mounted anew.
 	if mountAt(t, s.store) == nil {
 		t.Error("the store was unmounted")

@@ -20,9 +20,14 @@ const address = "http://127.0.0.1:10165"
 var client = &http.Client{Timeout: patience}
 
 // get asks the daemon over TCP.
-func get(t *testing.T, path string) (int, string) {
+func get(t *testing.T, path string, accept ...string) (int, string) {
 	t.Helper()
-	answer, err := client.Get(address + path)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header["Accept"] = accept
+	answer, err := client.Do(request)
 	if err != nil {
 		t.Fatal(err)
 	}
