@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
+	"strings"
 
 	"luksmediad/internal/api"
 	"luksmediad/internal/boot"
@@ -288,13 +289,13 @@ func aheadAdvice() map[string]string {
 	}
 }
 
-// onceMore is the command that goes on with what was interrupted.
-func onceMore(action api.OperationAction) string {
-	switch action {
-	case api.OperationActionRollback, api.OperationActionPurge:
-		return "luksmediad migrate " + string(action)
+// onceMore is the command that goes on with what was interrupted. The store is empty where it was not named.
+func onceMore(action api.OperationAction, store string) string {
+	command := "luksmediad migrate "
+	if action == api.OperationActionRollback || action == api.OperationActionPurge {
+		command += string(action) + " "
 	}
-	return "luksmediad migrate"
+	return strings.TrimSuffix(command+store, " ")
 }
 
 const (

@@ -214,7 +214,7 @@ func (k moveKeeper) Progress() *api.Operation {
 	}
 	if !seen.Ended && seen.PID != moving && !seen.alive(k.Volume) { // nor has it begun just now
 		seen.end(errMoveGone, explain)
-		seen.Next = onceMore(seen.Action)
+		seen.Next = onceMore(seen.Action, seen.Store)
 	}
 	operation := seen.operation()
 	return &operation

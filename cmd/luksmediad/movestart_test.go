@@ -116,6 +116,22 @@ func writeConfig(t *testing.T, path, store string) *config.Config {
 	return loaded
 }
 
+func TestOnceMore(t *testing.T) {
+	for _, test := range []struct {
+		action      api.OperationAction
+		store, want string
+	}{
+		{api.OperationActionMigrate, "", "luksmediad migrate"},
+		{api.OperationActionMigrate, "media", "luksmediad migrate media"},
+		{api.OperationActionRollback, "media", "luksmediad migrate rollback media"},
+		{api.OperationActionPurge, "", "luksmediad migrate purge"},
+	} {
+		if got := onceMore(test.action, test.store); got != test.want {
+			t.Errorf("%s of %q: %s, want %s", test.action, test.store, got, test.want)
+		}
+	}
+}
+
 // What a move has written down is what the API shows of it.
 func TestMoveOperation(t *testing.T) {
 	status := moveStatus{PID: 7, Action: api.OperationActionRollback, Store: "media", Step: "carry back", Phase: "copied", Files: 3, TotalFiles: 4, LeftSeconds: 2}
