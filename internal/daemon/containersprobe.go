@@ -11,7 +11,6 @@ import (
 	"luksmediad/internal/synapse"
 	"luksmediad/internal/volume"
 	"luksmediad/pkg/health"
-	"luksmediad/pkg/mount"
 )
 
 // containersProbe looks whether all who have a store see the open volume there.
@@ -30,27 +29,20 @@ func (p *containersProbe) Run(ctx context.Context) (string, error) {
 		return "", err
 	}
 	p.starts.see(p.opened.Stores, mounts)
-	views, err := mount.Views(p.proc)
-	if err != nil {
-		return "", err
-	}
-	var binds, writers []volume.Bind
+	var binds []volume.Bind
 	for _, m := range mounts {
-		bind := volume.Bind{Container: m.Container, PID: m.PID, Source: synapse.RealPath(m.Source), Target: m.Target}
-		binds = append(binds, bind)
-		if p.takesUploads(m) {
-			writers = append(writers, bind)
-		}
+		binds = append(binds, volume.Bind{
+			Container: m.Container, PID: m.PID, Source: synapse.RealPath(m.Source), Target: m.Target, TakesUploads: p.takesUploads(m),
+		})
 	}
-	stale, err := volume.StaleMounts(p.opened, binds, views)
-	if err != nil {
+	sight, err := volume.Look(p.opened, binds, p.proc)
+	switch {
+	case err != nil:
 		return "", err
-	}
-	if len(stale) > 0 {
-		return "", failureOf(stale)
-	}
-	if spools := volume.Spools(writers, views, p.proc, mount.Machine{Root: "/"}.LocateMount); len(spools) > 0 {
-		return "", failureOfSpools(spools)
+	case len(sight.Stale) > 0:
+		return "", failureOf(sight.Stale)
+	case len(sight.Spools) > 0:
+		return "", failureOfSpools(sight.Spools)
 	}
 	return fmt.Sprintf("%d mounts of a store in containers, all see the volume", len(binds)), nil
 }

@@ -117,12 +117,12 @@ func TestNoAutoGrow(t *testing.T) {
 	})
 }
 
-// slowly grows in two steps, of five seconds each.
+// slowly grows in two steps, of six seconds each: the status is shown every five.
 func slowly(ctx context.Context, options volume.GrowOptions, observer volume.Observer) (*volume.Growth, error) {
 	for _, step := range []volume.Step{volume.StepProve, volume.StepAllocate} {
 		observer.Step(step)
 		select {
-		case <-time.After(5 * time.Second):
+		case <-time.After(6 * time.Second):
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

@@ -70,10 +70,10 @@ func holdersOf(number string) []string {
 }
 
 // explainBusy says who it is that has the container open where cryptsetup has found it in use.
-func (o *opening) explainBusy(err error) error {
+func (a *attached) explainBusy(err error) error {
 	if !errors.Is(err, unlock.ErrMappingBusy) {
 		return err
 	}
-	who := cmp.Or(strings.Join(holdersOf(o.backing.number), ", "), "a mount or a program")
-	return fmt.Errorf("cannot open %s, which is in use by %s: %w: %w", o.backing.path, who, ErrContainerShared, err)
+	who := cmp.Or(strings.Join(holdersOf(a.backing.number), ", "), "a mount or a program")
+	return fmt.Errorf("cannot open %s, which is in use by %s: %w: %w", a.backing.path, who, ErrContainerShared, err)
 }

@@ -18,6 +18,8 @@ type Bind struct {
 	PID       int
 	// Source is the directory on the host, Target where the container has it.
 	Source, Target string
+	// TakesUploads: the container writes into Synapse's store, which has moved in.
+	TakesUploads bool
 }
 
 // StaleMount tells of a container, a service or a process that sees something else than the store where it should see it.
@@ -34,15 +36,28 @@ type StaleMount struct {
 	Text string
 }
 
-// StaleMounts are the containers with a store, or a directory above it, that do not see the mount of the open volume there: they were started
+// Sight is what others see of the stores, and where they keep what is not in a store yet.
+type Sight struct {
+	Stale  []StaleMount
+	Spools []Spool
+}
+
+// Look finds the containers with a store, or a directory above it, that do not see the mount of the open volume there: they were started
 // before it, have a stale or a renamed directory, or the mount does not propagate. Beside those of binds, which a container engine
-// tells, they are found by what the kernel shows of every process, [mount.Views]. It looks into no filesystem.
-func StaleMounts(opened *Opened, binds []Bind, views []mount.View) ([]StaleMount, error) {
+// tells, they are found by what the kernel shows of every process below proc. It looks into no filesystem.
+func Look(opened *Opened, binds []Bind, proc string) (Sight, error) {
 	host, err := mount.ReadTable()
 	if err != nil {
-		return nil, err
+		return Sight{}, err
 	}
-	return staleMounts(opened, host, binds, views), nil
+	views, err := mount.Views(proc)
+	if err != nil {
+		return Sight{}, err
+	}
+	return Sight{
+		Stale:  staleMounts(opened, host, binds, views),
+		Spools: spools(binds, views, proc, mount.Machine{Root: "/"}.LocateMount),
+	}, nil
 }
 
 func staleMounts(opened *Opened, host mount.Table, binds []Bind, views []mount.View) []StaleMount {

@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"luksmediad/pkg/mount"
 	"luksmediad/pkg/unlock"
 )
 
@@ -87,24 +86,19 @@ func TestStaleMountsOfRealProcesses(t *testing.T) {
 	opened := &Opened{Mapping: &unlock.Mapping{Device: stat.Dev}, Stores: []StoreStatus{{Name: "media", Path: store, State: StoreEncrypted}}}
 	late := inNamespace(t, bind+filepath.Join(dir, "late")).pid
 
-	found, err := StaleMounts(opened, nil, views(t))
+	sight, err := Look(opened, nil, "/proc")
 	if err != nil {
 		t.Fatal(err)
 	}
+	found := sight.Stale
 	if len(found) != 1 || found[0].PID != early || !strings.HasSuffix(found[0].Text, " at "+filepath.Join(dir, "early/media_store")+", outside the volume") {
 		t.Errorf("early %d, late %d: %+v", early, late, found)
 	}
-	binds := []Bind{{"first", early, filepath.Join(dir, "data"), filepath.Join(dir, "early")}, {"second", late, filepath.Join(dir, "data"), filepath.Join(dir, "late")}}
-	if found, err = StaleMounts(opened, binds, views(t)); err != nil || len(found) != 1 || found[0].Container != "first" {
-		t.Errorf("%+v, %v", found, err)
+	binds := []Bind{
+		{Container: "first", PID: early, Source: filepath.Join(dir, "data"), Target: filepath.Join(dir, "early")},
+		{Container: "second", PID: late, Source: filepath.Join(dir, "data"), Target: filepath.Join(dir, "late")},
 	}
-}
-
-func views(t *testing.T) []mount.View {
-	t.Helper()
-	views, err := mount.Views("/proc")
-	if err != nil {
-		t.Fatal(err)
+	if sight, err = Look(opened, binds, "/proc"); err != nil || len(sight.Stale) != 1 || sight.Stale[0].Container != "first" {
+		t.Errorf("%+v, %v", sight, err)
 	}
-	return views
 }

@@ -20,13 +20,13 @@ type Spool struct {
 	Path, Disk string
 }
 
-// Spools are those of the containers with the given binds, of which views has the mounts. locate finds the disks below a mount, as
+// spools are those of the containers that take uploads, of which views has the mounts. locate finds the disks below a mount, as
 // [mount.Machine.LocateMount] does.
-func Spools(binds []Bind, views []mount.View, proc string, locate func(*mount.Info) []mount.Carrier) []Spool {
+func spools(binds []Bind, views []mount.View, proc string, locate func(*mount.Info) []mount.Carrier) []Spool {
 	var found []Spool
 	for _, bind := range binds {
 		at := slices.IndexFunc(views, func(v mount.View) bool { return slices.Contains(v.Processes, bind.PID) })
-		if at < 0 || slices.ContainsFunc(found, func(s Spool) bool { return s.Container == bind.Container }) {
+		if at < 0 || !bind.TakesUploads || slices.ContainsFunc(found, func(s Spool) bool { return s.Container == bind.Container }) {
 			continue
 		}
 		path := temporaryFolder(proc, bind.PID)

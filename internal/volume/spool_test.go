@@ -29,7 +29,7 @@ func TestSpools(t *testing.T) {
 		}
 		return []mount.Carrier{{Medium: mount.Unresolved}, {Medium: mount.OnDisk, Name: "sda"}}
 	}
-	bind := Bind{Container: "synapse", PID: 500}
+	bind := Bind{Container: "synapse", PID: 500, TakesUploads: true}
 	for name, test := range map[string]struct {
 		table, environment string
 		binds              []Bind
@@ -40,8 +40,8 @@ func TestSpools(t *testing.T) {
 		"sent to the disk by the environment": {tmp, "HOME=/\x00TMPDIR=/var/tmp/\x00", []Bind{bind}, []Spool{{"synapse", "/var/tmp", "sda"}}},
 		"sent to the volume":                  {data, "TMP=/data/tmp\x00", []Bind{bind}, nil},
 		"the first name wins":                 {data, "TEMP=/srv\x00TMPDIR=/tmp\x00", []Bind{bind}, nil},
-		"a container that has ended":          {image, "", []Bind{{Container: "synapse", PID: 501}}, nil},
-		"no container has the store":          {image, "", nil, nil},
+		"a container that has ended":          {image, "", []Bind{{Container: "synapse", PID: 501, TakesUploads: true}}, nil},
+		"another one of the store":            {image, "", []Bind{{Container: "backup", PID: 500}}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			environment := filepath.Join(proc, "500/environ")
@@ -49,7 +49,7 @@ func TestSpools(t *testing.T) {
 				t.Fatal(err)
 			}
 			view := mount.View{PID: 500, Processes: []int{500}, Table: parseTable(t, test.table)}
-			if got := Spools(test.binds, []mount.View{view}, proc, locate); !slices.Equal(got, test.want) {
+			if got := spools(test.binds, []mount.View{view}, proc, locate); !slices.Equal(got, test.want) {
 				t.Errorf("got %+v, want %+v", got, test.want)
 			}
 		})

@@ -81,7 +81,7 @@ func (v *visit) unlock(ctx context.Context) (err error) {
 	v.opened = v.mapping == nil
 	if v.mapping == nil {
 		if err := v.cryptsetup.Activate(ctx, v.backing.path, v.MappingName(), v.header, v.way.Keyslots[0], v.way.Key); err != nil {
-			return err
+			return v.explainBusy(err)
 		}
 		if v.mapping, err = v.findMapping(v.header.UUID); err != nil {
 			return err
