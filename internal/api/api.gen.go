@@ -1129,8 +1129,8 @@ type ClientInterface interface {
 	// Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 	// use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 	// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
-	// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
-	// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
+	// The volume stays closed until `/v1/unlock` or the next boot. Without `stop_services` it is what the gate's unit asks for when it
+	// stops: that unit then asks for `/v1/unlock` when it starts again, and a restarted daemon opens the volume by itself.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -1142,8 +1142,8 @@ type ClientInterface interface {
 	// Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 	// use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 	// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
-	// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
-	// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
+	// The volume stays closed until `/v1/unlock` or the next boot. Without `stop_services` it is what the gate's unit asks for when it
+	// stops: that unit then asks for `/v1/unlock` when it starts again, and a restarted daemon opens the volume by itself.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -1354,8 +1354,8 @@ func (c *Client) Grow(ctx context.Context, body GrowJSONRequestBody, reqEditors 
 // Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 // use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 // without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
-// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
-// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
+// The volume stays closed until `/v1/unlock` or the next boot. Without `stop_services` it is what the gate's unit asks for when it
+// stops: that unit then asks for `/v1/unlock` when it starts again, and a restarted daemon opens the volume by itself.
 //
 // Takes any type of body and a specified content type.
 //
@@ -1377,8 +1377,8 @@ func (c *Client) LockWithBody(ctx context.Context, contentType string, body io.R
 // Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 // use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 // without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
-// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
-// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
+// The volume stays closed until `/v1/unlock` or the next boot. Without `stop_services` it is what the gate's unit asks for when it
+// stops: that unit then asks for `/v1/unlock` when it starts again, and a restarted daemon opens the volume by itself.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2117,8 +2117,8 @@ type ClientWithResponsesInterface interface {
 	// Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 	// use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 	// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
-	// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
-	// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
+	// The volume stays closed until `/v1/unlock` or the next boot. Without `stop_services` it is what the gate's unit asks for when it
+	// stops: that unit then asks for `/v1/unlock` when it starts again, and a restarted daemon opens the volume by itself.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -2130,8 +2130,8 @@ type ClientWithResponsesInterface interface {
 	// Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 	// use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 	// without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
-	// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
-	// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
+	// The volume stays closed until `/v1/unlock` or the next boot. Without `stop_services` it is what the gate's unit asks for when it
+	// stops: that unit then asks for `/v1/unlock` when it starts again, and a restarted daemon opens the volume by itself.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -2656,8 +2656,8 @@ func (c *ClientWithResponses) GrowWithResponse(ctx context.Context, body GrowJSO
 // Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 // use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 // without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
-// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
-// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
+// The volume stays closed until `/v1/unlock` or the next boot. Without `stop_services` it is what the gate's unit asks for when it
+// stops: that unit then asks for `/v1/unlock` when it starts again, and a restarted daemon opens the volume by itself.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -2675,8 +2675,8 @@ func (c *ClientWithResponses) LockWithBodyWithResponse(ctx context.Context, cont
 // Unmounts the stores and the volume and closes the mapping; the guard then keeps writes out of the bare mountpoints. Services that
 // use a store must be stopped first: with `stop_services` the daemon stops what requires the gate,
 // without it their running is a conflict. Nothing is unmounted lazily or by force. During an opening the request waits for its end.
-// The daemon does not open the volume again by itself until `/v1/unlock` or its own restart. Without `stop_services` it is what
-// the gate's unit asks for when it stops: that unit then asks for `/v1/unlock` when it starts again.
+// The volume stays closed until `/v1/unlock` or the next boot. Without `stop_services` it is what the gate's unit asks for when it
+// stops: that unit then asks for `/v1/unlock` when it starts again, and a restarted daemon opens the volume by itself.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //

@@ -47,7 +47,7 @@ func (m Machine) Service(dependents []string) Check {
 	if m.wanted(unitFolders(), serviceUnit) {
 		return Check{Name: name, Status: OK, Text: "enabled"}
 	}
-	if i := slices.IndexFunc(dependents, func(d string) bool { return m.requires(d) && m.exists(d) }); i >= 0 && m.installed(gateUnit) == nil {
+	if i := slices.IndexFunc(dependents, func(d string) bool { return m.requires(d, gateUnit) && m.exists(d) }); i >= 0 && m.installed(gateUnit) == nil {
 		return warning(name, fmt.Errorf("%s is not enabled, and waits until %s starts: %w", serviceUnit, dependents[i], ErrNotStarted))
 	}
 	return failure(name, fmt.Errorf("%s is not enabled: %w", serviceUnit, ErrNotStarted))
@@ -137,24 +137,32 @@ func (m Machine) wanted(folders []string, name string) bool {
 	return false
 }
 
-// waits tells whether a unit requires the gate and starts after it. The gate orders itself before Docker, and a target is ordered after what
-// it requires (systemd.target(5)).
+// waits tells whether a unit requires the gate and starts after it, or does so with Docker, which waits itself. The gate orders itself before
+// Docker, and a target is ordered after what it requires (systemd.target(5)).
 func (m Machine) waits(dependent string) bool {
-	ordered := dependent == dockerUnit || filepath.Ext(dependent) == ".target" || m.names(dependent, "After")
-	return ordered && m.requires(dependent)
+	if dependent == dockerUnit {
+		return m.requires(dependent, gateUnit)
+	}
+	return m.follows(dependent, gateUnit) || m.follows(dependent, dockerUnit) && m.waits(dockerUnit)
 }
 
-// requires tells whether a unit requires the gate, by its file, a drop-in or a link.
-func (m Machine) requires(dependent string) bool {
+// follows tells whether a unit requires another one and starts after it.
+func (m Machine) follows(dependent, other string) bool {
+	ordered := filepath.Ext(dependent) == ".target" || m.names(dependent, other, "After")
+	return ordered && m.requires(dependent, other)
+}
+
+// requires tells whether a unit requires another one, by its file, a drop-in or a link.
+func (m Machine) requires(dependent, other string) bool {
 	linked := slices.ContainsFunc(unitFolders(), func(folder string) bool {
-		_, err := os.Lstat(filepath.Join(m.Root, folder, dependent+".requires", gateUnit))
+		_, err := os.Lstat(filepath.Join(m.Root, folder, dependent+".requires", other))
 		return err == nil
 	})
-	return linked || m.names(dependent, "Requires", "BindsTo")
+	return linked || m.names(dependent, other, "Requires", "BindsTo")
 }
 
-// names tells whether one of these settings of a unit, in its file or a drop-in, names the gate.
-func (m Machine) names(dependent string, settings ...string) bool {
+// names tells whether one of these settings of a unit, in its file or a drop-in, names another one.
+func (m Machine) names(dependent, other string, settings ...string) bool {
 	files := []string{}
 	for _, folder := range unitFolders() {
 		dropIns, _ := filepath.Glob(filepath.Join(m.Root, folder, strings.ReplaceAll(dependent, `\`, `\\`)+".d", "*.conf"))
@@ -165,11 +173,11 @@ func (m Machine) names(dependent string, settings ...string) bool {
 			}
 		}
 	}
-	return slices.ContainsFunc(files, func(path string) bool { return namesGate(path, settings) })
+	return slices.ContainsFunc(files, func(path string) bool { return fileNames(path, other, settings) })
 }
 
-// namesGate reads these settings of a unit file or drop-in. Nothing is read from one that is masked.
-func namesGate(path string, settings []string) bool {
+// fileNames reads these settings of a unit file or drop-in. Nothing is read from one that is masked.
+func fileNames(path, other string, settings []string) bool {
 	file, err := os.Open(path)
 	if err != nil {
 		return false
@@ -177,6 +185,6 @@ func namesGate(path string, settings []string) bool {
 	defer file.Close()
 	options, err := unit.DeserializeOptions(file)
 	return err == nil && slices.ContainsFunc(options, func(o *unit.UnitOption) bool {
-		return o.Section == "Unit" && slices.Contains(settings, o.Name) && slices.Contains(strings.Fields(o.Value), gateUnit)
+		return o.Section == "Unit" && slices.Contains(settings, o.Name) && slices.Contains(strings.Fields(o.Value), other)
 	})
 }

@@ -98,6 +98,14 @@ func TestUnits(t *testing.T) {
 			h.write("/etc/systemd/system/matrix-synapse@.service", "[Service]\nExecStart=/usr/bin/synctl\n")
 			h.write("/etc/systemd/system/matrix-synapse@main.service.d/gate.conf", "[Unit]\nRequires=luksmediad-gate.service\nAfter=luksmediad-gate.service\n")
 		}, []string{"matrix-synapse@main.service"}, OK, OK},
+		{"behind Docker", func(h *host) {
+			h.enable()
+			h.write("/etc/systemd/system/matrix-synapse.service", "[Unit]\nRequires=docker.service\nAfter=docker.service\n[Service]\nExecStart=/usr/bin/docker start synapse\n")
+		}, []string{"matrix-synapse.service"}, OK, OK},
+		{"beside Docker", func(h *host) {
+			h.enable()
+			h.write("/etc/systemd/system/matrix-synapse.service", "[Unit]\nRequires=docker.service\n[Service]\nExecStart=/usr/bin/docker start synapse\n")
+		}, []string{"matrix-synapse.service"}, OK, Warning},
 		{"drop-in gone", func(h *host) {
 			h.enable()
 			h.remove("/usr/lib/systemd/system/docker.service.d/luksmediad.conf")

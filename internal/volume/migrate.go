@@ -97,6 +97,9 @@ func (m *mover) copy(ctx context.Context) (err error) {
 
 // beginCopy writes down that what will be in the store's folder of the volume is a copy.
 func (m *mover) beginCopy(context.Context) error {
+	if err := m.makeStoresFolder(); err != nil { // before the journal: what gives the copy up again looks there
+		return err
+	}
 	if m.move == nil {
 		plain, _, err := mount.IdentifyDirectory(m.store.Path)
 		if err != nil {
@@ -112,11 +115,11 @@ func (m *mover) beginCopy(context.Context) error {
 		}
 		m.observer.Event(journal.MoveBegun, journal.F("STORE", m.store.Name), journal.F("PATH", m.store.Path))
 	}
-	faults := []error{makePrivate(m.moveState(m.move)), m.makeStoresFolder()}
-	if err := os.Mkdir(m.target(), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		faults = append(faults, fmt.Errorf("cannot make store %s: %w", m.store.Name, err))
+	err := makePrivate(m.moveState(m.move))
+	if made := os.Mkdir(m.target(), 0o700); made != nil && !errors.Is(made, os.ErrExist) {
+		err = errors.Join(err, fmt.Errorf("cannot make store %s: %w", m.store.Name, made))
 	}
-	return errors.Join(faults...)
+	return err
 }
 
 // tryExchange finds out before the copy whether the filesystem can do at all what the move ends in: ZFS before 2.2 cannot.

@@ -585,7 +585,7 @@ func (m *mover) setCopyAside() error {
 	default:
 		_ = unix.Rmdir(m.target()) // made for a copy that has not begun, or not there, or not ours
 	}
-	return errors.Join(err, mount.SyncDirectory(filepath.Dir(m.target())), syncFolder(m.discardedFolder()))
+	return errors.Join(err, mount.SyncDirectory(filepath.Dir(m.target())), mount.SyncDirectory(m.discardedFolder()))
 }
 
 // discardLater takes a folder that may be gone already to those that are removed.

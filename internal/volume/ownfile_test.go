@@ -112,7 +112,7 @@ func linkFile(t *testing.T, path string) {
 func testVolume(t *testing.T, container string) *Volume {
 	t.Helper()
 	c := &config.Config{Volume: config.Volume{Name: "test", Container: container}}
-	return New(c, Paths{State: filepath.Join(t.TempDir(), "state")}, nil)
+	return New(c, Paths{State: filepath.Join(t.TempDir(), "state"), Runtime: t.TempDir()}, nil)
 }
 
 func TestNoRecordNoUse(t *testing.T) {

@@ -80,6 +80,11 @@ func isHidden(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, fs.ErrPermission)
 }
 
+// isLost tells whether err is of a filesystem whose disk or server is gone. That of the tree has answered just now.
+func isLost(err error) bool {
+	return errors.Is(err, unix.EIO) || errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ESTALE)
+}
+
 // heldBy returns no use if there is none.
 func (t *heldTree) heldBy(pid int) (Use, string, error) {
 	for _, link := range []struct {
@@ -115,7 +120,7 @@ func (t *heldTree) leadsHere(link string) (string, bool, error) {
 	if err == nil {
 		err = unix.Statx(unix.AT_FDCWD, link, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &stat)
 	}
-	if isHidden(err) {
+	if isHidden(err) || isLost(err) {
 		return "", false, nil
 	}
 	if err != nil || unix.Mkdev(stat.Dev_major, stat.Dev_minor) != t.stat.Dev {
