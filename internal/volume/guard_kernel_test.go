@@ -87,7 +87,7 @@ func TestReturnedFilesAreLeft(t *testing.T) {
 	plain, _, err := mount.IdentifyDirectory(s.store)
 	s.must(err)
 	s.must(s.saveMove(&move{Store: "media", Path: s.store, Phase: phaseReturned, Plain: plain}))
-	s.refusesOpen(StepRecord, os.ErrNotExist) // there is nothing aside
+	s.refusesOpen(StepRecord, ErrOldMissing) // there is nothing aside
 	s.requireMode(s.store, 0o755, siteOwner)
 }
 

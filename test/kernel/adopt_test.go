@@ -183,4 +183,5 @@ func TestAnotherContainerNameAndPath(t *testing.T) {
 	for _, path := range []string{old.store, old.root()} {
 		must(t, "sh", "-c", "chattr -i "+path+" && rmdir "+path)
 	}
+	must(t, "sh", "-c", "rm /run/luksmediad/"+old.volume+".*") // the next volume of that name would stay locked
 }
