@@ -252,6 +252,7 @@ func TestAdviceNamesTheFile(t *testing.T) {
 	}{
 		{about(unlock.ErrKeyFileUnsafe), "ls -l /other; chown root:root /other && chmod 0400 /other", "ls -l /other; chown root:root /other && chmod 0400 /other"},
 		{unsafe, "ls -l /dev/null; chown root:root /dev/null && chmod 0400 /dev/null", "ls -l /dev/null; chown root:root /dev/null && chmod 0400 /dev/null"},
+		{about(unlock.ErrKeyFileModes), strings.ReplaceAll(mountPrivate, "{file}", "/other"), strings.ReplaceAll(mountPrivate, "{file}", "/other")},
 		{gone, "luksmediad unlock", "ls -l " + missing},
 		{about(secret.ErrEmpty), "luksmediad unlock", "ls -l /other"},
 		{secret.ErrEmpty, "luksmediad unlock", "luksmediad key list"},

@@ -187,6 +187,7 @@ func hints() []hint {
 		{tpm2.ErrEventLog, "event_log", exitFailed, "ls -l /sys/kernel/security/tpm*/binary_bios_measurements"},
 		{tpm2.ErrFailed, "tpm_failed", exitNoKey, "journalctl -k --grep tpm"},
 		{unlock.ErrKeyFileMissing, "key_missing", exitNoKey, unlockByHand},
+		{unlock.ErrKeyFileModes, "key_modes", exitRefused, mountPrivate},
 		{unlock.ErrKeyFileUnsafe, "key_unsafe", exitRefused, "ls -l {file}; chown root:root {file} && chmod 0400 {file}"},
 		{unlock.ErrCredentialMissing, "credential_missing", exitNoKey, "systemctl cat luksmediad; ls -l /run/credentials/luksmediad.service"},
 		{unlock.ErrCredentialUnsafe, "credential_unsafe", exitRefused, "ls -l /run/credentials/luksmediad.service"},
@@ -332,6 +333,10 @@ const (
 	editConfig = "sudoedit " + config.DefaultPath + "; luksmediad config check"
 	// lookAtFile is the advice about a file that is no key.
 	lookAtFile = "ls -l {file}"
+	// mountPrivate is the advice about a key file whose modes are those of the mount. A remount does not change them (fat_reconfigure in
+	// linux/fs/fat/inode.c, exfat_reconfigure in linux/fs/exfat/super.c).
+	mountPrivate = "sudoedit /etc/fstab, and there fmask=0177,dmask=0077 among the options; systemctl daemon-reload; " +
+		"at=$(findmnt --noheadings --output TARGET --target {file}) && umount $at && mount $at"
 	// ownState is the advice about state that others can change. What is below it is left alone: there the volume is mounted.
 	ownState = "chown root:root /var/lib/luksmediad /var/lib/luksmediad/*.json && chmod go-w /var/lib/luksmediad /var/lib/luksmediad/*.json"
 	// holdBack is the advice about units that are not held back: the drop-in of docker.service, which make install puts there.
@@ -356,7 +361,7 @@ const (
 // keyWords are the words that explain can give for a key source that failed: a closed set for a metric's label.
 func keyWords() []string {
 	words := []string{classOther, string(health.ReasonIO), string(health.ReasonNoSpace), string(health.ReasonReadOnly), string(health.ReasonTimeout)}
-	refused := []string{"tpm_srk_foreign", "tpm_bank", "tpm_pcr_unused", "key_unsafe", "credential_unsafe"}
+	refused := []string{"tpm_srk_foreign", "tpm_bank", "tpm_pcr_unused", "key_modes", "key_unsafe", "credential_unsafe"}
 	for _, h := range hints() {
 		if (h.exit == exitNoKey || slices.Contains(refused, h.word)) && !slices.Contains(words, h.word) {
 			words = append(words, h.word)

@@ -203,7 +203,7 @@ func TestCreateWithKeyFileOnFAT(t *testing.T) {
 	s.mkdir(stick)
 	s.onFAT(stick, "fmask=0022", func() {
 		err := s.tryCreate(t.Context(), &watcher{})
-		s.requireError(err, StepKeys, unlock.ErrKeyFileUnsafe)
+		s.requireError(err, StepKeys, unlock.ErrKeyFileModes)
 		if !strings.Contains(err.Error(), "fmask=0177") {
 			t.Error(err)
 		}

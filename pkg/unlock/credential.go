@@ -35,7 +35,7 @@ func (c Credential) Offers(_ context.Context, header *luks2.Header) iter.Seq2[Of
 // fails with [ErrCredentialMissing] or [ErrCredentialUnsafe].
 func (c Credential) Read() (*secret.Key, error) {
 	file := privateFile{
-		what: "credential", missing: ErrCredentialMissing, unsafe: ErrCredentialUnsafe,
+		what: "credential", missing: ErrCredentialMissing, unsafe: ErrCredentialUnsafe, mounted: ErrCredentialUnsafe,
 		owners: []int{os.Geteuid(), 0}, modes: 0o640, modesText: "0400 or 0440",
 	}
 	for _, folder := range c.Folders {

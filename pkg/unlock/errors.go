@@ -20,6 +20,8 @@ var (
 	ErrKeyFileMissing = errors.New("key file missing")
 	// ErrKeyFileUnsafe: the key file is not a private regular file of ours.
 	ErrKeyFileUnsafe = errors.New("key file unsafe")
+	// ErrKeyFileModes, an ErrKeyFileUnsafe: the filesystem keeps no modes, and its mount options give the key file others than private ones.
+	ErrKeyFileModes = fmt.Errorf("%w by its mount options", ErrKeyFileUnsafe)
 	// ErrCredentialMissing: systemd has handed over no credential of that name.
 	ErrCredentialMissing = errors.New("credential missing")
 	// ErrCredentialUnsafe: the credential is not a private regular file.

@@ -57,10 +57,10 @@ func (k KeyFile) await(ctx context.Context) (*secret.Key, error) {
 
 // Read returns the key. The file is opened once and judged by its descriptor: a regular file with one name, owned by
 // the caller, without any permission for group and others, of 1 to [MaxKeyFileBytes] bytes. It fails with
-// [ErrKeyFileMissing] or [ErrKeyFileUnsafe], as a [*FileError].
+// [ErrKeyFileMissing], [ErrKeyFileUnsafe] or [ErrKeyFileModes], as a [*FileError].
 func (k KeyFile) Read() (*secret.Key, error) {
 	return privateFile{
-		what: "key file", missing: ErrKeyFileMissing, unsafe: ErrKeyFileUnsafe,
+		what: "key file", missing: ErrKeyFileMissing, unsafe: ErrKeyFileUnsafe, mounted: ErrKeyFileModes,
 		owners: []int{os.Geteuid()}, modes: 0o600, modesText: "0400 or 0600",
 	}.read(k.Path)
 }
@@ -69,7 +69,9 @@ func (k KeyFile) Read() (*secret.Key, error) {
 type privateFile struct {
 	what            string
 	missing, unsafe error
-	owners          []int
+	// mounted is the class where chmod(1) changes nothing, because the mount options give the modes.
+	mounted error
+	owners  []int
 	// modes are the permission bits that may be set.
 	modes     uint32
 	modesText string
@@ -111,13 +113,18 @@ func (p privateFile) check(file *os.File) error {
 		return fmt.Errorf("cannot inspect %s %s: %w", p.what, file.Name(), err)
 	}
 	var fault string
+	class := p.unsafe
 	switch {
 	case stat.Mode&unix.S_IFMT != unix.S_IFREG:
 		fault = "it is not a regular file"
 	case !slices.Contains(p.owners, int(stat.Uid)):
 		fault = fmt.Sprintf("its owner is uid %d, not %d", stat.Uid, p.owners[0])
 	case stat.Mode&0o777&^p.modes != 0:
-		fault = fmt.Sprintf("its mode is %04o, not %s%s", stat.Mode&0o7777, p.modesText, whoseModes(file))
+		fault = fmt.Sprintf("its mode is %04o, not %s", stat.Mode&0o7777, p.modesText)
+		if keepsNoModes(file) {
+			fault += ", as this filesystem is mounted: it has to be with fmask=0177"
+			class = p.mounted
+		}
 	case stat.Nlink != 1:
 		fault = fmt.Sprintf("it has %d names", stat.Nlink)
 	case stat.Size == 0:
@@ -127,18 +134,11 @@ func (p privateFile) check(file *os.File) error {
 	default:
 		return nil
 	}
-	return fmt.Errorf("cannot use %s %s: %s: %w", p.what, file.Name(), fault, p.unsafe)
+	return fmt.Errorf("cannot use %s %s: %s: %w", p.what, file.Name(), fault, class)
 }
 
-// whoseModes says where the modes of a file come from if its filesystem keeps none and chmod(1) changes nothing.
-func whoseModes(file *os.File) string {
+// keepsNoModes tells whether the mount options of a file's filesystem give it its modes.
+func keepsNoModes(file *os.File) bool {
 	var stat unix.Statfs_t
-	if unix.Fstatfs(int(file.Fd()), &stat) != nil {
-		return ""
-	}
-	switch stat.Type {
-	case unix.MSDOS_SUPER_MAGIC, unix.EXFAT_SUPER_MAGIC:
-		return ", as this filesystem is mounted: it has to be with fmask=0177"
-	}
-	return ""
+	return unix.Fstatfs(int(file.Fd()), &stat) == nil && (stat.Type == unix.MSDOS_SUPER_MAGIC || stat.Type == unix.EXFAT_SUPER_MAGIC)
 }
