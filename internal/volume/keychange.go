@@ -487,10 +487,11 @@ func (k *keyChanging) forget(keyslot int) error {
 	return k.saveRecord(k.record)
 }
 
-// finish saves the header as it is now and ends the journal.
+// finish saves the header as it is now and ends the journal. Where a keyslot is damaged the copy before stays, in which it opens: that the
+// copy is old CheckHeader tells, and a journal that stays would keep the damaged keyslot from being replaced.
 func (k *keyChanging) finish(ctx context.Context) error {
 	if len(k.halfRemoved()) == 0 { // the copy may be the last in which such a keyslot opens
-		if err := k.backUpHeader(ctx, k.device, k.header.UUID); err != nil {
+		if err := k.backUpHeader(ctx, k.device, k.header.UUID); err != nil && !errors.Is(err, ErrKeyslotDamaged) {
 			return err
 		}
 	}

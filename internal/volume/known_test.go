@@ -179,6 +179,27 @@ func TestKeyslotRotsMeanwhile(t *testing.T) {
 	r.requireLook(ErrKeyslotDamaged)
 }
 
+// A change that is taken back while another keyslot is damaged leaves the copy before, and keeps no later change from being made: that
+// keyslot can be removed.
+func TestKeyslotRotsWhileAnotherIsTakenBack(t *testing.T) {
+	r := newRing(t)
+	r.add(EnrolKeyFile{Path: r.path("key")})
+	r.backUp()
+	area := r.header().Metadata.Keyslots[2].Area
+	_, err := r.AddKey(t.Context(), EnrolRecovery{Deliver: func(*secret.Key) error {
+		r.overwrite(area.Offset+8192, make([]byte, 4096))
+		return ErrConfirmation
+	}}, AddOptions{Sources: offers(t, ringPassphrase)}, &watcher{})
+	if requireStep(t, err, StepKeys, ErrConfirmation); errors.Is(err, ErrKeyslotDamaged) {
+		t.Error(err)
+	}
+	r.requireInHeader(0, 1, 2)
+	r.requireLook(ErrKeyslotDamaged)
+	r.must(r.remove(2))
+	r.requireInHeader(0, 1)
+	r.requireLook(nil)
+}
+
 // rots damages the container before its header is copied.
 type rots struct {
 	command.Runner
