@@ -182,7 +182,7 @@ func (f *foresight) explain(ctx context.Context, attempt *boot.Attempt, tpm unlo
 	if err != nil {
 		return
 	}
-	if err := keys.Refusal(drifts); err != nil && attempt.Status == boot.Attended {
+	if err := keys.Refusal(drifts, true); err != nil && attempt.Status == boot.Attended {
 		attempt.Status, attempt.Err, attempt.Text = boot.Failed, err, fmt.Sprintf("the right PIN would be refused: %v", err)
 	}
 	for _, drift := range drifts {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"luksmediad/pkg/unlock"
@@ -57,19 +58,25 @@ func (r Rehearsal) try(ctx context.Context, source unlock.Source) Attempt {
 	name := source.Name()
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	keyslot, err := r.open(limited, source)
+	keyslot, failures := r.open(limited, source)
+	err := errors.Join(failures...)
 	switch {
-	case err == nil:
+	case keyslot >= 0:
 		return Attempt{Check{Name: name, Status: OK, Text: fmt.Sprintf("opens keyslot %d", keyslot)}, keyslot}
-	case errors.Is(err, tpm2.ErrPINNeeded), errors.Is(err, ErrPerson):
+	case onlyPINs(failures), errors.Is(err, ErrPerson):
 		return Attempt{Check{Name: name, Status: Attended, Text: err.Error()}, -1}
 	}
 	return Attempt{failure(name, err), -1}
 }
 
-// open gives the first keyslot that a key of the source opens, as the next boot would, or else what was in the way of
-// all its keys.
-func (r Rehearsal) open(ctx context.Context, source unlock.Source) (int, error) {
+// onlyPINs tells whether nothing is in the way but that a source without PIN meets the keys of one that has it.
+func onlyPINs(failures []error) bool {
+	return !slices.ContainsFunc(failures, func(err error) bool { return !errors.Is(err, tpm2.ErrPINNeeded) })
+}
+
+// open gives the first keyslot that a key of the source opens, as the next boot would, or else -1 and what was in the way of
+// each of its keys.
+func (r Rehearsal) open(ctx context.Context, source unlock.Source) (int, []error) {
 	var failures []error
 	for offer, err := range source.Offers(ctx, r.Header) {
 		keyslot := -1
@@ -84,7 +91,7 @@ func (r Rehearsal) open(ctx context.Context, source unlock.Source) (int, error) 
 	if len(failures) == 0 {
 		failures = append(failures, unlock.ErrNoKeyslot)
 	}
-	return -1, errors.Join(failures...)
+	return -1, failures
 }
 
 // prove wipes the offered key whatever happens.

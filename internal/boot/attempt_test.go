@@ -228,6 +228,26 @@ func TestTryOfPIN(t *testing.T) {
 	key.Wipe()
 }
 
+// A key with a PIN does not hide that the TPM refuses the one without: a source that has no PIN fails, while one that has it asks a person.
+func TestTryOfPINBesideRefusedKey(t *testing.T) {
+	c, s := newContainer(t), swtpm.Start(t)
+	pin, err := secret.From([]byte("1234"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pin.Wipe()
+	s.Extend(7, "boot")
+	c.seal(s, tpm2.SealOptions{PCRs: []int{7}})
+	c.seal(s, tpm2.SealOptions{PIN: pin})
+	nobody := unlock.Ask(func(ctx context.Context) (*secret.Key, error) { return Nobody(ctx, "PIN", 0) })
+	sources := []unlock.Source{unlock.TPM2{Device: s.TCTI()}, unlock.TPM2{Device: s.TCTI(), PINs: nobody}}
+	c.requireAttempts(sources, "tpm2 ok 1", "tpm2 ok 1")
+	s.Extend(7, "something new")
+	if attempt := c.requireAttempts(sources, "tpm2 failed -1", "tpm2 attended -1")[0]; !errors.Is(attempt.Err, tpm2.ErrPolicy) {
+		t.Error(attempt.Err)
+	}
+}
+
 // Nobody is asked: neither for a passphrase nor for the PIN that a token wants.
 func TestTryAsksNobody(t *testing.T) {
 	c, s := newContainer(t), swtpm.Start(t)

@@ -150,7 +150,8 @@ func (p *keysProbe) compareTokens(ctx context.Context, header *luks2.Header) []f
 		return nil // the context has ended
 	}
 	p.reportPolicies(drifts)
-	refused := keys.Refusal(drifts)
+	pins := slices.ContainsFunc(p.sources, func(source config.KeySource) bool { return source.TPM2 != nil && source.TPM2.WantsPIN() })
+	refused := keys.Refusal(drifts, pins)
 	if refused == nil {
 		return nil
 	}
@@ -223,7 +224,7 @@ func (p *keysProbe) try(ctx context.Context, header *luks2.Header, due []int) []
 		if err != nil {
 			return findings // the context has ended
 		}
-		asked := !errors.Is(attempt.Err, tpm2.ErrPINNeeded) && attempt.Status != boot.Attended
+		asked := attempt.Status != boot.Attended
 		if asked && source.Name() == (unlock.TPM2{}).Name() {
 			p.collector.SetUnsealed(attempt.Keyslot >= 0)
 		}

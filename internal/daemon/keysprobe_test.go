@@ -354,6 +354,28 @@ func TestKeysProbeTriesNoPIN(t *testing.T) {
 	b.requireReason(health.ReasonLockoutNear, "failures of the")
 }
 
+// A key with a PIN, which no source has, does not hide that the TPM refuses the key without.
+func TestKeysProbeOfPINBesideRefusedKey(t *testing.T) {
+	tpm := swtpm.Start(t)
+	tpm.Extend(7, "boot")
+	pin, err := secret.From([]byte("1234"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newKeyBench(t, config.KeySource{TPM2: &config.TPM2{Device: tpm.TCTI(), PIN: config.NoPIN}})
+	slot := b.add(volume.EnrolTPM2{Device: tpm.TCTI(), SealOptions: tpm2.SealOptions{PCRs: []int{7}}})
+	b.add(volume.EnrolTPM2{Device: tpm.TCTI(), SealOptions: tpm2.SealOptions{PIN: pin}})
+	b.must(b.volume.NoteProof(b.header(), 0, "passphrase"))
+	b.requireReason("")
+	tpm.Extend(7, "another")
+	b.requireReason(health.ReasonDrift, "the TPM would give no key", "PCR 7 has moved")
+	b.age(slot, 25*time.Hour)
+	b.age(slot+1, 25*time.Hour)
+	b.restart()
+	b.requireReason(health.ReasonDrift, "the TPM would give no key")
+	b.requireMetric("luksmediad_tpm_unseal_ok 0")
+}
+
 func (b *keyBench) lockout(tpm *swtpm.TPM) (failures, limit uint32) {
 	b.t.Helper()
 	device, err := tpm2.Open(b.t.Context(), tpm.TCTI())

@@ -93,11 +93,14 @@ func (l Live) Drifts(ctx context.Context, header *luks2.Header) ([]Drift, error)
 	return drifts, nil
 }
 
-// Refusal is why the TPM would give the key of no token, whatever the PIN; nil if it may.
-func Refusal(drifts []Drift) error {
+// Refusal is why the TPM would give the key of no token, whatever the PIN; nil if it may. Tokens that cannot be read do not count, nor
+// without pins those that want one: their keys nobody asks the TPM for.
+func Refusal(drifts []Drift, pins bool) error {
 	var refused error
 	for _, drift := range drifts {
 		switch {
+		case drift.unreadable(), !pins && drift.wantsPIN():
+			continue
 		case drift.Result != Differs:
 			return nil
 		case refused == nil && drift.Err != nil:
@@ -109,6 +112,16 @@ func Refusal(drifts []Drift) error {
 		}
 	}
 	return refused
+}
+
+// unreadable tells whether the token is one that luksmediad does not try.
+func (d *Drift) unreadable() bool {
+	return errors.Is(d.Err, tpm2.ErrToken) || errors.Is(d.Err, tpm2.ErrUnsupported)
+}
+
+func (d *Drift) wantsPIN() bool {
+	token, err := tpm2.ParseToken(d.Token.Raw)
+	return err == nil && token.PIN
 }
 
 // driftsOf compares tokens with one TPM.
