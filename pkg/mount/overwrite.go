@@ -7,8 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// noCopyOnWrite is FS_NOCOW_FL of linux/fs.h.
-const noCopyOnWrite = 0x00800000
+// Of linux/fs.h: FS_NOCOW_FL, and FS_COMPR_FL with FS_NOCOMP_FL.
+const (
+	noCopyOnWrite = 0x00800000
+	compression   = 0x00000004 | 0x00000400
+)
 
 // OverwriteInPlace has an empty file keep its blocks when they are written again. On btrfs that takes other blocks otherwise, of which there
 // may be none left: those that fallocate(2) has given do only until they are written once (btrfs(5), NODATACOW). Other filesystems keep them.
@@ -31,6 +34,12 @@ func setNoCopyOnWrite(f *os.File) error {
 	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
 	if err != nil {
 		return err
+	}
+	if flags&compression != 0 { // of the folder; btrfs takes the flags neither together nor one for the other (check_fsflags in fs/btrfs/ioctl.c)
+		flags &^= compression
+		if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags)); err != nil {
+			return err
+		}
 	}
 	return unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|noCopyOnWrite))
 }

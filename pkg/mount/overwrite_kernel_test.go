@@ -35,6 +35,29 @@ func TestOverwriteInPlace(t *testing.T) {
 	}
 }
 
+// A file inherits from its folder that it is compressed, or never is, which btrfs does not take together with its blocks kept.
+func TestOverwriteInPlaceWhereCompressed(t *testing.T) {
+	folder := mountBtrfs(t)
+	parent, err := os.Open(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer parent.Close()
+	for name, flag := range map[string]int{"compressed": 0x00000004, "never compressed": 0x00000400} { // FS_COMPR_FL and FS_NOCOMP_FL of linux/fs.h
+		if err := unix.IoctlSetPointerInt(int(parent.Fd()), unix.FS_IOC_SETFLAGS, flag); err != nil {
+			t.Fatal(err)
+		}
+		file := fileAt(t, folder)
+		if err := OverwriteInPlace(file); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		requireCopied(t, file, false)
+		if err := os.Remove(file.Name()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestOverwriteInPlaceTooLate(t *testing.T) {
 	file := fileAt(t, mountBtrfs(t))
 	if _, err := file.WriteString("written"); err != nil {
