@@ -224,6 +224,7 @@ func TestClevisTokenIsRefused(t *testing.T) {
 	}{
 		"good tang":           {tangHeader("http://tang.example:8080/x"), nil},
 		"good without scheme": {tangHeader("tang"), nil},
+		"good underscore":     {tangHeader("http://_a.tang_1.example"), nil}, // as Docker and NetBIOS name hosts
 		"good IPv6":           {tangHeader("https://[fe80::1]:80"), nil},
 		"good tpm2":           {tpm2Header(with("pcr_ids", "0,7")), nil},
 		"good sss":            {sssHeader(tangHeader("http://a").compact(t), tpm2Header(good).compact(t)), nil},

@@ -111,7 +111,7 @@ const base64URL = `[A-Za-z0-9_-]+`
 // checkTang checks the URL and the name of the key, of which a request is made, and the curve, of which a key is.
 func checkTang(header, settings map[string]any) error {
 	// Without scheme curl takes http.
-	const url = `(https?://)?([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?`
+	const url = `(https?://)?([A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?`
 	ephemeral, _ := header["epk"].(map[string]any)
 	return errors.Join(
 		checkText("url", settings["url"], url),
