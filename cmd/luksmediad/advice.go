@@ -37,6 +37,11 @@ const (
 	backUpHeader = "luksmediad header backup"
 )
 
+// addSource is what to do about a key that no source of the configuration tries.
+func addSource(source string) string {
+	return "add below its unlock: the line - " + source
+}
+
 // stateAdvice is about conditions that the daemon decides without an error.
 func stateAdvice() []advice {
 	return []advice{

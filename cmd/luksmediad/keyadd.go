@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -41,8 +43,8 @@ type keyAdd struct {
 	*app
 	passphrase passphraseFlags
 	options    volume.AddOptions
-	// unused: the configuration has no source that would try the key.
-	unused bool
+	// untried is the key source that the configuration lacks to try the key, as it is written there; empty if it lacks none.
+	untried string
 	// policy is what a TPM key is bound to, in words.
 	policy string
 }
@@ -107,8 +109,8 @@ func (k *keyAdd) answer(added *volume.AddedKey) error {
 	if len(added.Replaced) > 0 {
 		result.Text += ", in place of " + keyslotList(added.Replaced)
 	}
-	if k.unused {
-		result.Text += "; no key source in " + k.configPath + " tries it"
+	if k.untried != "" {
+		result.Text += "; no key source in " + k.configPath + " tries it: " + addSource(k.untried)
 	}
 	return k.succeedWith(result, result.Text)
 }
@@ -201,10 +203,52 @@ func (k *keyAddTPM2) run(cmd *cobra.Command) error {
 		wanted.Bank = tpm2.Bank(k.bank)
 	}
 	k.policy = describePolicy(&tpm2.Token{PCRs: wanted.PCRs, Bank: wanted.Bank, PIN: wanted.PIN != nil})
-	k.unused = !slices.ContainsFunc(loaded.Unlock, func(source config.KeySource) bool {
-		return source.TPM2 != nil && source.TPM2.Device == wanted.Device
-	})
+	k.untried = k.lacking(cmd.Context(), loaded.Unlock, wanted)
 	return k.add(cmd.Context(), vol, wanted)
+}
+
+// lacking is the source that would try the key, if none of those configured does.
+func (k *keyAddTPM2) lacking(ctx context.Context, sources []config.KeySource, wanted volume.EnrolTPM2) string {
+	device, pin := wanted.Device, config.AskPIN
+	for _, source := range sources {
+		if source.TPM2 == nil || !tpm2.SameTPM(source.TPM2.Device, wanted.Device) {
+			continue
+		}
+		if triesPIN(ctx, source.TPM2, wanted.PIN) {
+			return ""
+		}
+		device = source.TPM2.Device
+	}
+	switch {
+	case wanted.PIN == nil:
+		pin = config.NoPIN
+	case strings.HasPrefix(k.pinFile, "/") && !strings.HasPrefix(k.pinFile, "/dev/"):
+		pin = k.pinFile
+	}
+	return fmt.Sprintf("tpm2: {device: %s, pin: %s}", yamlWord(device), yamlWord(pin))
+}
+
+// triesPIN tells whether a source tries the keys with a PIN, nil for those without.
+func triesPIN(ctx context.Context, source *config.TPM2, pin *secret.Key) bool {
+	if pin == nil || source.PIN == config.AskPIN {
+		return true
+	}
+	if source.PINFile() == "" {
+		return false
+	}
+	held, err := (&unlock.PINFile{Path: source.PINFile()}).PIN(ctx)
+	defer held.Wipe()
+	return err == nil && bytes.Equal(held.Bytes(), pin.Bytes())
+}
+
+// yamlWord is a value as it is written between the braces of a mapping.
+func yamlWord(text string) string {
+	if strings.ContainsFunc(text, func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("/._-:=", r)
+	}) {
+		return strconv.Quote(text)
+	}
+	return text
 }
 
 // source is the first configured TPM, or the first with the given address. One that is not configured is taken as the first.
@@ -292,9 +336,9 @@ says so and asks.
 			if path, err = keyFilePath(loaded, path); err != nil {
 				return err
 			}
-			k.unused = !slices.ContainsFunc(loaded.Unlock, func(source config.KeySource) bool {
-				return source.Keyfile != nil && source.Keyfile.Path == path
-			})
+			if !slices.ContainsFunc(loaded.Unlock, func(source config.KeySource) bool { return source.Keyfile != nil && source.Keyfile.Path == path }) {
+				k.untried = fmt.Sprintf("keyfile: {path: %s}", yamlWord(path))
+			}
 			if err := k.acceptFile(cmd.Context(), vol.ProtectionBy(path)); err != nil {
 				return err
 			}
@@ -415,9 +459,12 @@ for, or answered by --yes.
 		Example: `  luksmediad key add clevis tang '{"url":"http://tang.example.org","thp":"x3nS…"}'`,
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, vol, err := k.begin()
+			loaded, vol, err := k.begin()
 			if err != nil {
 				return err
+			}
+			if !slices.ContainsFunc(loaded.Unlock, func(source config.KeySource) bool { return source.Clevis != nil }) {
+				k.untried = "clevis: {}"
 			}
 			wanted := volume.EnrolClevis{Pin: args[0], Config: args[1]}
 			if wanted.Trust, err = k.trust(cmd.Context(), wanted); err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"luksmediad/internal/config"
 	"luksmediad/internal/volume"
+	"luksmediad/pkg/unlock/secret"
 )
 
 // A new TPM key is bound to what the configuration says, unless flags say something else. A PIN is never left out in silence.
@@ -64,6 +65,74 @@ func TestConfiguredSeal(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A key that no configured source tries is told, with the source that would.
+func TestUntriedTPM2(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, pin string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(pin+"\n"), 0o400); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	same, other := file("same", "1234"), file("other", "5678")
+	tpm := func(device, pin string) config.KeySource {
+		return config.KeySource{TPM2: &config.TPM2{Device: device, PIN: pin}}
+	}
+	const node, host = "/dev/tpmrm0", "swtpm:host=tpm,port=2321"
+	for name, test := range map[string]struct {
+		sources              []config.KeySource
+		device, pin, pinFile string
+		want                 string
+	}{
+		"no PIN":                {[]config.KeySource{tpm(node, config.AskPIN)}, node, "", "", ""},
+		"spelt differently":     {[]config.KeySource{tpm("device:"+node, config.NoPIN)}, node, "", "", ""},
+		"no TPM":                {nil, node, "", "", "tpm2: {device: /dev/tpmrm0, pin: none}"},
+		"another TPM":           {[]config.KeySource{tpm("/dev/tpmrm1", config.AskPIN)}, host, "1234", "", `tpm2: {device: "` + host + `", pin: ask}`},
+		"PIN asked for":         {[]config.KeySource{tpm(node, config.NoPIN), tpm(node, config.AskPIN)}, node, "1234", other, ""},
+		"PIN of no source":      {[]config.KeySource{tpm("device:"+node, config.NoPIN)}, node, "1234", "", "tpm2: {device: device:/dev/tpmrm0, pin: ask}"},
+		"PIN in a file":         {[]config.KeySource{tpm(node, config.NoPIN)}, node, "1234", "/root/pin", "tpm2: {device: /dev/tpmrm0, pin: /root/pin}"},
+		"PIN in a pipe":         {[]config.KeySource{tpm(node, config.NoPIN)}, node, "1234", "/dev/fd/63", "tpm2: {device: /dev/tpmrm0, pin: ask}"},
+		"same PIN":              {[]config.KeySource{tpm(node, same)}, node, "1234", "", ""},
+		"another PIN":           {[]config.KeySource{tpm(node, other)}, node, "1234", "", "tpm2: {device: /dev/tpmrm0, pin: ask}"},
+		"PIN file that is away": {[]config.KeySource{tpm(node, filepath.Join(dir, "none"))}, node, "1234", "", "tpm2: {device: /dev/tpmrm0, pin: ask}"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wanted := volume.EnrolTPM2{Device: test.device}
+			if test.pin != "" {
+				pin, err := secret.From([]byte(test.pin))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer pin.Wipe()
+				wanted.PIN = pin
+			}
+			k := &keyAddTPM2{pinFile: test.pinFile}
+			got := k.lacking(t.Context(), test.sources, wanted)
+			if got != test.want {
+				t.Errorf("%q, want %q", got, test.want)
+			}
+			requireSource(t, got)
+		})
+	}
+}
+
+// requireSource wants what is told to be a line of a configuration, unless it is empty.
+func requireSource(t *testing.T, line string) {
+	t.Helper()
+	text := "stores:\n  - path: /srv/synapse/media_store\nunlock:\n  - keyfile: {}\n  - " + line + "\n"
+	if _, err := config.Parse("config.yaml", []byte(text)); line != "" && err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSourceLines(t *testing.T) {
+	for _, path := range []string{"/root/key", "/mnt/a stick, 2/key: {old} \"#1\"", "/mnt/schlüssel"} {
+		requireSource(t, "keyfile: {path: "+yamlWord(path)+"}")
+	}
+	requireSource(t, "clevis: {}")
 }
 
 // What no TPM has is a mistake of the command line, whatever else is to be done.

@@ -72,6 +72,21 @@ func findDevice(class string) (string, error) {
 	return "", fmt.Errorf("cannot find a TPM 2.0 in %s: %w", class, ErrAbsent)
 }
 
+// SameTPM tells whether two addresses are of the same TPM, as "auto" and a device node may be.
+func SameTPM(device, other string) bool { return sameTPM(device, other, sysTPM) }
+
+func sameTPM(device, other, class string) bool {
+	if device == other {
+		return true
+	}
+	one, err := parseAddressIn(device, class)
+	if err != nil {
+		return false
+	}
+	another, err := parseAddressIn(other, class)
+	return err == nil && one == another
+}
+
 // IsSoftware tells whether [Open] would reach a program in the place of a TPM: swtpm at a socket, or behind the kernel's proxy for such
 // programs, whose devices belong to no hardware (drivers/char/tpm/tpm_vtpm_proxy.c). What a hypervisor gives its guest is not told apart from
 // hardware.

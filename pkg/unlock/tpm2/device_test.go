@@ -55,7 +55,7 @@ func TestFindDevice(t *testing.T) {
 	}
 }
 
-// A program may take the place of a TPM, at a socket or behind the kernel's proxy.
+// A program may take the place of a TPM, at a socket or behind the kernel's proxy. "auto" is the first that the kernel has.
 func TestIsSoftware(t *testing.T) {
 	sys := t.TempDir()
 	class := filepath.Join(sys, "class/tpmrm")
@@ -75,6 +75,13 @@ func TestIsSoftware(t *testing.T) {
 	} {
 		if got := isSoftware(device, class); got != want {
 			t.Errorf("%s: %t", device, got)
+		}
+	}
+	for device, want := range map[string]bool{
+		"auto": true, "/dev/tpmrm0": true, "device:/dev/tpmrm0": true, "/dev/tpmrm1": false, "swtpm:path=/run/tpm.sock": false, "mssim:": false,
+	} {
+		if got := sameTPM(device, "auto", class); got != want {
+			t.Errorf("%s is the same as auto: %t", device, got)
 		}
 	}
 }
