@@ -74,7 +74,10 @@ func (v *Volume) Adopt(ctx context.Context, options AdoptOptions, observer Obser
 	if err != nil {
 		return nil, errors.Join(err, a.restorePaths())
 	}
-	return &a.record, nil
+	if options.DryRun {
+		return &a.record, nil
+	}
+	return &a.record, v.SetIntent(IntentOpen) // it was perhaps locked to be adopted anew
 }
 
 // preflight finds what would stop the adoption before the container is touched.

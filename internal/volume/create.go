@@ -103,7 +103,7 @@ func (v *Volume) Create(ctx context.Context, options CreateOptions, observer Obs
 	if err != nil {
 		return nil, err
 	}
-	return &c.record, nil
+	return &c.record, v.SetIntent(IntentOpen) // who has locked the volume before this one does not keep it closed
 }
 
 // begin does what comes before the first change.

@@ -59,6 +59,29 @@ func TestLockOutlivesTheDaemon(t *testing.T) {
 	s.requireOpen()
 }
 
+// What takes the place of a volume that a person has locked is opened by the next daemon, as the pages say.
+func TestAnewAfterLock(t *testing.T) {
+	for name, anew := range map[string]func(*site){
+		"adopted": func(s *site) { s.succeed("adopt", "--yes") },
+		"created": func(s *site) {
+			must(t, "sh", "-c", "chattr -i "+s.store+" "+s.root()+" && rmdir "+s.store)
+			must(t, "mv", s.container, s.container+".old")
+			s.create()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newCreated(t)
+			d := s.serve()
+			s.succeed("lock", "--yes")
+			d.end(unix.SIGTERM)
+			must(t, "mv", "/var/lib/luksmediad/volume-"+s.volume+".json", s.dir)
+			anew(s)
+			s.serve()
+			s.requireOpen()
+		})
+	}
+}
+
 // What is in use stays mounted, all of it, and is said to be in use.
 func TestLockRefusesWhileInUse(t *testing.T) {
 	s := newCreated(t)
