@@ -219,6 +219,8 @@ type verdict struct {
 const (
 	firstRetry = time.Second
 	lastRetry  = time.Minute
+	// damagedRetry reads as much of a disk as a check does.
+	damagedRetry = 10 * time.Minute
 	// stopPatience is below TimeoutStopSec=, after which the service manager kills.
 	stopPatience = 20 * time.Second
 	// heartbeat is well below WatchdogSec= and the extensions of TimeoutStartSec=.
@@ -392,12 +394,13 @@ func (d *Daemon) settle(ctx context.Context, o outcome) {
 	}
 }
 
-// scheduleRetry leaves a damaged filesystem to the person whom it takes: an opening could meet the one who repairs it.
+// scheduleRetry takes its time over a damaged filesystem, which mostly takes a person: e2fsck(8) calls a disk damaged, too, that it could not read
+// just then.
 func (d *Daemon) scheduleRetry(why error) {
-	if volume.IsDamaged(why) {
-		return
+	wait := damagedRetry
+	if !volume.IsDamaged(why) {
+		wait = d.backoff.NextBackOff()
 	}
-	wait := d.backoff.NextBackOff()
 	d.retry = time.After(wait)
 	d.Journal.Emit(journal.RetryScheduled, journal.F("SECONDS", int(wait.Seconds())))
 }

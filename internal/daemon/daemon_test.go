@@ -108,18 +108,26 @@ func TestBackoff(t *testing.T) {
 	})
 }
 
-// Who repairs a damaged filesystem must not be met by an opening; when it is repaired, somebody says so.
-func TestDamagedFilesystemIsLeftAlone(t *testing.T) {
+// A damaged filesystem is seldom tried again: what was a fault of the disk alone may be over, and a check reads much of it. Who repairs it locks the
+// volume, and then it is not tried at all.
+func TestDamagedFilesystemIsSeldomTried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite()
 		s.volume.failsAt(volume.StepCheck, fmt.Errorf("cannot check it: %w", mount.ErrFilesystemDamaged))
 		s.start(t)
-		s.after(10 * time.Minute)
-		if opens, retries := s.record.having("volume open"), s.record.having("retry_scheduled"); len(opens) != 1 || len(retries) > 0 {
-			t.Errorf("tried again: %v, %v", opens, retries)
+		s.after(damagedRetry + time.Second)
+		if diff := cmp.Diff([]string{"  0.0 volume open", "600.0 volume open"}, s.record.having("volume open")); diff != "" {
+			t.Error(diff)
 		}
 		if _, err := s.Unlock(t.Context()); !errors.Is(err, mount.ErrFilesystemDamaged) {
 			t.Errorf("Unlock returned %v", err)
+		}
+		if _, err := s.Lock(t.Context(), api.LockRequest{}); err != nil {
+			t.Error(err)
+		}
+		s.after(time.Hour)
+		if opens := s.record.having("volume open"); len(opens) != 3 {
+			t.Errorf("tried while locked: %v", opens)
 		}
 		s.volume.gives(adopted())
 		if _, err := s.Unlock(t.Context()); err != nil {

@@ -50,7 +50,7 @@ func (o *Opened) StorePath(name string) string {
 	return ""
 }
 
-// IsDamaged tells whether an opening has failed for what a person has to repair first.
+// IsDamaged tells whether an opening has failed for what, as a rule, a person has to repair first.
 func IsDamaged(err error) bool { return errors.Is(err, mount.ErrFilesystemDamaged) }
 
 // opening is what the steps of one Open have found out so far.
