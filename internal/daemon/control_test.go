@@ -275,6 +275,26 @@ func TestServicesStayDown(t *testing.T) {
 	}
 }
 
+// The warning about what was stopped ends when that runs again, whatever else is down that would come up at boot.
+func TestWarningIsAboutWhatWasStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.gate.running.set([]string{"docker.service"})
+		s.start(t)
+		s.after(2 * time.Second)
+		s.gate.stops.set(func(context.Context) error { s.goDown(); return errBroken })
+		if _, err := s.Lock(t.Context(), api.LockRequest{StopServices: true}); err == nil {
+			t.Error("locked")
+		}
+		s.gate.down.set([]string{"once.service", "docker.service"})
+		s.after(5 * time.Minute)
+		s.requireGate(t, health.Warn, ReasonServicesStopped)
+		s.gate.down.set([]string{"once.service"})
+		s.after(time.Minute)
+		s.requireGate(t, health.OK, "")
+	})
+}
+
 // goDown is what the service manager makes of a stop of the gate.
 func (s *site) goDown() {
 	s.gate.running.set(nil)
@@ -409,6 +429,19 @@ func TestLockStopsServicesFirst(t *testing.T) {
 		s.after(time.Hour)
 		if opens := s.record.having("volume open"); len(opens) != 1 || s.Live.Load() != nil {
 			t.Errorf("opened again: %v", opens)
+		}
+	})
+}
+
+// What requires Docker without being ordered after the gate may still be on its way down when the gate stops: it holds no store itself.
+func TestLockWhileOthersStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.gate.indirect.set([]string{"bridge.service"})
+		s.start(t)
+		s.after(2 * time.Second)
+		if _, err := s.Lock(t.Context(), api.LockRequest{}); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -34,16 +34,18 @@ type Memory interface {
 
 // Gate is the unit that services require, as the service manager sees it.
 type Gate interface {
-	// Running are the active services that require the gate.
+	// Running are the services that require the gate, or another of them, and run.
 	Running(ctx context.Context) ([]string, error)
+	// Holding are those that require the gate itself and may have files of the stores open.
+	Holding(ctx context.Context) ([]string, error)
 	// Stop stops these services, then the gate.
 	Stop(ctx context.Context) error
 	// Abandoned tells whether the gate is neither active nor about to be.
 	Abandoned(ctx context.Context) (bool, error)
 	// Down are the services that would come up at boot and are not active.
 	Down(ctx context.Context) ([]string, error)
-	// Resume starts these: they gave up waiting for the gate.
-	Resume(ctx context.Context) (started []string, err error)
+	// Resume starts these, or some of them only: they gave up waiting for the gate. An error need not name one that has failed.
+	Resume(ctx context.Context, only []string) (started, failed []string, err error)
 }
 
 // Assessor looks at what is to be seen without opening anything; [volume.Volume] does. It may hang with a disk or a server.
@@ -164,8 +166,10 @@ type Daemon struct {
 	// known.
 	stayDown bool
 	stopped  []string
-	// unstarted is why what gave up waiting for the gate was not started; the patrol tries again until resumeUntil.
+	// unstarted is why what gave up waiting for the gate was not started; the patrol tries failed again until resumeUntil. These are the services,
+	// as far as they are known.
 	unstarted   error
+	failed      []string
 	resumeUntil time.Time
 	// verifying: a look at the mount table is under way.
 	verifying bool
@@ -308,8 +312,9 @@ func (d *Daemon) serve(ctx context.Context, r *request) {
 		return
 	}
 	if r.event == open && !r.unlessLocked {
-		d.resumePending = d.resumePending || d.stayDown || d.unstarted != nil
-		d.unstarted = nil
+		if d.stayDown || d.unstarted != nil {
+			d.resumeAll()
+		}
 		d.setKept(false)
 		d.intend(volume.IntentOpen)
 	}
@@ -343,7 +348,9 @@ func (d *Daemon) advance(ctx context.Context, e event) error {
 		d.retry = nil
 		go func() { d.outcomes <- d.close(ctx) }()
 	case waiting:
-		d.resumePending = !d.stayDown
+		if d.resumePending = false; !d.stayDown {
+			d.resumeAll()
+		}
 		d.closeGate()
 	case serving:
 		d.backoff.Reset()
@@ -365,10 +372,12 @@ func (d *Daemon) settle(ctx context.Context, o outcome) {
 	}
 	was := d.phase
 	if was == closing {
-		d.resumePending = o.err == nil
+		d.resumePending = false
 		d.setKept(o.err != nil)
 	}
-	d.resumePending = d.resumePending || o.late
+	if was == closing && o.err == nil || o.late {
+		d.resumeAll()
+	}
 	_ = d.advance(ctx, e) // both operations have a cell for both ends
 	o.phase = d.phase
 	switch d.phase {
@@ -449,7 +458,7 @@ func (d *Daemon) sayReady() {
 func (d *Daemon) resumeLate(ctx context.Context) {
 	if d.phase == serving && d.resumePending && !d.lockIsWanted() && d.resuming.CompareAndSwap(false, true) {
 		d.resumePending = false
-		go d.resume(ctx)
+		go d.resume(ctx, d.failed)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -321,6 +322,43 @@ func TestSynapseDown(t *testing.T) {
 		s.after(time.Minute)
 		if phase := s.phaseNow(t); phase != api.PhaseServing || !s.Board.Ready() || s.Board.Worst() != health.Warn {
 			t.Errorf("phase %s, ready %t, %s", phase, s.Board.Ready(), s.Board.Worst())
+		}
+	})
+}
+
+// What has come up once, or was not to, is not started again for the sake of another that fails; the warning is about that alone.
+func TestOnlyWhatFailedIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		var tried script[[][]string]
+		var silent script[bool]
+		s.gate.resumes.set(func(only []string) (started, failed []string, err error) {
+			tried.set(append(tried.get(), only))
+			if silent.get() {
+				return nil, nil, errBroken
+			}
+			return []string{"once.service"}, []string{"synapse.service"}, errBroken
+		})
+		s.gate.down.set([]string{"once.service", "synapse.service"})
+		s.resumePending = true
+		s.start(t)
+		s.after(3 * time.Minute)
+		silent.set(true)
+		s.after(time.Hour)
+		for i, only := range tried.get() {
+			if (i == 0) != (only == nil) || i > 0 && !slices.Equal(only, []string{"synapse.service"}) {
+				t.Errorf("the %dth time: %v", i, only)
+			}
+		}
+		s.requireGate(t, health.Warn, ReasonServicesFailed)
+		s.gate.down.set([]string{"once.service"})
+		s.after(time.Minute)
+		s.requireGate(t, health.OK, "")
+
+		lockAndUnlock(s, t)
+		s.after(time.Second)
+		if all := tried.get(); len(all) != 13 || all[12] != nil {
+			t.Errorf("%d tries: %v", len(all), all)
 		}
 	})
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -63,14 +64,23 @@ func (d *Daemon) reportDown() {
 // disturbed.
 const resumePatience = 10 * time.Minute
 
-// endResume takes the end of a start of services. What fails again is no news.
-func (d *Daemon) endResume(err error) {
+// resumeAll has everything started that has given up waiting for the gate, or was stopped, whatever has failed before.
+func (d *Daemon) resumeAll() {
+	d.resumePending, d.unstarted, d.failed = true, nil, nil
+}
+
+// endResume takes the end of a start of services. What fails again is no news. Only that is tried again: what has run, or was stopped meanwhile,
+// is not to come up once more.
+func (d *Daemon) endResume(failed []string, err error) {
 	if err != nil && d.unstarted == nil {
 		d.resumeUntil = time.Now().Add(resumePatience)
 		d.Journal.Emit(journal.ServicesFailed, journal.F("ERROR", err.Error()))
 	}
 	d.unstarted = err
-	d.resumePending = d.resumePending || err != nil && !d.stayDown && time.Now().Before(d.resumeUntil)
+	if !d.resumePending {
+		d.failed = failed
+		d.resumePending = err != nil && !d.stayDown && time.Now().Before(d.resumeUntil)
+	}
 	d.reportDown()
 }
 
@@ -87,22 +97,33 @@ func (d *Daemon) lookForDown(ctx context.Context) {
 	if d.phase != serving || !d.stayDown && d.unstarted == nil || d.resuming.Load() || d.lockIsWanted() || !d.looking.CompareAndSwap(false, true) {
 		return
 	}
+	missed := d.missed()
 	go func() {
 		defer d.looking.Store(false)
 		ctx, cancel := context.WithTimeout(ctx, gatePatience)
 		defer cancel()
-		if down, err := d.Gate.Down(ctx); err == nil && len(down) == 0 {
-			d.find(d.forgetDown)
+		down, err := d.Gate.Down(ctx)
+		isMissed := func(unit string) bool { return len(missed) == 0 || slices.Contains(missed, unit) }
+		if err == nil && !slices.ContainsFunc(down, isMissed) {
+			d.find(func() { d.forgetDown(missed) })
 		}
 	}()
 }
 
+// missed are the services that a warning is about; none if they are not known, as after a restart: then it is about all that are down.
+func (d *Daemon) missed() []string {
+	if d.stayDown && len(d.stopped) == 0 || d.unstarted != nil && len(d.failed) == 0 {
+		return nil
+	}
+	return slices.Concat(d.stopped, d.failed)
+}
+
 // forgetDown is void if a lock has come meanwhile.
-func (d *Daemon) forgetDown() {
-	if d.phase != serving || d.lockIsWanted() {
+func (d *Daemon) forgetDown(missed []string) {
+	if d.phase != serving || d.lockIsWanted() || !slices.Equal(missed, d.missed()) {
 		return
 	}
-	d.unstarted = nil
+	d.unstarted, d.failed = nil, nil
 	d.setKept(false)
 	d.intend(volume.IntentOpen)
 	d.reportGateOpen()

@@ -114,9 +114,9 @@ func (d *Daemon) openLocked(ctx context.Context, observer volume.Observer) (*vol
 
 // close closes the volume if no service uses it.
 func (d *Daemon) close(ctx context.Context) outcome {
-	running, err := d.Gate.Running(ctx)
-	if err == nil && len(running) > 0 {
-		err = fmt.Errorf("cannot lock volume %s: still running: %s: %w", d.Config.Volume.Name, strings.Join(running, ", "), ErrServicesRunning)
+	holding, err := d.Gate.Holding(ctx)
+	if err == nil && len(holding) > 0 {
+		err = fmt.Errorf("cannot lock volume %s: still running: %s: %w", d.Config.Volume.Name, strings.Join(holding, ", "), ErrServicesRunning)
 	}
 	if err != nil {
 		return outcome{err: err}
@@ -184,12 +184,15 @@ func (d *Daemon) acquire(ctx context.Context) (release func() error, err error) 
 	return release, err
 }
 
-// resume starts what would have come up behind the gate at boot.
-func (d *Daemon) resume(ctx context.Context) {
+// resume starts what would have come up behind the gate at boot, or what of that has failed before.
+func (d *Daemon) resume(ctx context.Context, only []string) {
 	defer d.resuming.Store(false)
-	started, err := d.Gate.Resume(ctx)
+	started, failed, err := d.Gate.Resume(ctx, only)
+	if err != nil && len(failed) == 0 {
+		failed = only // the service manager does not answer
+	}
 	for _, unit := range started {
 		d.Journal.Emit(journal.ServiceStarted, journal.F("SERVICE", unit))
 	}
-	d.find(func() { d.endResume(err) })
+	d.find(func() { d.endResume(failed, err) })
 }

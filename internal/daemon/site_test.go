@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -442,16 +443,24 @@ func (v *scriptedVolume) mends() {
 type scriptedGate struct {
 	record  *record
 	running script[[]string]
+	// indirect require what requires the gate.
+	indirect script[[]string]
 	// stops is what the service manager does to stop the gate.
 	stops script[func(context.Context) error]
 	fails script[error]
 	// down is what does not run.
 	down script[[]string]
+	// resumes is what becomes of a start.
+	resumes script[func(only []string) (started, failed []string, err error)]
 	// abandoned: its job has timed out.
 	abandoned script[bool]
 }
 
 func (g *scriptedGate) Running(context.Context) ([]string, error) {
+	return slices.Concat(g.running.get(), g.indirect.get()), g.fails.get()
+}
+
+func (g *scriptedGate) Holding(context.Context) ([]string, error) {
 	return g.running.get(), g.fails.get()
 }
 
@@ -471,12 +480,15 @@ func (g *scriptedGate) Down(context.Context) ([]string, error) {
 	return g.down.get(), g.fails.get()
 }
 
-func (g *scriptedGate) Resume(context.Context) ([]string, error) {
+func (g *scriptedGate) Resume(_ context.Context, only []string) (started, failed []string, err error) {
 	g.record.add("gate resume")
-	if err := g.fails.get(); err != nil {
-		return nil, err
+	if resumes := g.resumes.get(); resumes != nil {
+		return resumes(only)
 	}
-	return []string{"docker.service"}, nil
+	if err := g.fails.get(); err != nil {
+		return nil, nil, err
+	}
+	return []string{"docker.service"}, nil, nil
 }
 
 // scriptedProbe succeeds unless a test says otherwise.

@@ -12,16 +12,27 @@ type Gate struct {
 	Unit string
 }
 
-// Running returns the active units that require the gate. Where systemd is not the init system there are none.
-func (g Gate) Running(ctx context.Context) ([]string, error) {
-	var running []string
-	err := g.eachRequirer(ctx, func(_ *Units, unit string, state UnitState) error {
-		if state.running() {
+// Running returns the units that require the gate and run, or are about to. Where systemd is not the init system there are none.
+func (g Gate) Running(ctx context.Context) (running []string, err error) {
+	err = g.eachRequirer(ctx, func(_ *Units, unit string, state UnitState) error {
+		if state.running() && state.Active != "deactivating" {
 			running = append(running, unit)
 		}
 		return nil
 	})
 	return running, err
+}
+
+// Holding returns the units that require the gate itself and may have files of the stores open, be it while they stop. What requires these need
+// not be ordered after them, and then is not waited for by the gate's stop.
+func (g Gate) Holding(ctx context.Context) (holding []string, err error) {
+	err = g.each(ctx, (*Units).DirectRequirers, func(_ *Units, unit string, state UnitState) error {
+		if state.running() {
+			holding = append(holding, unit)
+		}
+		return nil
+	})
+	return holding, err
 }
 
 // Abandoned tells whether the gate is neither active nor about to be: who waited for it has given up. Where there is none, nobody has.
@@ -87,48 +98,53 @@ func eachTrigger(ctx context.Context, units *Units, unit string, do func(string,
 
 // Resume starts the requirers that are not active and would be at boot: those that gave up waiting for the gate. It does not wait for
 // the gate's own sake only: each of them pulls it in. What starts one on demand is started as well: its start need not bring that back, where
-// it is not enabled itself. It returns those that were started, also beside an error about others.
-func (g Gate) Resume(ctx context.Context) (started []string, err error) {
+// it is not enabled itself. Where only has units, no others are started. It returns those that were started, and those that were not, which an
+// error about the service manager itself does not name.
+func (g Gate) Resume(ctx context.Context, only []string) (started, failed []string, err error) {
 	err = g.eachRequirer(ctx, func(units *Units, unit string, state UnitState) error {
 		resume := func(unit string, state UnitState) error {
+			if len(only) > 0 && !slices.Contains(only, unit) {
+				return nil
+			}
 			resumed, err := resume(ctx, units, unit, state)
-			if resumed {
+			switch {
+			case err != nil:
+				failed = append(failed, unit)
+			case resumed:
 				started = append(started, unit)
 			}
 			return err
 		}
 		return errors.Join(resume(unit, state), eachTrigger(ctx, units, unit, resume))
 	})
-	return started, err
+	return started, failed, err
 }
 
 // resume starts a unit that is down.
 func resume(ctx context.Context, units *Units, unit string, state UnitState) (started bool, err error) {
-	if down, err := isDown(ctx, units, unit, state); err != nil || !down {
+	if !state.ended() {
+		return false, nil
+	}
+	if wanted, err := comesAtBoot(ctx, units, unit, state); err != nil || !wanted {
 		return false, err
 	}
 	err = units.Start(ctx, unit)
 	return err == nil, err
 }
 
-// Down returns the requirers that are not active and would be at boot.
+// Down returns the requirers that are not active, or are about not to be, and would be at boot.
 func (g Gate) Down(ctx context.Context) (down []string, err error) {
 	err = g.eachRequirer(ctx, func(units *Units, unit string, state UnitState) error {
-		is, err := isDown(ctx, units, unit, state)
-		if is {
+		if !state.ended() && state.Active != "deactivating" {
+			return nil
+		}
+		wanted, err := comesAtBoot(ctx, units, unit, state)
+		if wanted {
 			down = append(down, unit)
 		}
 		return err
 	})
 	return down, err
-}
-
-// isDown tells whether a unit is not active and would come up at boot.
-func isDown(ctx context.Context, units *Units, unit string, state UnitState) (bool, error) {
-	if state.Active != "inactive" && state.Active != "failed" {
-		return false, nil
-	}
-	return comesAtBoot(ctx, units, unit, state)
 }
 
 // comesAtBoot tells whether a unit is enabled, or is pulled in by an active target without that, as what a generator such as quadlet makes,
@@ -144,8 +160,12 @@ func comesAtBoot(ctx context.Context, units *Units, unit string, state UnitState
 }
 
 func (g Gate) eachRequirer(ctx context.Context, do func(*Units, string, UnitState) error) error {
+	return g.each(ctx, (*Units).Requirers, do)
+}
+
+func (g Gate) each(ctx context.Context, requirers func(*Units, context.Context, string) ([]string, error), do func(*Units, string, UnitState) error) error {
 	return ifSystemd(ctx, g.Unit, func(units *Units) error {
-		names, err := units.Requirers(ctx, g.Unit)
+		names, err := requirers(units, ctx, g.Unit)
 		for _, name := range names {
 			state, stateErr := units.State(ctx, name)
 			if stateErr == nil {

@@ -2,6 +2,7 @@ package synapse
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -193,12 +194,15 @@ func requirers() map[string]string {
 
 func gate() Gate { return Gate{Unit: "luksmediad-gate.service"} }
 
-// Whatever still uses a store counts as running, also on its way up or down.
+// What is on its way down runs no longer, but may still use a store.
 func TestRunning(t *testing.T) {
 	startServiceManager(t, requirers())
 	running, err := gate().Running(t.Context())
-	want := []string{"by-hand.service", "docker.service", "starting.service", "stopping.service"}
-	if diff := cmp.Diff(want, running); diff != "" || err != nil {
+	if diff := cmp.Diff([]string{"by-hand.service", "docker.service", "starting.service"}, running); diff != "" || err != nil {
+		t.Error(err, diff)
+	}
+	holding, err := gate().Holding(t.Context())
+	if diff := cmp.Diff([]string{"by-hand.service", "docker.service", "starting.service", "stopping.service"}, holding); diff != "" || err != nil {
 		t.Error(err, diff)
 	}
 }
@@ -231,7 +235,7 @@ func TestAbandoned(t *testing.T) {
 // What gave up waiting is started: enabled, and not running. What nobody enabled, or somebody stopped, is not.
 func TestResume(t *testing.T) {
 	m := startServiceManager(t, requirers())
-	started, err := gate().Resume(t.Context())
+	started, _, err := gate().Resume(t.Context(), nil)
 	if diff := cmp.Diff([]string{"broken.service", "stopped.service"}, started); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
@@ -240,11 +244,13 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// What is down is told without being started.
+// What is down, or about to be, is told without being started.
 func TestDown(t *testing.T) {
-	m := startServiceManager(t, requirers())
+	units := requirers()
+	units["slow.service"] = "deactivating/enabled"
+	m := startServiceManager(t, units)
 	down, err := gate().Down(t.Context())
-	if diff := cmp.Diff([]string{"broken.service", "stopped.service"}, down); err != nil || diff != "" {
+	if diff := cmp.Diff([]string{"broken.service", "slow.service", "stopped.service"}, down); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
 	if jobs := m.seen(); len(jobs) > 0 {
@@ -262,7 +268,7 @@ func TestResumeWhatTargetsWant(t *testing.T) {
 	m := startServiceManager(t, units)
 	m.export("multi-user.target", map[string]any{"ActiveState": "active"})
 	m.export("rescue.target", map[string]any{"ActiveState": "inactive"})
-	started, err := gate().Resume(t.Context())
+	started, _, err := gate().Resume(t.Context(), nil)
 	want := []string{"linked.service", "quadlet.service", "runtime.service", "static.service"}
 	if diff := cmp.Diff(want, started); err != nil || diff != "" {
 		t.Error(err, diff)
@@ -276,26 +282,32 @@ func TestResumeWhatRequiresRequirers(t *testing.T) {
 	m.requiredBy("luksmediad-gate.service", []string{"docker.service"}, []string{"bound.service"})
 	m.requiredBy("docker.service", []string{"synapse.service", "multi-user.target", "sync.timer"}, nil)
 	m.requiredBy("synapse.service", []string{"bridge.service", "docker.service"}, []string{"bridge.service"})
-	started, err := gate().Resume(t.Context())
+	started, _, err := gate().Resume(t.Context(), nil)
 	if diff := cmp.Diff([]string{"docker.service", "synapse.service", "bridge.service"}, started); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
-	running, err := gate().Running(t.Context())
-	if diff := cmp.Diff([]string{"bound.service"}, running); err != nil || diff != "" {
-		t.Error(err, diff)
+	m.units["bridge.service"]["ActiveState"] = "active"
+	for name, want := range map[string][]string{"running": {"bound.service", "bridge.service"}, "holding": {"bound.service"}} {
+		ask := map[string]func(context.Context) ([]string, error){"running": gate().Running, "holding": gate().Holding}[name]
+		if got, err := ask(t.Context()); err != nil || !cmp.Equal(want, got) {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
 	}
 }
 
-// One that does not start keeps no other from being started.
+// One that does not start keeps no other from being started, and can be tried alone.
 func TestResumeGoesOn(t *testing.T) {
 	m := startServiceManager(t, requirers())
 	m.failing("broken.service", "failed")
-	started, err := gate().Resume(t.Context())
+	started, failed, err := gate().Resume(t.Context(), nil)
 	if !errors.Is(err, ErrJobFailed) || !strings.Contains(err.Error(), "broken.service") || !slices.Equal(started, []string{"stopped.service"}) {
 		t.Errorf("got %v, %v", started, err)
 	}
-	if jobs := m.seen(); len(jobs) != 2 {
-		t.Error(jobs)
+	if _, _, err := gate().Resume(t.Context(), failed); !errors.Is(err, ErrJobFailed) {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"start broken.service", "start stopped.service", "start broken.service"}, m.seen()); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -330,7 +342,7 @@ func TestStopOfWhatTriggers(t *testing.T) {
 		t.Fatal(err)
 	}
 	unit["ActiveState"], socket["ActiveState"] = "inactive", "inactive"
-	started, err := gate().Resume(t.Context())
+	started, _, err := gate().Resume(t.Context(), nil)
 	if diff := cmp.Diff([]string{"docker.socket"}, started); err != nil || diff != "" {
 		t.Error(err, diff)
 	}

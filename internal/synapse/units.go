@@ -44,6 +44,9 @@ func (s UnitState) running() bool {
 	return false
 }
 
+// ended: it has no process, and no job gives it one by itself.
+func (s UnitState) ended() bool { return s.Active == "inactive" || s.Active == "failed" }
+
 // ailing says why the unit is not well; empty if it is.
 func (s UnitState) ailing() string {
 	if s.Active == "active" || s.Active == "reloading" {
@@ -100,18 +103,28 @@ func (u *Units) Close() { u.conn.Close() }
 func (u *Units) Requirers(ctx context.Context, unit string) ([]string, error) {
 	var found []string
 	for at := []string{unit}; len(at) > 0; at = at[1:] {
-		requiring, err := u.names(ctx, at[0], "RequiredBy")
-		bound, otherErr := u.names(ctx, at[0], "BoundBy")
-		if err := errors.Join(err, otherErr); err != nil {
+		requiring, err := u.DirectRequirers(ctx, at[0])
+		if err != nil {
 			return found, err
 		}
-		for _, name := range append(requiring, bound...) {
-			if name != unit && !strings.HasSuffix(name, ".target") && !slices.Contains(found, name) {
+		for _, name := range requiring {
+			if name != unit && !slices.Contains(found, name) {
 				found, at = append(found, name), append(at, name)
 			}
 		}
 	}
 	return found, nil
+}
+
+// DirectRequirers returns those of them that require the unit itself.
+func (u *Units) DirectRequirers(ctx context.Context, unit string) ([]string, error) {
+	requiring, err := u.names(ctx, unit, "RequiredBy")
+	bound, otherErr := u.names(ctx, unit, "BoundBy")
+	if err := errors.Join(err, otherErr); err != nil {
+		return nil, err
+	}
+	isTarget := func(name string) bool { return strings.HasSuffix(name, ".target") }
+	return slices.Compact(slices.Sorted(slices.Values(slices.DeleteFunc(append(requiring, bound...), isTarget)))), nil
 }
 
 // names returns the units in a property of a unit, sorted.
