@@ -37,6 +37,10 @@ type Handover struct {
 	// ResumePending and StayDown say who is to be started when it is open; see [Daemon].
 	ResumePending bool `json:"late"`
 	StayDown      bool `json:"kept"`
+	// Stopped, Failed and Unstarted are what the warnings about that say.
+	Stopped   []string `json:"stopped,omitempty"`
+	Failed    []string `json:"failed,omitempty"`
+	Unstarted string   `json:"unstarted,omitempty"`
 	// Conditions are shown until they are found out anew.
 	Conditions []health.Condition `json:"conditions"`
 }
@@ -161,10 +165,15 @@ func (d *Daemon) yield() yielded {
 		d.yielding.Store(false)
 		return yielded{err: fmt.Errorf("%w: %s is under way: %w", ErrReloadLater, busy, ErrPhase)}
 	}
-	return yielded{Handover: Handover{
+	handover := Handover{
 		Volume: identityOf(d.Config),
-		Ready:  d.ready.Load(), Locked: d.phase == locked, ResumePending: d.resumePending, StayDown: d.stayDown, Conditions: d.Board.Snapshot(),
-	}}
+		Ready:  d.ready.Load(), Locked: d.phase == locked, ResumePending: d.resumePending, StayDown: d.stayDown, Stopped: d.stopped, Failed: d.failed,
+		Conditions: d.Board.Snapshot(),
+	}
+	if d.unstarted != nil {
+		handover.Unstarted = d.unstarted.Error()
+	}
+	return yielded{Handover: handover}
 }
 
 // underWay names what must not be cut short, and what hangs, perhaps in the kernel: execve(2) would wait for it.
@@ -266,6 +275,10 @@ func (d *Daemon) knows() bool { return d.Before != nil && d.Before.Volume == ide
 
 func (d *Daemon) takeOver(before Handover) {
 	d.resumePending, d.stayDown = before.ResumePending, before.StayDown
+	d.stopped, d.failed = before.Stopped, before.Failed
+	if before.Unstarted != "" {
+		d.unstarted, d.resumeUntil = errors.New(before.Unstarted), time.Now().Add(resumePatience)
+	}
 	if !before.Locked {
 		return
 	}

@@ -196,6 +196,39 @@ func TestHandoverWhileWaiting(t *testing.T) {
 	})
 }
 
+// What was to be started is known to the next daemon, and so is that everything else was.
+func TestHandoverOfWhatFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite()
+		s.gate.resumes.set(func([]string) (started, failed []string, err error) {
+			return nil, []string{"synapse.service"}, errBroken
+		})
+		s.resumePending = true
+		s.start(t)
+		s.after(5 * time.Second)
+		handover := s.handOver(t, sound(unchanged))
+
+		next := newSiteAfter(&handover)
+		next.volume.gives(adopted())
+		next.gate.down.set([]string{"once.service", "synapse.service"})
+		next.gate.resumes.set(func(only []string) (started, failed []string, err error) {
+			if !slices.Equal(only, []string{"synapse.service"}) {
+				t.Errorf("tried: %v", only)
+			}
+			return nil, only, errBroken
+		})
+		next.start(t)
+		next.after(time.Hour)
+		next.requireGate(t, health.Warn, ReasonServicesFailed)
+		if told := next.record.having("event services"); len(told) > 0 {
+			t.Errorf("told again: %v", told)
+		}
+		next.gate.down.set([]string{"once.service"})
+		next.after(time.Minute)
+		next.requireGate(t, health.OK, "")
+	})
+}
+
 // What a person has locked is opened by nobody who changes the configuration.
 func TestHandoverWhileLocked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
