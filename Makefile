@@ -6,7 +6,8 @@ REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 version  := github.com/prometheus/common/version
 LDFLAGS  := -s -w -X $(version).Version=$(VERSION) -X $(version).Revision=$(REVISION)
 
-prefix ?= /usr
+# Units, hooks and alerts name it, and journald reads catalogs nowhere else: only DESTDIR moves what is installed.
+override prefix := /usr
 units  := $(DESTDIR)$(prefix)/lib/systemd/system
 pages  := $(DESTDIR)$(prefix)/share/doc/luksmediad
 
