@@ -132,35 +132,44 @@ func (c Container) State(ctx context.Context) (running bool, ailing string, err 
 
 // CheckStop refuses a container that could not be started again: ErrAutoRemove.
 func (c Container) CheckStop(ctx context.Context) error {
-	found, err := c.inspect(ctx)
-	if err == nil && found.HostConfig.AutoRemove {
-		err = ErrAutoRemove
-	}
-	if err != nil {
-		return fmt.Errorf("cannot stop container %s: %w", c.String(), err)
-	}
-	return nil
+	return c.act(ctx, "stop", (*inspected).checkStop)
 }
 
 // Stop stops the container and waits until it has stopped. Docker does not start it again by itself then, not even at the next boot
 // (restart policy unless-stopped). It refuses what CheckStop refuses.
 func (c Container) Stop(ctx context.Context) error {
-	if err := c.CheckStop(ctx); err != nil {
-		return err
-	}
-	return c.act(ctx, "stop", "/stop?t="+stopSeconds)
+	return c.act(ctx, "stop", func(found *inspected) error {
+		if err := found.checkStop(); err != nil {
+			return err
+		}
+		return c.post(ctx, found, "/stop?t="+stopSeconds)
+	})
 }
 
 // Start starts the container.
-func (c Container) Start(ctx context.Context) error { return c.act(ctx, "start", "/start") }
+func (c Container) Start(ctx context.Context) error {
+	return c.act(ctx, "start", func(found *inspected) error { return c.post(ctx, found, "/start") })
+}
 
-func (c Container) act(ctx context.Context, verb, path string) error {
+// act finds the container for what verb says.
+func (c Container) act(ctx context.Context, verb string, do func(*inspected) error) error {
 	found, err := c.inspect(ctx)
 	if err == nil {
-		err = c.call(ctx, http.MethodPost, "/containers/"+url.PathEscape(found.ID)+path, nil)
+		err = do(found)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot %s container %s: %w", verb, c.String(), err)
+	}
+	return nil
+}
+
+func (c Container) post(ctx context.Context, found *inspected, path string) error {
+	return c.call(ctx, http.MethodPost, "/containers/"+url.PathEscape(found.ID)+path, nil)
+}
+
+func (i *inspected) checkStop() error {
+	if i.HostConfig.AutoRemove {
+		return ErrAutoRemove
 	}
 	return nil
 }

@@ -257,13 +257,12 @@ func follow(ctx context.Context, verb, unit string, done func(UnitState) bool) e
 }
 
 // stateOf asks by a connection of its own.
-func stateOf(ctx context.Context, unit string) (UnitState, error) {
-	units, err := ConnectUnits(ctx)
-	if err != nil {
-		return UnitState{}, err
-	}
-	defer units.Close()
-	return units.State(ctx, unit)
+func stateOf(ctx context.Context, unit string) (state UnitState, err error) {
+	err = withUnits(ctx, unit, func(units *Units) error {
+		state, err = units.State(ctx, unit)
+		return err
+	})
+	return state, err
 }
 
 // classify gives an error of D-Bus its class. Names: org.freedesktop.systemd1(5) and the D-Bus
@@ -293,18 +292,14 @@ type Unit struct{ Name string }
 
 // State tells whether the unit runs, or is about to, as between two tries to start it; it is well if it is active.
 func (u Unit) State(ctx context.Context) (running bool, ailing string, err error) {
-	err = withUnits(ctx, u.Name, func(units *Units) error {
-		state, err := units.State(ctx, u.Name)
-		switch {
-		case err != nil:
-			return err
-		case state.Load == "not-found":
-			return fmt.Errorf("cannot ask for the state of %s: %w", u.Name, ErrNoSuchUnit)
-		}
-		running, ailing = state.running(), state.ailing()
-		return nil
-	})
-	return running, ailing, err
+	state, err := stateOf(ctx, u.Name)
+	switch {
+	case err != nil:
+		return false, "", err
+	case state.Load == "not-found":
+		return false, "", fmt.Errorf("cannot ask for the state of %s: %w", u.Name, ErrNoSuchUnit)
+	}
+	return state.running(), state.ailing(), nil
 }
 
 // Owns tells the processes of the unit. Others may end with it: of units that depend on it, and of containers that it has an engine start.
