@@ -230,6 +230,7 @@ func (s *service) serve(ctx context.Context, path string, hangups <-chan os.Sign
 	group.Go(func() error { return s.serveTCP(ctx, activated.TCP, listener, err) })
 	group.Go(func() error { s.probe(ctx); return nil })
 	group.Go(func() error { s.daemon.Run(ctx); return nil })
+	group.Go(func() error { s.shrink(ctx); return nil })
 	group.Go(func() error {
 		next = s.awaitReload(ctx, path, hangups, activated)
 		if next != nil {

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/procfs"
+
 	"luksmediad/test/swtpm"
 )
 
@@ -61,6 +63,25 @@ func TestDaemonEndsInOrder(t *testing.T) {
 	if !d.said("STATUS=") {
 		t.Error("no STATUS=")
 	}
+}
+
+// Most pages of the program are needed once, to start.
+func TestDaemonGivesBackItsStart(t *testing.T) {
+	s := newCreated(t)
+	d := s.serve()
+	program, err := os.Stat(binary(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	process, err := procfs.NewProc(d.cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "most of the program unmapped", func() bool {
+		status, err := process.NewStatus()
+		return err == nil && status.RssFile < uint64(program.Size())/2
+	})
+	requireHealthy(t)
 }
 
 // Somebody opened the volume with plain cryptsetup: the daemon takes it over.
