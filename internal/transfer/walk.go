@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -235,7 +236,7 @@ func (w *walk) list(t *tree, f *folder, nested int) {
 	listing := w.listings.Get().(*[]byte)
 	defer w.listings.Put(listing)
 	buf := *listing
-	for !w.failed.Load() {
+	for last := int64(0); last != endOfListing && !w.failed.Load(); {
 		n, err := unix.Getdents(f.fd, buf)
 		if errors.Is(err, unix.ENOENT) { // the folder was removed
 			n, err = 0, nil
@@ -250,7 +251,9 @@ func (w *walk) list(t *tree, f *folder, nested int) {
 		if len(pending) > 0 {
 			w.offer(t, item{in: f, names: pending}, nested)
 		}
-		pending = w.spread(t, f, parseListing(f.fd, buf[:n]), nested)
+		var names []name
+		names, last = parseListing(f.fd, buf[:n])
+		pending = w.spread(t, f, names, nested)
 	}
 	if len(pending) > 0 && !w.failed.Load() {
 		w.fail(w.visitor.visit(f, pending))
@@ -278,10 +281,14 @@ func (w *walk) spread(t *tree, f *folder, names []name, nested int) []name {
 	return entries
 }
 
-// parseListing reads what getdents64(2) gives: inode, offset, length, type, name.
-func parseListing(folder int, buf []byte) []name {
-	var names []name
+// endOfListing is the offset behind the last entry where a filesystem says so: EXT4_HTREE_EOF_64BIT of fs/ext4/ext4.h, LLONG_MAX in
+// fs/btrfs/inode.c. One that does not is asked once more.
+const endOfListing = math.MaxInt64
+
+// parseListing reads what getdents64(2) gives: inode, offset of the next entry, length, type, name. It gives the last offset, too.
+func parseListing(folder int, buf []byte) (names []name, last int64) {
 	for len(buf) > 19 {
+		last = int64(binary.NativeEndian.Uint64(buf[8:]))
 		length := binary.NativeEndian.Uint16(buf[16:])
 		n := name{name: unix.ByteSliceToString(buf[19:length]), inode: binary.NativeEndian.Uint64(buf), kind: buf[18]}
 		buf = buf[length:]
@@ -293,7 +300,7 @@ func parseListing(folder int, buf []byte) []name {
 		}
 		names = append(names, n)
 	}
-	return names
+	return names, last
 }
 
 // kindByStat is for filesystems that do not list types; what has gone is for the visitor to find.
