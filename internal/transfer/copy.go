@@ -396,7 +396,8 @@ func (c *copier) copyAll(ctx context.Context) (*Manifest, error) {
 	return c.finish(none{})
 }
 
-// firstPass fills new folders. Hard links are for later, when it is known which is the first.
+// firstPass fills new folders, which it reaches by their paths: the target belongs to root, and nobody else may enter it. Hard links are for
+// later, when it is known which is the first.
 type firstPass struct {
 	*copier
 	links *spool
@@ -418,13 +419,11 @@ func (p *firstPass) enter(f *folder) (err error) {
 		return readError(f.path, err)
 	}
 	if f.in == nil {
-		f.target, err = p.to.folder("")
-		return writeError(f.path, err)
+		return nil
 	}
-	if err = unix.Mkdirat(f.in.target, f.name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
-		return writeError(f.path, err)
+	if err = unix.Mkdirat(p.to.fd, f.path, 0o700); errors.Is(err, unix.EEXIST) {
+		err = nil
 	}
-	f.target, err = openBelow(f.in.target, f.name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	return writeError(f.path, err)
 }
 
@@ -443,13 +442,22 @@ func (p *firstPass) put(f *folder, n name) error {
 	case unix.DT_REG:
 		return p.putFile(f, n.name, path)
 	case unix.DT_LNK:
-		e, err := p.symlink(f.fd, n.name, path, f.target)
-		if err != nil {
-			return err
-		}
-		return p.note(e)
+		return p.putSymlink(f, n.name, path)
 	}
 	return refuse(path, uint16(n.kind)<<12) // DTTOIF, dirent.h
+}
+
+func (p *firstPass) putSymlink(f *folder, name, path string) error {
+	target, err := p.to.folder(f.path)
+	if err != nil {
+		return writeError(path, err)
+	}
+	defer closeFD(target)
+	e, err := p.symlink(f.fd, name, path, target)
+	if err != nil {
+		return err
+	}
+	return p.note(e)
 }
 
 func (p *firstPass) putFile(f *folder, name, path string) error {
@@ -465,7 +473,7 @@ func (p *firstPass) putFile(f *folder, name, path string) error {
 		f.linked.Store(true)
 		return p.links.add(&s.entry)
 	}
-	e, err := p.file(s, f.target, name)
+	e, err := p.file(s, p.to.fd, path)
 	if err != nil {
 		return err
 	}
@@ -478,9 +486,29 @@ func (p *firstPass) leave(f *folder) error {
 		return p.plan.make(&e)
 	}
 	e.Xattrs, e.Unsettled = f.xattrs.digest(), p.unsettled(e.Changed)
-	if err := p.dressFolder(f.target, &e, f.xattrs); err != nil {
+	if err := p.dress(&e, f.xattrs); err != nil {
 		return writeError(f.path, err)
 	}
 	p.meter.count(0)
 	return p.note(&e)
+}
+
+// dress spares most folders a descriptor.
+func (p *firstPass) dress(e *Entry, x xattrs) error {
+	if e.Path == "" || len(x) > 0 {
+		target, err := p.to.folder(e.Path)
+		if err != nil {
+			return err
+		}
+		defer closeFD(target)
+		return p.dressFolder(target, e, x)
+	}
+	if err := unix.Fchownat(p.to.fd, e.Path, int(e.UID), int(e.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if err := unix.Fchmodat(p.to.fd, e.Path, e.Mode, 0); err != nil {
+		return err
+	}
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, e.Modified.timespec()}
+	return unix.UtimesNanoAt(p.to.fd, e.Path, times, unix.AT_SYMLINK_NOFOLLOW)
 }

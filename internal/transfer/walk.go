@@ -33,8 +33,7 @@ type folder struct {
 	// users are the listing of the folder, what is listed and not yet visited, and the folders in it not yet entered.
 	users atomic.Int32
 
-	// target is the visitor's: the folder's copy, or -1; xattrs are the folder's.
-	target int
+	// xattrs are the visitor's.
 	xattrs xattrs
 	// linked: hard links come later, and change the times of the copy.
 	linked atomic.Bool
@@ -187,7 +186,7 @@ func (w *walk) enter(t *tree, in *folder, name string, nested int) {
 }
 
 func openFolder(t *tree, in *folder, name string) (*folder, error) {
-	f := &folder{in: in, name: name, fd: -1, target: -1}
+	f := &folder{in: in, name: name, fd: -1}
 	from := t.fd
 	if in != nil {
 		f.path, from = join(in.path, name), in.fd
@@ -225,9 +224,6 @@ func (w *walk) release(f *folder) {
 		w.fail(w.visitor.leave(f))
 	}
 	closeFD(f.fd)
-	if f.target >= 0 {
-		closeFD(f.target)
-	}
 }
 
 // list reads a folder piece by piece. The last entries it visits itself.
