@@ -24,8 +24,8 @@ type site struct {
 	// dir holds everything of this site but the state of the daemon.
 	dir, config, container, keyFile, store string
 	volume, filesystem, size, sources      string
-	// service is what uses the store, as YAML with a comma before it.
-	service string
+	// service is what uses the store, synapse what the probes ask, as YAML with a comma before it.
+	service, synapse string
 	// recovery is the recovery key that create has printed.
 	recovery string
 }
@@ -100,8 +100,8 @@ func (s *site) configure() {
 stores:
   - {name: media, path: %s, owner: "991:991"%s}
 unlock:
-%sprobes: {interval: %v}
-`, s.volume, s.container, s.size, s.filesystem, s.store, s.service, s.sources, probeInterval))
+%sprobes: {interval: %v%s}
+`, s.volume, s.container, s.size, s.filesystem, s.store, s.service, s.sources, probeInterval, s.synapse))
 }
 
 func (s *site) write(path, content string) {
