@@ -27,6 +27,25 @@ func (m *Machine) checkUnits() {
 	if daemon, host := m.mountNamespace(m.property("luksmediad.service", "MainPID")), m.mountNamespace("1"); daemon != host {
 		m.t.Errorf("the daemon is in mount namespace %s, the machine in %s", daemon, host)
 	}
+	m.checkJournald()
+}
+
+// checkJournald: journald files what the daemon reports under the units that it is about, too, and journalctl -x explains it by the catalog.
+func (m *Machine) checkJournald() {
+	m.t.Helper()
+	for selected, wanted := range map[string][]string{
+		"--unit 'systemd-cryptsetup@*'": {"volume unlocked ", "tpm2"},
+		"--unit docker.service":         {"gate opened"},
+		`--catalog --unit 'systemd-cryptsetup@luksmediad\x2dsynapse\x2dmedia.service'`: {
+			"Subject: Volume unlocked", "Defined-By: luksmediad", "The container is open as /dev/mapper/luksmediad-synapse-media."},
+	} {
+		journal := m.Run("journalctl --boot " + selected)
+		for _, want := range wanted {
+			if !strings.Contains(journal, want) {
+				m.t.Errorf("journalctl %s does not show %q:\n%s", selected, want, journal)
+			}
+		}
+	}
 }
 
 // checkRestart: a daemon that is restarted or killed leaves mounts and Docker as they are, and the next one adopts them
