@@ -14,11 +14,15 @@ import (
 	"luksmediad/pkg/health"
 )
 
-// TestCanary probes a Synapse as in a week, with and without the right to delete, and counts what that leaves in its database and in its store.
+// TestCanary probes a Synapse as in a week, with the right to delete, and without it where only media are served, and counts what that leaves in
+// its database and in its store.
 func TestCanary(t *testing.T) {
 	h := startHomeserver(t)
 	t.Parallel()
-	c := &canaryWeeks{Homeserver: h, dir: t.TempDir(), now: time.Now(), token: secretFile(t, synapseToken)}
+	c := &canaryWeeks{Homeserver: h, dir: t.TempDir(), now: time.Now(), token: secretFile(t, synapseToken), server: h.mediaURL}
+	if err := synapse.NewClient(h.mediaURL, c.token, "").Reach(t.Context()); err != nil {
+		t.Error(err)
+	}
 	c.probe("", 1)
 	files, before := len(h.Files()), h.Rows()
 	if files == 0 || before["local_media_repository"] != 1 {
@@ -32,6 +36,7 @@ func TestCanary(t *testing.T) {
 			t.Errorf("%d rows in %s, at first %d", now, table, before[table])
 		}
 	}
+	c.server = h.url
 	c.probe(secretFile(t, h.NewAdmin("janitor")), weekOfRounds)
 	c.check("with it", files, before, 1)
 }
@@ -47,6 +52,7 @@ type canaryWeeks struct {
 	*Homeserver
 	dir, token string
 	now        time.Time
+	server     string // the URL that is probed
 }
 
 func (c *canaryWeeks) probe(adminToken string, rounds int) {
@@ -61,7 +67,7 @@ func (c *canaryWeeks) probe(adminToken string, rounds int) {
 		if i%50 == 0 {
 			probe = &health.ThumbnailProbe{
 				Store: c.Store(), Dir: c.dir, Device: func() (uint64, error) { return stat.Dev, nil },
-				Server: synapse.NewClient(c.url, c.token, adminToken), Now: func() time.Time { return c.now },
+				Server: synapse.NewClient(c.server, c.token, adminToken), Now: func() time.Time { return c.now },
 			}
 		}
 		if _, err := probe.Run(c.t.Context()); err != nil {

@@ -26,6 +26,8 @@ type Homeserver struct {
 	t          *testing.T
 	tree, data string
 	url        string
+	// mediaURL is where it answers what a worker for media does, and nothing else.
+	mediaURL string
 }
 
 // registrationSecret lets a test have users.
@@ -39,9 +41,9 @@ func startHomeserver(t *testing.T) *Homeserver {
 	if out, err := exec.Command("cp", "--archive", filepath.Join(image, "data")+"/.", h.data).CombinedOutput(); err != nil {
 		t.Fatalf("cp: %v\n%s", err, out)
 	}
-	port := freePort(t)
-	h.url = fmt.Sprintf("http://127.0.0.1:%d", port)
-	h.configure(port)
+	port, mediaPort := freePort(t), freePort(t)
+	h.url, h.mediaURL = fmt.Sprintf("http://127.0.0.1:%d", port), fmt.Sprintf("http://127.0.0.1:%d", mediaPort)
+	h.configure(port, mediaPort)
 	args := h.inside("python3", "-m", "synapse.app.homeserver", "--config-path", "/data/homeserver.yaml")
 	synapse := start(t, filepath.Join(t.ArtifactDir(), "synapse.log"), args[0], args[1:]...)
 	t.Cleanup(synapse.kill)
@@ -67,7 +69,7 @@ func (h *Homeserver) waitFor(synapse *process) {
 	}
 }
 
-func (h *Homeserver) configure(port int) {
+func (h *Homeserver) configure(port, mediaPort int) {
 	h.t.Helper()
 	name := filepath.Join(h.data, "homeserver.yaml")
 	content, err := os.ReadFile(name)
@@ -78,6 +80,9 @@ func (h *Homeserver) configure(port int) {
 	if changed == string(content) {
 		h.t.Fatal("homeserver.yaml has another port than 8008")
 	}
+	const listeners = "listeners:\n"
+	media := fmt.Sprintf("  - {port: %d, bind_addresses: [127.0.0.1], type: http, tls: false, resources: [{names: [media]}]}\n", mediaPort)
+	changed = strings.Replace(changed, listeners, listeners+media, 1)
 	changed += "registration_shared_secret: " + registrationSecret + "\n"
 	if err := os.WriteFile(name, []byte(changed), 0o600); err != nil { // it stays Synapse's
 		h.t.Fatal(err)
