@@ -4,6 +4,7 @@ package boot
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -55,15 +56,16 @@ const (
 	configFile     = synapseData + "/homeserver.yaml"
 	missingStore   = synapseData + "/missing"
 
-	refusesToStart = storeElsewhere + "/srv/missing/media,' " + configFile + ` && docker restart synapse
-	for i in $(seq 60); do docker logs --since 2m synapse 2>&1 | grep 'PermissionError' && exit; sleep 1; done; exit 1`
+	refusesToStart = storeElsewhere + "/srv/missing/media,' " + configFile + ` && docker restart synapse`
+	hasRefused     = `for i in $(seq 60); do docker logs --since 2m synapse 2>&1 | grep 'PermissionError' && exit; sleep 1; done; exit 1`
 
 	// anotherFolder is one that Synapse makes. The canary is an hour old, as it would be.
 	anotherFolder = storeElsewhere + "/data/missing,' " + configFile + ` && docker restart synapse
 	sed --in-place 's/"uploaded":"[^"]*"/"uploaded":"'$(date --utc --date='1 hour ago' +%FT%TZ)'"/' ` + canaryRecord
 
-	// slaveContainer sees what is mounted and unmounted on the machine.
-	slaveContainer = storeElsewhere + "/data/media_store,' " + configFile + ` && docker rm --force synapse && rm -r ` + missingStore + `
+	// slaveContainer sees what is mounted and unmounted on the machine. Its Synapse makes thumbnails of the very size that is asked for.
+	slaveContainer = storeElsewhere + "/data/media_store,' " + configFile + ` && echo 'dynamic_thumbnails: true' >>` + configFile + `
+	docker rm --force synapse && rm -r ` + missingStore + `
 	docker run --detach --name synapse --restart unless-stopped --network host --user 991:991 --tmpfs /tmp --volume ` + synapseData + `:/data:rslave \
 		synapse python3 -m synapse.app.homeserver --config-path /data/homeserver.yaml`
 
@@ -74,9 +76,9 @@ const (
 	cleanBare = "mountpoint --quiet " + mediaStore + " || find " + mediaStore + " -mindepth 1 -delete"
 )
 
-// noticed is how long the probes may take to notice: the interval of configuration, the deadline of a probe, and what the emulated machine
-// takes to say so.
-const noticed = 30 * time.Second
+// noticed is how long the daemon may take to notice: a run of a probe begins at most an interval after the one before, for its jitter makes it
+// come early, and tells at its deadline at the latest, which without another setting is as long as the interval.
+const noticed = 2 * probeInterval
 
 // failures is the table of what goes wrong in a media store, as far as luksmediad does not prevent it.
 func failures() []failure {
@@ -123,17 +125,16 @@ func (m *Machine) checkFailures(id string) {
 		if f.restarts {
 			m.WaitForSynapse()
 		}
+		began := m.now()
+		if f.down {
+			m.Run(hasRefused)
+		}
 		m.checkAnswers(f, id)
 		if f.resume != "" {
 			m.Run(f.resume)
+			began = m.now()
 		}
-		m.Eventually(noticed, f.name+" is noticed", func() error {
-			text, _ := m.healthz()
-			if _, below, found := strings.Cut(text, f.said); !found || !strings.Contains(below, f.next) {
-				return fmt.Errorf("%s", text)
-			}
-			return nil
-		})
+		m.checkNoticed(f, began)
 		if said, _ := m.Try(curl + synapseURL + "/health"); strings.Contains(said, "OK") == f.down {
 			m.t.Errorf("%s: Synapse itself says %q", f.name, said)
 		}
@@ -143,11 +144,66 @@ func (m *Machine) checkFailures(id string) {
 		}
 	}
 	m.Run("systemctl service-watchdogs yes")
-	m.checkEncrypted() // the unmounted store is mounted again
-	m.Thumbnail(id)
+	m.checkEncrypted()    // the unmounted store is mounted again
+	m.thumbnailOf(id, 50) // no other than a dynamic one
 	if now := m.containerStarts(); now < starts+3 {
 		m.t.Errorf("Synapse's container was started %d times, before that %d times", now, starts)
 	}
+}
+
+// checkNoticed wants /healthz to name the failure, and the daemon to have seen it in time. That is measured by the machine's own clock: how long
+// an emulated machine takes to say so is no matter.
+func (m *Machine) checkNoticed(f failure, began time.Time) {
+	m.t.Helper()
+	m.Eventually(time.Minute, f.name+" is noticed", func() error {
+		text, _ := m.healthz()
+		if _, below, found := strings.Cut(text, f.said); !found || !strings.Contains(below, f.next) {
+			return fmt.Errorf("%s", text)
+		}
+		return nil
+	})
+	took := m.since(f.condition()).Sub(began)
+	m.t.Logf("%s: noticed after %s", f.name, took)
+	if took > noticed {
+		m.t.Errorf("%s is noticed after %s, not within %s", f.name, took, noticed)
+	}
+}
+
+// condition is the one that /healthz names.
+func (f failure) condition() string {
+	code, _, _ := strings.Cut(f.said[len("[-]"):], " ")
+	return code
+}
+
+// now is the machine's clock.
+func (m *Machine) now() time.Time {
+	m.t.Helper()
+	now, err := time.Parse(time.RFC3339Nano, strings.TrimSpace(m.Run("date --utc +%FT%T.%NZ")))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return now
+}
+
+// since is when the daemon has seen a condition become what it is.
+func (m *Machine) since(condition string) time.Time {
+	m.t.Helper()
+	var status struct {
+		Conditions []struct {
+			Code  string
+			Since time.Time
+		}
+	}
+	if err := json.Unmarshal([]byte(m.Run(curl+daemonURL+"/v1/status")), &status); err != nil {
+		m.t.Fatal(err)
+	}
+	for _, c := range status.Conditions {
+		if c.Code == condition {
+			return c.Since
+		}
+	}
+	m.t.Fatalf("status has no condition %s", condition)
+	return time.Time{}
 }
 
 func (m *Machine) checkWell(f failure) {

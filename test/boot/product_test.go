@@ -7,12 +7,16 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
+	"time"
 )
 
 const (
 	container = "/var/lib/luksmediad/synapse-media.luks"
 	keyFile   = "/root/.luks-media.key"
 )
+
+// probeInterval is that of configuration.
+const probeInterval = 5 * time.Second
 
 const configuration = `volume:
   name: synapse-media

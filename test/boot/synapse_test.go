@@ -59,13 +59,19 @@ func (m *Machine) Upload(picture []byte) string {
 // Thumbnail asks Synapse for a small form of the picture and returns the file, an image that decodes.
 func (m *Machine) Thumbnail(id string) []byte {
 	m.t.Helper()
-	thumbnail := []byte(m.Run(curl + authorization + quote(synapseURL+"/_matrix/client/v1/media/thumbnail/"+id+
-		"?width=96&height=96&method=crop")))
+	return m.thumbnailOf(id, 96)
+}
+
+// thumbnailOf wants a thumbnail of just this size.
+func (m *Machine) thumbnailOf(id string, side int) []byte {
+	m.t.Helper()
+	thumbnail := []byte(m.Run(curl + authorization + quote(fmt.Sprintf("%s/_matrix/client/v1/media/thumbnail/%s?width=%d&height=%d&method=crop",
+		synapseURL, id, side, side))))
 	decoded, _, err := image.Decode(bytes.NewReader(thumbnail))
 	if err != nil {
 		m.t.Fatalf("thumbnail of %s: %v", id, err)
 	}
-	if size := decoded.Bounds().Size(); size != image.Pt(96, 96) {
+	if size := decoded.Bounds().Size(); size != image.Pt(side, side) {
 		m.t.Fatalf("thumbnail of %s is %v", id, size)
 	}
 	return thumbnail
