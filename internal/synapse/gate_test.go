@@ -61,7 +61,7 @@ type serviceManager struct {
 	t    *testing.T
 	conn *godbus.Conn
 	// units are the properties of each unit.
-	units map[string]map[string]any
+	units map[string]unitProperties
 
 	mu    sync.Mutex
 	jobs  []string          // "start UNIT", "stop UNIT"
@@ -71,17 +71,27 @@ type serviceManager struct {
 
 // unitProperties are the properties of one unit.
 type unitProperties struct {
-	path   godbus.ObjectPath
+	mu     *sync.Mutex
 	values map[string]any
+}
+
+func (u unitProperties) set(name string, value any) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.values[name] = value
 }
 
 // Get is a method of org.freedesktop.DBus.Properties.
 func (u unitProperties) Get(_, name string) (godbus.Variant, *godbus.Error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	return godbus.MakeVariant(u.values[name]), nil
 }
 
 // GetAll is a method of org.freedesktop.DBus.Properties.
 func (u unitProperties) GetAll(string) (map[string]godbus.Variant, *godbus.Error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	all := map[string]godbus.Variant{}
 	for name, value := range u.values {
 		all[name] = godbus.MakeVariant(value)
@@ -97,7 +107,7 @@ func startServiceManager(t *testing.T, requirers map[string]string) *serviceMana
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	m := &serviceManager{t: t, conn: conn, fails: map[string]string{}, units: map[string]map[string]any{}}
+	m := &serviceManager{t: t, conn: conn, fails: map[string]string{}, units: map[string]unitProperties{}}
 	var names []string
 	for name, state := range requirers {
 		active, file, _ := strings.Cut(state, "/")
@@ -119,7 +129,8 @@ func startServiceManager(t *testing.T, requirers map[string]string) *serviceMana
 
 // requiredBy says what requires a unit, and what is bound to it.
 func (m *serviceManager) requiredBy(unit string, requiring, bound []string) {
-	m.units[unit]["RequiredBy"], m.units[unit]["BoundBy"] = requiring, append([]string{}, bound...)
+	m.units[unit].set("RequiredBy", requiring)
+	m.units[unit].set("BoundBy", append([]string{}, bound...))
 }
 
 func (m *serviceManager) export(unit string, values map[string]any) {
@@ -128,9 +139,9 @@ func (m *serviceManager) export(unit string, values map[string]any) {
 			values[list] = []string{}
 		}
 	}
-	m.units[unit] = values
+	m.units[unit] = unitProperties{new(sync.Mutex), values}
 	path := godbus.ObjectPath("/org/freedesktop/systemd1/unit/" + dbus.PathBusEscape(unit))
-	if err := m.conn.Export(unitProperties{path, values}, path, "org.freedesktop.DBus.Properties"); err != nil {
+	if err := m.conn.Export(m.units[unit], path, "org.freedesktop.DBus.Properties"); err != nil {
 		m.t.Fatal(err)
 	}
 }
@@ -286,7 +297,7 @@ func TestResumeWhatRequiresRequirers(t *testing.T) {
 	if diff := cmp.Diff([]string{"docker.service", "synapse.service", "bridge.service"}, started); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
-	m.units["bridge.service"]["ActiveState"] = "active"
+	m.units["bridge.service"].set("ActiveState", "active")
 	for name, want := range map[string][]string{"running": {"bound.service", "bridge.service"}, "holding": {"bound.service"}} {
 		ask := map[string]func(context.Context) ([]string, error){"running": gate().Running, "holding": gate().Holding}[name]
 		if got, err := ask(t.Context()); err != nil || !cmp.Equal(want, got) {
@@ -332,16 +343,15 @@ func TestStop(t *testing.T) {
 // service would not bring back is left alone.
 func TestStopOfWhatTriggers(t *testing.T) {
 	m := startServiceManager(t, map[string]string{"docker.service": "active/enabled"})
-	unit := map[string]any{"LoadState": "loaded", "ActiveState": "active", "SubState": "", "UnitFileState": "disabled", "WantedBy": []string{}, "RequiredBy": []string{},
-		"TriggeredBy": []string{"docker.socket", "stopped.socket", "wake.timer"}, "Requires": []string{"docker.socket", "stopped.socket", "system.slice"}}
-	m.export("docker.service", unit)
-	socket := map[string]any{"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"}
-	m.export("docker.socket", socket)
+	m.export("docker.service", map[string]any{"LoadState": "loaded", "ActiveState": "active", "SubState": "", "UnitFileState": "disabled",
+		"TriggeredBy": []string{"docker.socket", "stopped.socket", "wake.timer"}, "Requires": []string{"docker.socket", "stopped.socket", "system.slice"}})
+	m.export("docker.socket", map[string]any{"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"})
 	m.export("stopped.socket", map[string]any{"LoadState": "loaded", "ActiveState": "inactive", "UnitFileState": "disabled"})
 	if err := gate().Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	unit["ActiveState"], socket["ActiveState"] = "inactive", "inactive"
+	m.units["docker.service"].set("ActiveState", "inactive")
+	m.units["docker.socket"].set("ActiveState", "inactive")
 	started, _, err := gate().Resume(t.Context(), nil)
 	if diff := cmp.Diff([]string{"docker.socket"}, started); err != nil || diff != "" {
 		t.Error(err, diff)

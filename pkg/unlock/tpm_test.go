@@ -234,9 +234,10 @@ func TestTPM2Waits(t *testing.T) {
 	enrol(t, cryptsetup, device, tpm, 1, tpm2.SealOptions{})
 	tpm.Stop()
 	requireResults(t, try(t, TPM2{Device: tpm.TCTI()}, device), result{-1, tpm2.ErrAbsent})
-	timer := time.AfterFunc(300*time.Millisecond, tpm.Restart)
-	defer timer.Stop()
+	restarted := make(chan struct{})
+	time.AfterFunc(300*time.Millisecond, func() { defer close(restarted); tpm.Restart() })
 	requireResults(t, try(t, TPM2{Device: tpm.TCTI(), Wait: 20 * time.Second}, device), result{1, nil})
+	<-restarted
 }
 
 func TestTPM2GetsSignaturesOnlyIfNeeded(t *testing.T) {
