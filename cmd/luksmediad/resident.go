@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/prometheus/procfs"
@@ -13,7 +14,8 @@ import (
 // firstRound is how long the probes take, as a rule, that follow the first opening.
 const firstRound = 500 * time.Millisecond
 
-// shrink gives back what starting and opening have taken, once: a daemon that waits for most of the time needs a fifth of it.
+// shrink gives back what starting and the first opening have taken, once: a daemon that waits for most of the time needs a third of it. A second
+// opening is rare.
 func (s *service) shrink(ctx context.Context) {
 	select {
 	case <-s.daemon.Settled():
@@ -31,8 +33,13 @@ func (s *service) shrink(ctx context.Context) {
 
 // unmapProgram has the kernel forget which pages of the program were used: it maps sixteen of them for each that is (fault_around_bytes of
 // mm/memory.c), and takes first what nobody has mapped. They stay in the page cache as long as there is room; those that are needed again are
-// mapped again, without reading. MADV_DONTNEED of madvise(2); only what cannot be written to is the file's.
+// mapped again, without reading. MADV_DONTNEED of madvise(2).
+//
+// Only what cannot be written to is the file's, and that only at a fixed address: elsewhere the dynamic linker has changed it before (RELRO).
 func unmapProgram() error {
+	if !isFixed() {
+		return nil
+	}
 	program, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return err
@@ -54,4 +61,9 @@ func unmapProgram() error {
 		}
 	}
 	return nil
+}
+
+func isFixed() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-buildmode", Value: "exe"})
 }

@@ -396,8 +396,8 @@ func (c *copier) copyAll(ctx context.Context) (*Manifest, error) {
 	return c.finish(none{})
 }
 
-// firstPass fills new folders, which it reaches by their paths: the target belongs to root, and nobody else may enter it. Hard links are for
-// later, when it is known which is the first.
+// firstPass fills new folders, which it reaches by their paths: it has made each of them itself, and nobody but root comes to the target, which lies
+// below a folder of mode 0700. Hard links are for later, when it is known which is the first.
 type firstPass struct {
 	*copier
 	links *spool
@@ -422,9 +422,19 @@ func (p *firstPass) enter(f *folder) (err error) {
 		return nil
 	}
 	if err = unix.Mkdirat(p.to.fd, f.path, 0o700); errors.Is(err, unix.EEXIST) {
-		err = nil
+		err = p.requireFolder(f.path)
 	}
 	return writeError(f.path, err)
+}
+
+// requireFolder is for a source that has changed while it was listed, and has named it twice: the first time it may have been a symbolic link,
+// through which no path may lead.
+func (p *firstPass) requireFolder(path string) error {
+	fd, err := p.to.folder(path)
+	if err == nil {
+		closeFD(fd)
+	}
+	return err
 }
 
 func (p *firstPass) visit(f *folder, names []name) error {

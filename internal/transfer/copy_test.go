@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -179,6 +180,48 @@ func TestCopyIsKilled(t *testing.T) {
 	manifest := m.copy()
 	requireSame(t, m.from, m.to)
 	m.verify(manifest)
+}
+
+// A source that is listed while it changes may name a link first and then a folder. The way of its entries does not lead out of the target.
+func TestFirstPassFollowsNoLink(t *testing.T) {
+	m := newMove(t)
+	m.folder("a/inner")
+	outside := t.TempDir()
+	check(t, os.Symlink(outside, filepath.Join(m.to, "a")))
+	c, err := newLiveCopier(m.from, m.to, m.options)
+	check(t, err)
+	defer c.close()
+	if _, err := c.copyAll(t.Context()); !errors.Is(err, ErrWrite) {
+		t.Errorf("error %v", err)
+	}
+	if names, err := os.ReadDir(outside); len(names) > 0 || err != nil {
+		t.Errorf("outside the target: %v, %v", names, err)
+	}
+}
+
+// ext4 says which entry of a folder is the last, and has none behind it.
+func TestNothingBehindTheEndOfAListing(t *testing.T) {
+	m := newMove(t)
+	for i := range 2000 {
+		check(t, os.WriteFile(m.at(strconv.Itoa(i)), nil, 0o644))
+	}
+	fd, err := unix.Open(m.from, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	check(t, err)
+	defer closeFD(fd)
+	listed, last := 0, int64(0)
+	for buf := make([]byte, listingBytes); last != endOfListing; {
+		n, err := unix.Getdents(fd, buf)
+		check(t, err)
+		if n == 0 {
+			break
+		}
+		var names []name
+		names, last = parseListing(fd, buf[:n])
+		listed += len(names)
+	}
+	if n, err := unix.Getdents(fd, make([]byte, listingBytes)); n != 0 || err != nil || listed != 2000 {
+		t.Errorf("%d entries are listed, %d bytes are behind them, %v", listed, n, err)
+	}
 }
 
 // crashAtPart has a copy end with that part, and nothing be saved any more.

@@ -277,8 +277,8 @@ func (w *walk) spread(t *tree, f *folder, names []name, nested int) []name {
 	return entries
 }
 
-// endOfListing is the offset behind the last entry where a filesystem says so: EXT4_HTREE_EOF_64BIT of fs/ext4/ext4.h, LLONG_MAX in
-// fs/btrfs/inode.c. One that does not is asked once more.
+// endOfListing is the offset behind the last entry of ext4, EXT4_HTREE_EOF_64BIT of fs/ext4/ext4.h, which no other has. Other filesystems are
+// asked once more.
 const endOfListing = math.MaxInt64
 
 // parseListing reads what getdents64(2) gives: inode, offset of the next entry, length, type, name. It gives the last offset, too.

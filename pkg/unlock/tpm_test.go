@@ -236,8 +236,8 @@ func TestTPM2Waits(t *testing.T) {
 	requireResults(t, try(t, TPM2{Device: tpm.TCTI()}, device), result{-1, tpm2.ErrAbsent})
 	restarted := make(chan struct{})
 	time.AfterFunc(300*time.Millisecond, func() { defer close(restarted); tpm.Restart() })
+	defer func() { <-restarted }()
 	requireResults(t, try(t, TPM2{Device: tpm.TCTI(), Wait: 20 * time.Second}, device), result{1, nil})
-	<-restarted
 }
 
 func TestTPM2GetsSignaturesOnlyIfNeeded(t *testing.T) {

@@ -76,9 +76,9 @@ const (
 	cleanBare = "mountpoint --quiet " + mediaStore + " || find " + mediaStore + " -mindepth 1 -delete"
 )
 
-// noticed is how long the daemon may take to notice: a run of a probe begins at most an interval after the one before, for its jitter makes it
-// come early, and tells at its deadline at the latest, which without another setting is as long as the interval.
-const noticed = 2 * probeInterval
+// noticed is how long the daemon may take to notice. On a machine of its own that is an interval. Here the probe shares an emulated processor with
+// Synapse and this test: a run may take until its deadline, which is as long as the interval, and when one does the next is left out.
+const noticed = 3 * probeInterval
 
 // failures is the table of what goes wrong in a media store, as far as luksmediad does not prevent it.
 func failures() []failure {
@@ -113,8 +113,8 @@ func failures() []failure {
 	}
 }
 
-// checkFailures has a real Synapse fail in each of these ways while its /health says OK. The probe that has to notice does so within an interval,
-// says what to type, and is well again by itself. id is a picture from before.
+// checkFailures has a real Synapse fail in each of these ways while its /health says OK. The probe that has to notice does so in time, says what to
+// type, and is well again by itself. id is a picture from before.
 //
 // fault 67
 func (m *Machine) checkFailures(id string) {
@@ -152,7 +152,7 @@ func (m *Machine) checkFailures(id string) {
 }
 
 // checkNoticed wants /healthz to name the failure, and the daemon to have seen it in time. That is measured by the machine's own clock: how long
-// an emulated machine takes to say so is no matter.
+// it takes to say so is no matter. A Synapse that does not start again was found down while it stopped, before the time counts.
 func (m *Machine) checkNoticed(f failure, began time.Time) {
 	m.t.Helper()
 	m.Eventually(time.Minute, f.name+" is noticed", func() error {
@@ -164,7 +164,7 @@ func (m *Machine) checkNoticed(f failure, began time.Time) {
 	})
 	took := m.since(f.condition()).Sub(began)
 	m.t.Logf("%s: noticed after %s", f.name, took)
-	if took > noticed {
+	if took > noticed || took < 0 && !f.down {
 		m.t.Errorf("%s is noticed after %s, not within %s", f.name, took, noticed)
 	}
 }

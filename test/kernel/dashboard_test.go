@@ -124,11 +124,14 @@ func (p prometheus) get(path string, query url.Values, into any) error {
 		return err
 	}
 	answer := struct {
-		Status string
-		Data   any
+		Status, Error string
+		Data          any
 	}{Data: into}
-	if err := json.Unmarshal(text, &answer); err != nil || answer.Status != "success" {
+	if err := json.Unmarshal(text, &answer); err != nil {
 		return fmt.Errorf("%s: %w: %s", response.Status, err, text)
+	}
+	if answer.Status != "success" {
+		return fmt.Errorf("%s: %s", response.Status, answer.Error)
 	}
 	return nil
 }
@@ -148,8 +151,15 @@ func (p prometheus) values(expr string) (values []string, err error) {
 // await waits until a query has a value that can be shown.
 func (p prometheus) await(what, expr string) {
 	p.t.Helper()
+	var values []string
+	var err error
+	defer func() {
+		if p.t.Failed() {
+			p.t.Logf("%s: %q, %v", what, values, err)
+		}
+	}()
 	eventually(p.t, what+": "+expr, func() bool {
-		values, err := p.values(expr)
+		values, err = p.values(expr)
 		return err == nil && slices.ContainsFunc(values, func(value string) bool { return value != "NaN" })
 	})
 }
