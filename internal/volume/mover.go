@@ -468,7 +468,7 @@ func (m *mover) awaitService(ctx context.Context) error {
 	}
 	trial, cancel := context.WithTimeout(ctx, m.options.Deadline)
 	defer cancel()
-	for {
+	for seen := error(nil); ; {
 		ailing := m.tryService(trial)
 		if ailing == nil {
 			return nil
@@ -476,12 +476,15 @@ func (m *mover) awaitService(ctx context.Context) error {
 		if errors.Is(ailing, ErrUnhealthy) {
 			return fmt.Errorf("cannot use store %s: %s: %w", m.store.Name, m.store.Service, ailing)
 		}
+		if seen == nil || trial.Err() == nil { // a look that the deadline has cut short says that alone
+			seen = ailing
+		}
 		select {
 		case <-trial.Done():
 			if err := context.Cause(ctx); err != nil {
 				return err
 			}
-			return wrongf(ErrUnhealthy, "cannot use store %s: %s: %v", m.store.Name, m.store.Service, ailing)
+			return wrongf(ErrUnhealthy, "cannot use store %s: %s: %v", m.store.Name, m.store.Service, seen)
 		case <-time.After(trialPause):
 		}
 	}

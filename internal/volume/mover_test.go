@@ -328,6 +328,29 @@ func TestInterruptedTrial(t *testing.T) {
 	})
 }
 
+// sluggishService takes a while to say how it is.
+type sluggishService struct{ slowService }
+
+func (s *sluggishService) State(ctx context.Context) (bool, string, error) {
+	select {
+	case <-ctx.Done():
+		return false, "", ctx.Err()
+	case <-time.After(7 * time.Second):
+		return s.slowService.State(ctx)
+	}
+}
+
+// What ails a service is told also when the deadline comes in the middle of a look.
+func TestTrialCutShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newTestMover(t, &sluggishService{slowService{running: true, ill: "it is ill"}})
+		m.move.Stopped = true
+		if err := m.awaitService(t.Context()); !errors.Is(err, ErrUnhealthy) || !strings.Contains(err.Error(), "it is ill") {
+			t.Errorf("ill: %v", err)
+		}
+	})
+}
+
 // A service is not stopped, and needs no start, where that cannot be written down.
 func TestStopNeedsJournal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
