@@ -30,6 +30,8 @@ type Machine struct {
 	dir   string // of this machine: disk, TPM state, sockets; short, because a socket's path may have 107 bytes
 	port  int    // of sshd, forwarded from the host's loopback
 	boots int
+	// data has the QEMU arguments of a second disk, if there is one.
+	data []string
 
 	tpm  *process
 	qemu *process
@@ -53,6 +55,17 @@ func NewMachine(t *testing.T) *Machine {
 
 // Disk is the raw disk of the machine: what its provider could copy.
 func (m *Machine) Disk() string { return filepath.Join(m.dir, "disk.raw") }
+
+// AddDisk gives the machine, while it is off, a second disk, which is blank; it returns what the guest calls it.
+func (m *Machine) AddDisk(serial string, size int64) string {
+	m.t.Helper()
+	path := filepath.Join(m.dir, serial+".raw")
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, size)); err != nil {
+		m.t.Fatal(err)
+	}
+	m.data = []string{"-drive", "if=none,id=data,format=raw,cache=unsafe,file=" + path, "-device", "virtio-blk-pci,drive=data,serial=" + serial}
+	return "/dev/disk/by-id/virtio-" + serial
+}
 
 // Boot switches the machine on and waits until it takes commands.
 func (m *Machine) Boot() {
@@ -152,7 +165,7 @@ func (m *Machine) startTPM() {
 
 func (m *Machine) startQEMU() {
 	m.t.Helper()
-	m.qemu = start(m.t, filepath.Join(m.t.ArtifactDir(), "qemu.log"), "qemu-system-x86_64",
+	arguments := append([]string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "q35,sata=off",
 		// A paravirtual /dev/kvm cannot run Debian's kernels; emulation runs anywhere. What is emulated costs least without what came after
 		// this processor (fast strings, which are a loop over bytes there, AVX, SMAP, a fifth level of page tables), and alone, without atomic
@@ -160,12 +173,14 @@ func (m *Machine) startQEMU() {
 		"-accel", "tcg", "-cpu", "Westmere,rdrand=on", "-smp", "1", "-m", "2048",
 		"-kernel", filepath.Join(m.image, "vmlinuz"), "-initrd", filepath.Join(m.image, "initrd.img"),
 		"-append", "root=/dev/vda rw console=ttyS0 mitigations=off oops=panic panic=-1",
-		"-serial", "file:"+m.console(),
+		"-serial", "file:" + m.console(),
 		// A power cut is the end of QEMU: what the guest has written, synced or not, this machine's kernel has then.
-		"-drive", "if=none,id=disk,format=raw,cache=unsafe,file="+m.Disk(), "-device", "virtio-blk-pci,drive=disk",
+		"-drive", "if=none,id=disk,format=raw,cache=unsafe,file=" + m.Disk(), "-device", "virtio-blk-pci,drive=disk",
 		"-netdev", fmt.Sprintf("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:%d-:22", m.port),
 		"-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci",
-		"-chardev", "socket,id=tpm,path="+m.tpmSocket(), "-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm")
+		"-chardev", "socket,id=tpm,path=" + m.tpmSocket(), "-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm",
+	}, m.data...)
+	m.qemu = start(m.t, filepath.Join(m.t.ArtifactDir(), "qemu.log"), "qemu-system-x86_64", arguments...)
 }
 
 func (m *Machine) console() string {

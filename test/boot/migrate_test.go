@@ -4,8 +4,8 @@ package boot
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,30 +13,33 @@ import (
 
 // TestMigrate moves the media of a Synapse that has run for a while, and to which a client uploads all the time. A power cut in the middle of the
 // copy leaves it on the old files, one right after the exchange on either, one on the way back too, and each time the same command comes to
-// its end. The move costs it seconds, and the way back carries back what has come since.
+// its end. The move costs it seconds, and the way back carries back what has come since. A Synapse that does not come up in the volume goes back by
+// itself, and the volume grows in the middle of an upload. In the end the store moves to a disk, beside a second one.
 //
-// faults 14, 22, 24, 25, 27 and 28
+// faults 14, 22, 24, 25, 26, 27 and 28
 func TestMigrate(t *testing.T) {
 	m := NewMachine(t)
+	disk := m.AddDisk("media", 400<<20)
 	tree := m.Build()
 	t.Parallel() // an emulator keeps little more than one processor busy
 	m.Boot()
-	m.Run("docker start synapse")
+	m.Run(composeSynapse)
 	m.WaitForSynapse()
 	uploads := uploads{m: m}
 	uploads.add(3)
 	m.startClient()
-	// What makes the copy last long enough to be cut.
-	m.Run("cd " + mediaStore + " && head --bytes=100M /dev/urandom | split --bytes=500K - local_content/filler- && chown -R 991:991 . && sync")
 	m.Install(tree)
 	m.write("/etc/luksmediad/config.yaml", configuration)
 	m.write("/etc/luksmediad/synapse.token", synapseToken+"\n")
 	if said := m.Run("luksmediad create --yes"); !strings.Contains(said, "luksmediad migrate media") {
 		t.Errorf("create says %s", said)
 	}
-	m.Run("systemctl enable --now luksmediad.service && sync") // the configuration, too
+	m.Run("systemctl enable --now luksmediad.service")
 	m.checkStore("plaintext")
+	m.checkUnwell(&uploads)
 
+	// What makes the copy last long enough to be cut.
+	m.Run("cd " + mediaStore + " && head --bytes=100M /dev/urandom | split --bytes=500K - local_content/filler- && chown -R 991:991 . && sync")
 	m.beginMove()
 	m.Eventually(2*time.Minute, "the copy is under way", func() error {
 		_, err := m.Try(`grep --quiet '"step":"copy".*"bytes":[1-9]' /run/luksmediad/synapse-media.migrate.json`)
@@ -59,7 +62,10 @@ func TestMigrate(t *testing.T) {
 	m.checkStore("encrypted")
 	m.checkEncrypted()
 	uploads.add(1)
-	m.Run("sync")
+	m.checkGrow()
+	m.write("/etc/luksmediad/config.yaml", strings.Replace(configuration, "{docker: synapse}",
+		"{compose: {file: "+composeFile+", service: synapse}}", 1))
+	m.Run("systemctl reload luksmediad.service && sync")
 
 	m.cutAt("luksmediad migrate rollback --yes", "carry back", "verify all", "unbind", "swap back")
 	m.comeBack()
@@ -67,31 +73,78 @@ func TestMigrate(t *testing.T) {
 	said, err := m.Try("luksmediad migrate rollback --yes") // or there is none any more
 	t.Logf("rollback: %s (%v)", said, err)
 	m.checkStore("plaintext")
-	m.WaitForSynapse()
+	m.Run("docker inspect --format '{{.State.Status}}' synapse | grep running")
+	m.startOver(disk)
 	uploads.check("went back")
-	m.beginMove()
-	m.Eventually(10*time.Minute, "the move has come to its end", func() error {
-		said := m.Run(curl + daemonURL + "/v1/operations")
-		if strings.Contains(said, `"failed"`) {
-			t.Fatal(said)
-		}
-		if !strings.Contains(said, `"done"`) {
-			return errors.New(said)
-		}
-		return nil
-	})
-	m.checkEncrypted()
-	uploads.check("moved in again")
-	t.Logf("purge: %s", m.long("luksmediad migrate purge --confirm synapse-media"))
-	uploads.check("purged")
+	m.checkTwoStores(&uploads)
 	if count := m.checkClient("purged"); count < 10 {
 		t.Errorf("the client has uploaded only %d times", count)
 	}
 	t.Logf("status: %s", m.Run("luksmediad status || true"))
-	if left := m.Run("ls -A " + synapseData); strings.Contains(left, "luksmediad") {
+	if left := m.Run("ls -A " + synapseData + " /srv"); strings.Contains(left, "luksmediad") {
 		t.Errorf("left: %s", left)
 	}
 	m.Shutdown()
+}
+
+const composeFile = "/home/ubuntu/app/compose.yaml"
+
+// composeSynapse makes the container anew as Compose would, which is not there: by its labels it is found.
+const composeSynapse = `docker rm synapse && docker create --name synapse --restart unless-stopped --network host --user 991:991 --tmpfs /tmp \
+	--label com.docker.compose.project=app --label com.docker.compose.project.config_files=` + composeFile + ` \
+	--label com.docker.compose.service=synapse --label com.docker.compose.oneoff=False \
+	--volume ` + synapseData + `:/data synapse python3 -m synapse.app.homeserver --config-path /data/homeserver.yaml && docker start synapse`
+
+// unwell ends Synapse as soon as it is started on a store in the volume.
+const unwell = `import os; os.stat("/data/media_store").st_dev == os.stat("/data").st_dev or os._exit(1)`
+
+// checkUnwell moves the store of a Synapse that does not come up in the volume: within the deadline it is back on the old files.
+func (m *Machine) checkUnwell(uploads *uploads) {
+	m.t.Helper()
+	const file = "/usr/lib/python3/dist-packages/unwell.pth"
+	m.Pipe(strings.NewReader(unwell+"\n"), "docker exec --interactive --user 0 synapse tee "+file)
+	said, err := m.ssh(5*time.Minute, nil, "luksmediad migrate --yes --deadline 5s 2>&1")
+	if err == nil || !strings.Contains(said, "swap back") || !strings.Contains(said, "its service is not well") {
+		m.t.Errorf("the move of a Synapse that is not well: %v\n%s", err, said)
+	}
+	m.t.Logf("not well: %s", said)
+	m.checkStore("plaintext")
+	m.WaitForSynapse()
+	uploads.check("went back by itself")
+	m.Run("docker exec --user 0 synapse rm " + file)
+}
+
+// checkGrow makes the volume larger in the middle of an upload. All that lies above each other has grown then.
+func (m *Machine) checkGrow() {
+	m.t.Helper()
+	const by, forInodes = 64 << 20, 10 << 20
+	before := m.sizes()
+	m.t.Logf("grow: %s", m.uploadAround("luksmediad grow --by 64MiB --quiet"))
+	for what, size := range m.sizes() {
+		if grown := size - before[what]; grown > by || grown < by-forInodes {
+			m.t.Errorf("%s has grown by %d bytes, from %d", what, grown, before[what])
+		}
+	}
+}
+
+// sizes are those of what lies above each other, and what the daemon says of it, in bytes.
+func (m *Machine) sizes() map[string]int64 {
+	m.t.Helper()
+	found := map[string]int64{}
+	for what, command := range map[string]string{
+		"container":   "stat --format %s " + container,
+		"loop device": "blockdev --getsize64 $(losetup --noheadings --output NAME --associated " + container + ")",
+		"mapping":     "blockdev --getsize64 /dev/mapper/luksmediad-synapse-media",
+		"filesystem":  "df --block-size=1 --output=size " + mediaStore + " | tail --lines=1",
+		"status":      curl + daemonURL + `/v1/status | sed 's/.*"container_bytes":\([0-9]*\).*/\1/'`,
+	} {
+		size, err := strconv.ParseInt(strings.TrimSpace(m.Run(command)), 10, 64)
+		if err != nil {
+			m.t.Fatalf("%s: %v", what, err)
+		}
+		found[what] = size
+	}
+	return found
 }
 
 // comeBack switches the machine on, hands off, and has the client go on.
