@@ -74,13 +74,35 @@ func (m *Machine) Boot() {
 	start := time.Now()
 	m.startTPM()
 	m.startQEMU()
+	stuck := time.After(silence)
 	m.Eventually(bootDeadline, "the machine takes commands", func() error {
 		if err := m.qemu.exited(); err != nil {
 			m.t.Fatalf("the machine ended while booting: %v", err)
 		}
+		select {
+		case <-stuck:
+			m.restartSilent()
+		default:
+		}
 		return m.connect()
 	})
 	m.t.Logf("boot %d takes commands after %s", m.boots, since(start))
+}
+
+// silence is many times what the emulator takes to the first word of the kernel.
+const silence = time.Minute
+
+// restartSilent switches a machine off and on whose kernel has not said a word: once in a hundred times the emulator does not come so far.
+func (m *Machine) restartSilent() {
+	m.t.Helper()
+	said, err := os.Stat(m.console())
+	if err == nil && said.Size() > 0 {
+		return
+	}
+	m.t.Logf("boot %d: the emulator does not come to the kernel (%v), and is started again", m.boots, err)
+	m.Cut()
+	m.startTPM()
+	m.startQEMU()
 }
 
 // Cut is a power failure: whatever the guest has not written is gone.
