@@ -47,7 +47,7 @@ func newRing(t *testing.T) *ring {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	r := openRing(dir, command.Runner{})
+	r := openRing(dir, swift{})
 	r.t = t
 	r.write("passphrase", ringPassphrase)
 	r.write("foreign", ringForeign)
@@ -99,6 +99,17 @@ func openRing(dir string, runner Runner) *ring {
 		Unlock: []config.KeySource{{Keyfile: &config.Keyfile{Path: filepath.Join(dir, "key")}}},
 	}
 	return &ring{Volume: New(c, Paths{State: filepath.Join(dir, "state"), Runtime: dir}, runner), dir: dir}
+}
+
+// swift has cryptsetup make the keyslot of a word with the least memory, without measuring for seconds how much it could take: what that is
+// by default, the tests of pkg/unlock see.
+type swift struct{ command.Runner }
+
+func (s swift) Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error) {
+	if slices.Contains(args, string(unlock.HumanPBKDF)) {
+		args = append(args, "--pbkdf-force-iterations=4", "--pbkdf-memory=32")
+	}
+	return s.Runner.Run(ctx, stdin, extra, name, args...)
 }
 
 func (r *ring) must(err error) {

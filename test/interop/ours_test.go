@@ -3,9 +3,11 @@
 package interop
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"luksmediad/internal/command"
@@ -21,7 +23,17 @@ const (
 	listsWipes      = "not readable¹; lists, wipes"
 )
 
-var cryptsetup = unlock.Cryptsetup{Runner: command.Runner{}}
+var cryptsetup = unlock.Cryptsetup{Runner: moderate{}}
+
+// moderate has cryptsetup make the keyslot of a passphrase without measuring for seconds what it may cost.
+type moderate struct{ command.Runner }
+
+func (m moderate) Run(ctx context.Context, stdin *os.File, extra []*os.File, name string, args ...string) ([]byte, error) {
+	if slices.Contains(args, string(unlock.HumanPBKDF)) {
+		args = append(args, "--pbkdf-force-iterations=4", "--pbkdf-memory=65536")
+	}
+	return m.Runner.Run(ctx, stdin, extra, name, args...)
+}
 
 // make makes the container, with a machine's key in keyslot 0 and the given one in keyslot 1.
 func (c *cell) make(key *secret.Key, pbkdf unlock.PBKDF) {
