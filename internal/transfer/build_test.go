@@ -30,7 +30,11 @@ type move struct {
 // newMove makes an empty source and an empty target in a folder of the test.
 func newMove(t *testing.T) *move {
 	t.Helper()
-	dir := t.TempDir()
+	return newMoveIn(t, t.TempDir())
+}
+
+func newMoveIn(t *testing.T, dir string) *move {
+	t.Helper()
 	m := &move{t: t, dir: dir, from: filepath.Join(dir, "from"), to: filepath.Join(dir, "to"), options: Options{State: filepath.Join(dir, "state")}}
 	m.depth = 700
 	m.random = rand.New(rand.NewPCG(1, 2))
