@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,17 +35,22 @@ type description struct {
 
 func readDescription(t testing.TB) description {
 	t.Helper()
-	document, err := openapi3.NewLoader().LoadFromFile(descriptionFile)
+	read, err := readOnce()
 	if err != nil {
 		t.Fatal(err)
+	}
+	return read
+}
+
+var readOnce = sync.OnceValues(func() (description, error) {
+	document, err := openapi3.NewLoader().LoadFromFile(descriptionFile)
+	if err != nil {
+		return description{}, err
 	}
 	document.Servers = nil // so that routes match whatever host the test uses
 	router, err := legacy.NewRouter(document, openapi3.EnableExamplesValidation())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return description{document, router}
-}
+	return description{document, router}, err
+})
 
 func registerDecoders() {
 	openapi3filter.RegisterBodyDecoder(health.MediaType, openapi3filter.JSONBodyDecoder)
