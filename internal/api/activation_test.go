@@ -115,8 +115,12 @@ func await(t *testing.T, network, address string) net.Conn {
 // private makes a socket as luksmediad.socket has it made: systemd-socket-activate has no SocketMode=.
 func private(t *testing.T, path string) {
 	t.Helper()
+	listening := regexp.MustCompile(" 00010000 .* " + regexp.QuoteMeta(path) + "\n") // __SO_ACCEPTCON; the file is there before
 	for range 100 {
-		if err := os.Chmod(path, 0o660); err == nil {
+		if sockets, err := os.ReadFile("/proc/net/unix"); err == nil && listening.Match(sockets) {
+			if err := os.Chmod(path, 0o660); err != nil {
+				t.Fatal(err)
+			}
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
