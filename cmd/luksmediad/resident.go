@@ -35,9 +35,9 @@ func (s *service) shrink(ctx context.Context) {
 // mm/memory.c), and takes first what nobody has mapped. They stay in the page cache as long as there is room; those that are needed again are
 // mapped again, without reading. MADV_DONTNEED of madvise(2).
 //
-// Only what cannot be written to is the file's, and that only at a fixed address: elsewhere the dynamic linker has changed it before (RELRO).
+// Only what cannot be written to is the file's, and that only where no dynamic linker has changed it before (RELRO).
 func unmapProgram() error {
-	if !isFixed() {
+	if !isStatic() {
 		return nil
 	}
 	program, err := os.Readlink("/proc/self/exe")
@@ -63,7 +63,8 @@ func unmapProgram() error {
 	return nil
 }
 
-func isFixed() bool {
+func isStatic() bool {
 	info, ok := debug.ReadBuildInfo()
-	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-buildmode", Value: "exe"})
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-buildmode", Value: "exe"}) &&
+		slices.Contains(info.Settings, debug.BuildSetting{Key: "CGO_ENABLED", Value: "0"})
 }

@@ -422,7 +422,7 @@ func (p *firstPass) enter(f *folder) (err error) {
 		return nil
 	}
 	if err = unix.Mkdirat(p.to.fd, f.path, 0o700); errors.Is(err, unix.EEXIST) {
-		err = p.requireFolder(f.path)
+		return p.requireFolder(f.path)
 	}
 	return writeError(f.path, err)
 }
@@ -431,10 +431,13 @@ func (p *firstPass) enter(f *folder) (err error) {
 // through which no path may lead.
 func (p *firstPass) requireFolder(path string) error {
 	fd, err := p.to.folder(path)
+	if hasGone(err) {
+		return &PathError{"read", path, ErrChanging, errReplaced}
+	}
 	if err == nil {
 		closeFD(fd)
 	}
-	return err
+	return writeError(path, err)
 }
 
 func (p *firstPass) visit(f *folder, names []name) error {

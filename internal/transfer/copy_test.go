@@ -191,7 +191,7 @@ func TestFirstPassFollowsNoLink(t *testing.T) {
 	c, err := newLiveCopier(m.from, m.to, m.options)
 	check(t, err)
 	defer c.close()
-	if _, err := c.copyAll(t.Context()); !errors.Is(err, ErrWrite) {
+	if _, err := c.copyAll(t.Context()); !errors.Is(err, ErrChanging) {
 		t.Errorf("error %v", err)
 	}
 	if names, err := os.ReadDir(outside); len(names) > 0 || err != nil {

@@ -335,7 +335,7 @@ func (s *sluggishService) State(ctx context.Context) (bool, string, error) {
 	select {
 	case <-ctx.Done():
 		return false, "", ctx.Err()
-	case <-time.After(7 * time.Second):
+	case <-time.After(8 * time.Second):
 		return s.slowService.State(ctx)
 	}
 }
