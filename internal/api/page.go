@@ -8,6 +8,7 @@ import (
 	"html/template"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	units "github.com/docker/go-units"
@@ -27,7 +28,7 @@ const Runbook = "/usr/share/doc/luksmediad/runbook.md"
 type page struct {
 	status   StatusReader
 	fail     func(http.ResponseWriter, *http.Request, error)
-	template *template.Template
+	template func() *template.Template // parsed when it is needed: most are never asked for it, and a start should not wait
 	policy   string
 }
 
@@ -39,7 +40,9 @@ func newPage(status StatusReader, fail func(http.ResponseWriter, *http.Request, 
 	digest := sha256.Sum256([]byte(pageStyle))
 	return page{
 		status: status, fail: fail,
-		template: template.Must(template.New("page").Funcs(functions).Parse(pageHTML)),
+		template: sync.OnceValue(func() *template.Template {
+			return template.Must(template.New("page").Funcs(functions).Parse(pageHTML))
+		}),
 		// Nothing is loaded and nothing runs, whatever a condition's text may bring along; only the style in the page itself applies.
 		policy: "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(digest[:]) +
 			"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -88,7 +91,7 @@ func (p page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var text bytes.Buffer
-	if err := p.template.Execute(&text, show(status)); err != nil {
+	if err := p.template().Execute(&text, show(status)); err != nil {
 		p.fail(w, r, err)
 		return
 	}
