@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/signal"
 	"strconv"
@@ -125,7 +124,7 @@ func (s *service) probe(ctx context.Context) {
 }
 
 // awaitReload waits for SIGHUP until a reload is not refused. The daemon has said then what it knows, and begins nothing more.
-func (s *service) awaitReload(ctx context.Context, path string, hangups <-chan os.Signal, activated api.Activated) *handover {
+func (s *service) awaitReload(ctx context.Context, path string, hangups <-chan os.Signal) *handover {
 	for {
 		select {
 		case <-ctx.Done():
@@ -135,7 +134,7 @@ func (s *service) awaitReload(ctx context.Context, path string, hangups <-chan o
 		next := &handover{}
 		var err error
 		next.Daemon, err = s.daemon.Reload(ctx, func() (loaded *config.Config, err error) {
-			if next.Config, loaded, err = s.checkedConfig(path); err == nil && !activated.HandedTCP {
+			if next.Config, loaded, err = s.checkedConfig(path); err == nil && !s.sockets.activated.HandedTCP {
 				err = s.tryListening(ctx, loaded.HTTP)
 			}
 			return loaded, err
@@ -143,7 +142,7 @@ func (s *service) awaitReload(ctx context.Context, path string, hangups <-chan o
 		if err != nil {
 			continue // the daemon has said why
 		}
-		if next.Sockets, err = s.keepSockets(activated); err != nil {
+		if next.Sockets, err = s.sockets.keep(s.config.HTTP.Listen); err != nil {
 			s.log.Emit(journal.Failed, journal.F("ERROR", err.Error())) // it will listen anew
 		}
 		return next
@@ -163,14 +162,6 @@ func (s *service) tryListening(ctx context.Context, wanted config.HTTP) error {
 }
 
 func portOf(address string) string { return address[strings.LastIndexByte(address, ':')+1:] }
-
-func (s *service) keepSockets(activated api.Activated) (api.Sockets, error) {
-	var tcp net.Listener
-	if serving := s.tcp.Load(); serving != nil {
-		tcp = *serving
-	}
-	return activated.Keep(s.control, tcp, s.config.HTTP.Listen)
-}
 
 // checkedConfig is the configuration in a file with all that can be said against it before it is in force.
 func (s *service) checkedConfig(path string) (text []byte, loaded *config.Config, err error) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -86,8 +85,7 @@ func (a *app) runDaemon(ctx context.Context) error {
 	}
 	log := journal.New(journal.Detect(), vol.MappingName())
 	log.Emit(startOf(before), journal.F("VERSION", version.Version))
-	s := a.newService(loaded, vol, log, before)
-	next, err := s.serve(ctx, a.configPath, hangups)
+	next, err := a.serveVolume(ctx, loaded, vol, log, before, hangups)
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	err = errors.Join(err, log.Close(flush), release())
@@ -95,6 +93,18 @@ func (a *app) runDaemon(ctx context.Context) error {
 		return err
 	}
 	return errors.Join(next.become(ctx), err)
+}
+
+// serveVolume listens before all else: whoever asks while the volume is being opened gets an answer.
+func (a *app) serveVolume(ctx context.Context, loaded *config.Config, vol *volume.Volume, log *journal.Logger, before *handover, hangups <-chan os.Signal,
+) (next *handover, err error) {
+	sockets, err := listen(ctx, loaded, before, log)
+	if err != nil {
+		return nil, err
+	}
+	s := a.newService(loaded, vol, log, before)
+	s.sockets = sockets
+	return s.serve(ctx, a.configPath, hangups)
 }
 
 // startError is a configuration that the daemon cannot start with. A restart would not help, which its exit code tells the service manager;
@@ -119,10 +129,8 @@ type service struct {
 	server *api.Server
 	log    *journal.Logger
 	// before is nil unless this process has reloaded.
-	before *handover
-	// control and tcp are what is listened on.
-	control net.Listener
-	tcp     atomic.Pointer[net.Listener]
+	before  *handover
+	sockets *sockets
 }
 
 // newService is the composition root of the daemon.
@@ -211,28 +219,16 @@ func levelWords() []string {
 // restPatience is for probes that have begun right before a reload.
 const restPatience = 5 * time.Second
 
-// serve listens first: whoever asks while the volume is being opened gets an answer. It returns what is to be handed over if the
-// configuration at path was to be read again.
+// serve returns what is to be handed over if the configuration at path was to be read again.
 func (s *service) serve(ctx context.Context, path string, hangups <-chan os.Signal) (next *handover, err error) {
 	group, ctx := errgroup.WithContext(ctx)
-	activated, err := s.takeSockets()
-	if err != nil {
-		return nil, err
-	}
-	for _, err := range activated.Refused {
-		s.log.Emit(journal.Failed, journal.F("ERROR", err.Error()))
-	}
-	if s.control, err = activated.Listen(ctx, "luksmediad"); err != nil {
-		return nil, err
-	}
-	group.Go(func() error { return s.server.ServeControl(ctx, s.control) })
-	listener, err := s.listenTCP(ctx, activated.TCP)
-	group.Go(func() error { return s.serveTCP(ctx, activated.TCP, listener, err) })
+	group.Go(func() error { return s.server.ServeControl(ctx, s.sockets.control) })
+	group.Go(func() error { return s.serveTCP(ctx) })
 	group.Go(func() error { s.probe(ctx); return nil })
 	group.Go(func() error { s.daemon.Run(ctx); return nil })
 	group.Go(func() error { s.shrink(ctx); return nil })
 	group.Go(func() error {
-		next = s.awaitReload(ctx, path, hangups, activated)
+		next = s.awaitReload(ctx, path, hangups)
 		if next != nil {
 			return daemon.ErrHandover
 		}
@@ -248,50 +244,6 @@ func (s *service) serve(ctx context.Context, path string, hangups <-chan os.Sign
 		return nil, fmt.Errorf("cannot begin anew: probes hang, and execve(2) would wait for them: %v: %w", hung, context.DeadlineExceeded)
 	}
 	return next, nil
-}
-
-func (s *service) takeSockets() (api.Activated, error) {
-	authenticated := s.config.HTTP.WebConfig != ""
-	if s.before != nil {
-		return api.TakeKept(s.before.Sockets, authenticated, s.config.HTTP.Listen)
-	}
-	return api.TakeActivated(authenticated)
-}
-
-// listenAgain is the time between two tries to listen on TCP.
-const listenAgain = 10 * time.Second
-
-// serveTCP keeps trying to listen if the first try failed: whoever else has taken the port, and a web configuration that cannot be
-// used, must not decide whether the volume opens.
-func (s *service) serveTCP(ctx context.Context, activated, listener net.Listener, err error) error {
-	for err != nil {
-		s.log.Emit(journal.Failed, journal.F("ERROR", err.Error()))
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(listenAgain):
-		}
-		listener, err = s.listenTCP(ctx, activated)
-	}
-	s.tcp.Store(&listener)
-	if s.config.HTTP.WebConfig != "" {
-		return s.server.ServeAuthenticated(ctx, listener, s.config.HTTP.WebConfig)
-	}
-	return s.server.ServeReadOnly(ctx, listener)
-}
-
-// listenTCP returns the listener that was handed over, or its own.
-func (s *service) listenTCP(ctx context.Context, activated net.Listener) (net.Listener, error) {
-	if err := checkWebConfig(s.config); err != nil {
-		return nil, err
-	}
-	switch {
-	case activated != nil:
-		return activated, nil
-	case s.config.HTTP.WebConfig != "":
-		return api.ListenAnywhere(ctx, s.config.HTTP.Listen)
-	}
-	return api.ListenLoopback(ctx, s.config.HTTP.Listen)
 }
 
 // serviceManager sends sd_notify(3) messages; without NOTIFY_SOCKET it does nothing.
