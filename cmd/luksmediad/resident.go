@@ -14,7 +14,7 @@ import (
 // firstRound is how long the probes take, as a rule, that follow the first opening.
 const firstRound = 500 * time.Millisecond
 
-// shrink gives back what starting and the first opening have taken, once: a daemon that waits for most of the time needs a third of it. A second
+// shrink gives back what starting and the first opening have taken, once: a daemon that waits for most of the time needs a quarter of it. A second
 // opening is rare.
 func (s *service) shrink(ctx context.Context) {
 	select {

@@ -428,7 +428,7 @@ func (p *firstPass) enter(f *folder) (err error) {
 }
 
 // requireFolder is for a source that has changed while it was listed, and has named it twice: the first time it may have been a symbolic link,
-// through which no path may lead.
+// through which no path may lead. That ends the first pass; the next one compares.
 func (p *firstPass) requireFolder(path string) error {
 	fd, err := p.to.folder(path)
 	if hasGone(err) {
@@ -442,7 +442,11 @@ func (p *firstPass) requireFolder(path string) error {
 
 func (p *firstPass) visit(f *folder, names []name) error {
 	for _, n := range names {
-		if err := p.vanished(p.put(f, n)); err != nil {
+		err := p.put(f, n)
+		if errors.Is(err, unix.EISDIR) { // named twice, too, the first time as a folder
+			err = &PathError{"read", join(f.path, n.name), ErrChanging, errReplaced}
+		}
+		if err := p.vanished(err); err != nil {
 			return err
 		}
 	}

@@ -56,7 +56,7 @@ func (m *Machine) uploadAround(command string) string {
 	m.t.Helper()
 	return m.long(`head --bytes=300000 /dev/urandom >/run/halves
 		answer=$({ head --bytes=150000 /run/halves; { ` + command + `; } >/run/said 2>&1 && tail --bytes=150000 /run/halves; } |
-			` + curl + `--max-time 600 --request POST --upload-file - --header 'Content-Length: 300000' --header 'Transfer-Encoding:' \
+			` + curl + `--max-time 500 --request POST --upload-file - --header 'Content-Length: 300000' --header 'Transfer-Encoding:' \
 				--header 'Content-Type: application/octet-stream' ` + authorization + synapseURL + `/_matrix/media/v3/upload?filename=halves)
 		cat /run/said
 		id=$(grep --only-matching 'mxc://[^"]*' <<<"$answer") && sum=$(sha256sum </run/halves) &&
